@@ -1,0 +1,59 @@
+"""Errors that end a command, each with the exit code a script can rely on.
+
+A command prints the message of such an error as one line on standard error,
+after `tfgpu: `, and exits with `exit_code`. The message names the offending
+value and says what to do instead.
+"""
+
+import signal
+
+
+class Error(Exception):
+    """Base of the errors whose message is meant for the user.
+
+    Attributes:
+        exit_code: What the process exits with.
+    """
+
+    exit_code = 1
+
+
+class RequestError(Error):
+    """The request is wrong: a bad flag, an unknown name, an impossible combination."""
+
+    exit_code = 2
+
+
+class DataError(Error):
+    """The data cannot be had: missing, unreadable, damaged, of the wrong kind."""
+
+    exit_code = 3
+
+
+class ModelFileError(Error):
+    """A checkpoint or a model file cannot be used."""
+
+    exit_code = 4
+
+
+class WorkError(Error):
+    """The work itself failed: not finite, out of memory, a full disk."""
+
+    exit_code = 5
+
+
+class Interrupted(Error):
+    """A signal asked the process to stop; what could be saved was saved.
+
+    Attributes:
+        signal: The signal that was received.
+    """
+
+    def __init__(self, signum: int, message: str | None = None):
+        self.signal = signal.Signals(signum)
+        super().__init__(message or f"stopped by {self.signal.name}")
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + int(self.signal)
