@@ -1,0 +1,88 @@
+"""Metadata and dependencies of tfgpu. Settings of the tools live in pyproject.toml.
+
+A lower bound is the oldest version that was installed with the other lower
+bounds and ran the tests (BUILD.md says when and on what). TensorFlow and Keras
+have upper bounds too: `tfgpu.Model` overrides how Keras' trainer runs one
+execution, and those methods are not part of Keras' stable interface.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+TENSORFLOW_BOUND = ">=2.21.0,<2.22"
+
+INSTALL_REQUIRES = [
+    f"tensorflow{TENSORFLOW_BOUND}",
+    "keras>=3.15.0,<3.16",
+    "tensorflow-datasets>=4.9.10",
+    # tensorflow-datasets 4.9.10 imports it and declares it for Python < 3.9 alone.
+    "importlib_resources>=6.4.0",
+    # TensorFlow 2.21 no longer depends on it, and tf.summary raises without it.
+    "tensorboard>=2.20.0",
+    "absl-py>=2.1.0",
+    # The checksums of TFRecord files.
+    "google-crc32c>=1.7.1",
+    "numpy>=2.0.2",
+    "pillow>=10.4.0",
+    # The errors that tensorflow-datasets raises without a network.
+    "requests>=2.32.3",
+    "rich>=13.7.0",
+    # The images of the `digits` data set.
+    "scikit-learn>=1.5.0",
+]
+
+TEST = ["pytest>=8.2.0"]
+
+EXTRAS_REQUIRE = {
+    "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
+    # BayesianOptimization of keras-tuner needs scipy and scikit-learn undeclared.
+    "tune": ["keras-tuner>=1.4.7", "scikit-learn>=1.5.0", "scipy>=1.13.1"],
+    "test": TEST,
+    "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
+}
+
+
+def read_version() -> str:
+    """Returns the version in tfgpu/__init__.py, without importing the package."""
+    text = (HERE / "tfgpu" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__(?:: str)? = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('tfgpu/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+setup(
+    name="tfgpu",
+    version=read_version(),
+    description="Train a Keras 3 model on every GPU of a machine, and measure where the time goes",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["tfgpu", "tfgpu.*"]),
+    package_data={"tfgpu": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["tfgpu = tfgpu.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA :: 12",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

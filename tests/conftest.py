@@ -1,0 +1,59 @@
+"""Two virtual CPU devices, set up once, for every test that needs TensorFlow.
+
+TensorFlow fixes its devices at the first operation of a process. A test module therefore
+imports TensorFlow or Keras at its top (the devices are then set up before the first test), or
+its tests take the fixture `tensorflow`. A module that does neither runs without the 5 s that
+the import costs.
+"""
+
+import sys
+
+import pytest
+
+from tfgpu import runtime
+
+# Before any test module imports TensorFlow.
+runtime.prepare_environment()
+
+_devices_made = False
+
+
+def _two_devices():
+    global _devices_made
+    tf = runtime.import_tensorflow()
+    if not _devices_made:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
+        assert len(tf.config.list_logical_devices("CPU")) == 2
+        _devices_made = True
+    return tf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _devices():
+    if "tensorflow" in sys.modules:
+        _two_devices()
+
+
+@pytest.fixture(scope="session")
+def tensorflow(_devices):
+    """The module, with CPU:0 and CPU:1 set up."""
+    return _two_devices()
+
+
+@pytest.fixture(scope="session")
+def mirrored2(tensorflow):
+    """A MirroredStrategy of two replicas."""
+    return tensorflow.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    """Gives back the dtype policy, which is global to the process."""
+    yield
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "config"):
+        keras.config.set_dtype_policy("float32")

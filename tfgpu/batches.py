@@ -1,0 +1,229 @@
+"""Deals the batches of a `tf.data.Dataset` out to the replicas of a strategy.
+
+Keras hands a data set to `tf.distribute`, which gives a replica an empty batch
+when the last global batch has fewer examples than there are replicas. An empty
+batch aborts the process in oneDNN's max-pool gradient and gives NaN statistics
+under XLA. Here the global batch is padded first (by repeating its last row, with
+weight 0), so every replica always runs the same number of rows, at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfgpu.replica_step import Padding
+
+
+class PaddedBatch(NamedTuple):
+    """One replica's rows of a padded global batch.
+
+    Attributes:
+        data: What the data set yields, (rows, ...) a tensor.
+        real: int32 scalar, real rows here; they come first.
+        total: int32 scalar, real rows of the global batch.
+        rows: int32 scalar, rows of the global batch with padding.
+    """
+
+    data: Any
+    real: tf.Tensor
+    total: tf.Tensor
+    rows: tf.Tensor
+
+    @property
+    def padding(self) -> Padding:
+        """The row counts, without the data."""
+        return Padding(real=self.real, total=self.total, rows=self.rows)
+
+
+class Batches:
+    """The batches of a data set as a strategy's replicas get them.
+
+    Args:
+        dataset: Yields global batches: (rows, ...) a tensor, the same number of rows in
+            each tensor of a batch.
+        strategy: The strategy whose replicas share each batch.
+        num_batches: Batches in the data set, where the caller knows what its
+            cardinality does not tell.
+        steps_per_epoch: Batches an epoch, when the data set is to be cut into
+            epochs; None: an epoch is the data set.
+
+    Attributes:
+        padded: Whether an element is a `PaddedBatch`; otherwise it is what the data
+            set yields, or its share of it.
+    """
+
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        strategy: tf.distribute.Strategy,
+        *,
+        num_batches: int | None = None,
+        steps_per_epoch: int | None = None,
+    ):
+        self.element_spec = dataset.element_spec
+        self.steps_per_epoch = steps_per_epoch
+        cardinality = int(dataset.cardinality())
+        self.num_batches = cardinality if cardinality >= 0 else num_batches
+        self.endless = cardinality == tf.data.INFINITE_CARDINALITY
+
+        replicas = strategy.num_replicas_in_sync
+        rows = _static_rows(dataset.element_spec)
+        # A data set of our own says what size to pad to, so that XLA sees one shape.
+        pad_to = getattr(dataset, "pad_to", None)
+        self.padded = pad_to is not None or (replicas > 1 and (rows is None or rows % replicas))
+        if self.padded:
+            dataset = _pad(dataset, replicas=replicas, pad_to=pad_to)
+        if _is_default(strategy):
+            if self.padded:
+                dataset = dataset.map(_only_share)
+            self._dataset = dataset.prefetch(tf.data.AUTOTUNE)
+            return
+
+        def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            local = replicas // context.num_input_pipelines
+            first = local * context.input_pipeline_id
+            mine = _deal(
+                dataset, padded=self.padded, replicas=replicas, first=first, local=local
+            )
+            # For a data set it takes for endless TensorFlow leaves out its own handling
+            # of partial batches: a `cond` and a collective in every step.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            return mine.apply(endless).prefetch(2 * local)
+
+        self._dataset = strategy.distribute_datasets_from_function(shares)
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(iter(self._dataset), self)
+
+
+def end_of_data(error: tf.errors.OpError) -> bool:
+    """Whether `error` says that `Batches` of unknown size were read past their end."""
+    return isinstance(error, tf.errors.OutOfRangeError) or (
+        isinstance(error, tf.errors.FailedPreconditionError)
+        and "expected to contain an infinite number of elements" in error.message
+    )
+
+
+class BatchIterator:
+    """Reads `Batches` and knows how many steps the epoch has left.
+
+    Attributes:
+        source: The iterator that a `tf.function` reads.
+        batches: What is iterated over.
+        exhausted: Set by the reader when data of unknown size has ended.
+    """
+
+    def __init__(self, source: Iterator[Any], batches: Batches):
+        self.source = source
+        self.batches = batches
+        self._taken = 0
+        self.exhausted = False
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self.take(1) == 0:
+            raise StopIteration
+        return next(self.source)
+
+    def take(self, steps: int) -> int:
+        """Reserves up to `steps` batches for one execution.
+
+        Returns:
+            How many there are before the end of the epoch and of the data; 0 at the
+            end. When the size of the data is not known (`sized`), reading what was
+            reserved may fail with an error for which `end_of_data` is true.
+        """
+        if self.exhausted:
+            return 0
+        limit = steps
+        epoch = self.batches.steps_per_epoch
+        if epoch:
+            limit = min(limit, epoch - self._taken % epoch)
+        if self.batches.num_batches is not None:
+            limit = min(limit, self.batches.num_batches - self._taken)
+        self._taken += limit
+        return limit
+
+    @property
+    def sized(self) -> bool:
+        """Whether `take` never promises more batches than there are."""
+        return self.batches.num_batches is not None or self.batches.endless
+
+
+def can_pad(spec: Any) -> bool:
+    """Whether every component of `spec` is a dense tensor with rows."""
+    return all(
+        isinstance(leaf, tf.TensorSpec) and leaf.shape.rank is not None and leaf.shape.rank > 0
+        for leaf in tf.nest.flatten(spec)
+    )
+
+
+def _is_default(strategy: tf.distribute.Strategy) -> bool:
+    # The strategy of code outside every scope has no public name.
+    return type(strategy).__name__ == "_DefaultDistributionStrategy"
+
+
+def _static_rows(spec: Any) -> int | None:
+    """The rows of a global batch when every component states the same number."""
+    rows = {leaf.shape[0] for leaf in tf.nest.flatten(spec)}
+    return rows.pop() if len(rows) == 1 else None
+
+
+def _pad(dataset: tf.data.Dataset, *, replicas: int, pad_to: int | None) -> tf.data.Dataset:
+    """Maps batches to `PaddedBatch` of all replicas: (replicas, rows each, ...) a tensor."""
+
+    @tf.autograph.experimental.do_not_convert
+    def pad(*data: Any) -> PaddedBatch:
+        structure = data[0] if len(data) == 1 else data
+        total = tf.shape(tf.nest.flatten(structure)[0])[0]
+        each = tf.constant(pad_to // replicas) if pad_to else -(-total // replicas)
+        rows = each * replicas
+        source = tf.minimum(tf.range(rows), total - 1)
+
+        def spread(tensor: tf.Tensor) -> tf.Tensor:
+            shape = tf.concat([[replicas, each], tf.shape(tensor)[1:]], axis=0)
+            spread = tf.reshape(tf.gather(tensor, source), shape)
+            static = pad_to // replicas if pad_to else None
+            return tf.ensure_shape(spread, [replicas, static, *tensor.shape[1:]])
+
+        real = tf.clip_by_value(total - each * tf.range(replicas), 0, each)
+        everywhere = tf.ones([replicas], tf.int32)
+        return PaddedBatch(
+            tf.nest.map_structure(spread, structure), real, total * everywhere, rows * everywhere
+        )
+
+    return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+@tf.autograph.experimental.do_not_convert
+def _only_share(batch: PaddedBatch) -> PaddedBatch:
+    return tf.nest.map_structure(lambda t: t[0], batch)
+
+
+def _deal(
+    dataset: tf.data.Dataset, *, padded: bool, replicas: int, first: int, local: int
+) -> tf.data.Dataset:
+    """Turns global batches into the shares of replicas `first` to `first + local`, in turn."""
+
+    @tf.autograph.experimental.do_not_convert
+    def shares(*data: Any) -> tf.data.Dataset:
+        structure = data[0] if len(data) == 1 else data
+        if not padded:
+            structure = tf.nest.map_structure(
+                lambda t: tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
+                if t.shape.is_fully_defined()
+                else tf.stack(tf.split(t, replicas)),
+                structure,
+            )
+        return tf.data.Dataset.from_tensor_slices(
+            tf.nest.map_structure(lambda t: t[first : first + local], structure)
+        )
+
+    if replicas == 1 and not padded:
+        return dataset
+    return dataset.flat_map(shares)

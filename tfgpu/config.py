@@ -1,0 +1,357 @@
+"""The settings of one run: frozen, checked, and the same in memory and in `config.json`.
+
+A `Config` that exists is possible: whatever can be told without looking at devices or data is
+checked when it is made, and again by each `dataclasses.replace`. This module knows nothing of
+flags, TensorFlow or NumPy; its messages only spell a setting the way it is typed.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NoReturn, Self
+
+from tfgpu.errors import RequestError
+
+STRATEGIES = ("mirrored", "one_device", "multi_worker_mirrored")
+INPUTS = ("auto", "resident", "streaming")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+# Keras' own names, in lower case.
+OPTIMIZERS = (
+    "sgd",
+    "adam",
+    "adamw",
+    "rmsprop",
+    "lion",
+    "nadam",
+    "adagrad",
+    "adamax",
+    "adadelta",
+    "ftrl",
+)
+OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
+LR_SCHEDULES = ("constant", "cosine", "linear")
+AUGMENTATIONS = ("crop", "flip")
+TENSORBOARD = ("default", "none")
+PROGRESS = ("auto", "bar", "plain", "none")
+
+# Two runs that differ in these alone are the same run.
+_DO_NOT_COUNT = ("run_dir", "verbosity", "progress")
+
+# Seeds and step counters are int32 somewhere below us; nothing sensible is larger.
+_LARGEST = 2**31 - 1
+
+_DEVICE = re.compile(r"(CPU|GPU):\d+")
+_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the known name nearest to `name`, or ""."""
+    lowered = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.strip().lower(), lowered, n=1)
+    return f" (did you mean {lowered[near[0]]!r}?)" if near else ""
+
+
+def as_typed(value: object) -> str:
+    """Returns `value` as it is typed after `--flag=`."""
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "x".join(map(str, value))
+    return str(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of a training run; the fields are the flags of `tfgpu train`.
+
+    `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
+    run starts. The exceptions are `clip_norm`, `ema_momentum` and `early_stopping`, where `None`
+    is "off", and `data_dir`, where it is TFDS's own choice.
+
+    Whole numbers given for a fraction or a rate become floats, and a list given for `image_size`
+    a tuple, so that equal settings are equal objects.
+
+    Raises:
+        RequestError: A value, or a combination of values, is impossible.
+    """
+
+    strategy: str = "mirrored"
+    devices: str = "all"
+    virtual_devices: int = 0
+    precision: str = "float32"
+    jit_compile: bool | Literal["auto"] = "auto"
+    steps_per_execution: int | Literal["auto"] = "auto"
+    deterministic: bool = False
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    validation_fraction: float = 0.1
+    image_size: tuple[int, int] | None = None  # height, width
+    input: str = "auto"
+    augment: str | None = None  # "none", or names of AUGMENTATIONS joined by commas
+
+    model: str = "lenet"  # or "package.module:function"
+
+    batch_size: int | None = None  # global: over all replicas
+    epochs: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    lr_schedule: str | None = None
+    warmup_epochs: float | None = None
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None  # of the global norm
+    ema_momentum: float | None = None
+    gradient_accumulation_steps: int = 1
+    early_stopping: int | None = None  # epochs of patience
+    seed: int = 0
+
+    run_dir: str | None = None
+    tensorboard: str = "default"
+    progress: str = "auto"
+    verbosity: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value: Any = getattr(self, field.name)
+            if field.name == "image_size" and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if field.type in (float, float | None) and type(value) is int:
+                try:
+                    object.__setattr__(self, field.name, float(value))
+                except OverflowError:
+                    self._refuse(field.name, "is too large for a floating-point number")
+        self.check()
+
+    def check(self) -> None:
+        """Checks each value, then the combinations, as far as neither devices nor data are needed.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        self._check_devices()
+        self._check_data()
+        self._check_training()
+        self._check_output()
+        self._check_combinations()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `config.json` holds: only types that JSON keeps as they are."""
+        settings = dataclasses.asdict(self)
+        if self.image_size is not None:
+            settings["image_size"] = list(self.image_size)
+        return settings
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Returns the Config with these settings, and the defaults for those it does not name.
+
+        Args:
+            settings: What `to_json` returned, or a part of it.
+
+        Raises:
+            RequestError: A name is unknown, or a value is impossible or of the wrong type.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise RequestError(
+                    f"{name!r} is not a setting{did_you_mean(str(name), known)}; "
+                    "`tfgpu train --help` lists them"
+                )
+        return cls(**settings)
+
+    def differences(self, other: "Config") -> list[str]:
+        """Returns "name: this != that" for each setting in which two runs differ.
+
+        `run_dir`, `verbosity` and `progress` do not count.
+        """
+        return [
+            f"{field.name}: {as_typed(mine)} != {as_typed(theirs)}"
+            for field in dataclasses.fields(self)
+            if field.name not in _DO_NOT_COUNT
+            and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
+        ]
+
+    def _check_devices(self) -> None:
+        self._choice("strategy", STRATEGIES)
+        self._text("devices", "write `all`, or a list such as GPU:0,GPU:1")
+        if self.devices != "all":
+            names = self.devices.split(",")
+            for name in names:
+                if not _DEVICE.fullmatch(name):
+                    self._refuse(
+                        "devices",
+                        f"{name!r} is not a device; write `all`, or a list such as GPU:0,GPU:1",
+                    )
+            if len(set(names)) < len(names):
+                self._refuse("devices", "names a device twice; name each once")
+            if len({name.partition(":")[0] for name in names}) > 1:
+                self._refuse("devices", "mixes CPU and GPU; name devices of one kind")
+        self._whole("virtual_devices", minimum=0, instead="0 is off")
+        self._choice("precision", PRECISIONS)
+        if not isinstance(self.jit_compile, bool) and self.jit_compile != "auto":
+            self._refuse("jit_compile", "must be auto, true or false")
+        if self.steps_per_execution != "auto":
+            self._whole("steps_per_execution", minimum=1, instead="or `auto`")
+        if not isinstance(self.deterministic, bool):
+            self._refuse("deterministic", "must be true or false")
+
+    def _check_data(self) -> None:
+        self._text("dataset", "name a data set, such as digits or folder:PATH")
+        if self.dataset == "folder:":
+            self._refuse("dataset", "names no folder; write folder:PATH")
+        if self.data_dir is not None:
+            self._text("data_dir", "name a folder, or leave it out for TFDS's own")
+        self._number(
+            "validation_fraction", minimum=0, below=1, instead="0 trains on the whole split"
+        )
+        if self.image_size is not None and not (
+            isinstance(self.image_size, tuple)
+            and len(self.image_size) == 2
+            and all(type(side) is int and 1 <= side <= _LARGEST for side in self.image_size)
+        ):
+            self._refuse(
+                "image_size", "must be two whole numbers of at least 1, height x width, as 32x32"
+            )
+        self._choice("input", INPUTS)
+        if self.augment is not None:
+            self._text("augment", f"write none, or names out of {', '.join(AUGMENTATIONS)}")
+            if self.augment != "none":
+                names = self.augment.split(",")
+                for name in names:
+                    if name not in AUGMENTATIONS:
+                        self._refuse(
+                            "augment",
+                            f"{name!r} is not an augmentation{did_you_mean(name, AUGMENTATIONS)}; "
+                            f"write none, or names out of {', '.join(AUGMENTATIONS)} "
+                            "joined by commas",
+                        )
+                if len(set(names)) < len(names):
+                    self._refuse("augment", "names an augmentation twice; name each once")
+        self._text("model", "name a model, such as lenet or package.module:function")
+        if ":" in self.model and not _BUILDER.fullmatch(self.model):
+            self._refuse("model", "is not of the form package.module:function")
+
+    def _check_training(self) -> None:
+        if self.batch_size is not None:
+            self._whole("batch_size", minimum=1, instead="leave it out for a default")
+        if self.epochs is not None:
+            self._whole("epochs", minimum=1, instead="leave it out for a default")
+        if self.optimizer is not None:
+            self._choice("optimizer", OPTIMIZERS)
+        if self.learning_rate is not None:
+            self._number("learning_rate", above=0, instead="leave it out for a default")
+        if self.momentum is not None:
+            self._number("momentum", minimum=0, below=1, instead="0 is off")
+        if self.weight_decay is not None:
+            self._number("weight_decay", minimum=0, instead="0 is off")
+        if self.lr_schedule is not None:
+            self._choice("lr_schedule", LR_SCHEDULES)
+        if self.warmup_epochs is not None:
+            self._number("warmup_epochs", minimum=0, instead="0 is off")
+        self._number("label_smoothing", minimum=0, below=1, instead="0 is off")
+        if self.clip_norm is not None:
+            self._number("clip_norm", above=0, instead="leave it out to clip nothing")
+        if self.ema_momentum is not None:
+            self._number("ema_momentum", minimum=0, below=1, instead="leave it out for no average")
+        self._whole("gradient_accumulation_steps", minimum=1, instead="1 is off")
+        if self.early_stopping is not None:
+            self._whole("early_stopping", minimum=1, instead="leave it out to train every epoch")
+        self._whole("seed", minimum=0, instead="0 is the default")
+
+    def _check_output(self) -> None:
+        if self.run_dir is not None:
+            self._text("run_dir", "name a folder, or leave it out for one under runs/")
+        self._choice("tensorboard", TENSORBOARD)
+        self._choice("progress", PROGRESS)
+        self._whole("verbosity", minimum=0, instead="0 is quiet")
+
+    def _check_combinations(self) -> None:
+        if self.virtual_devices and self.devices != "all":
+            raise RequestError(
+                f"--virtual_devices={self.virtual_devices} and --devices={self.devices} exclude "
+                "each other: the first splits one device, the second names several; leave one out"
+            )
+        if self.strategy == "one_device" and "," in self.devices:
+            raise RequestError(
+                f"--strategy=one_device takes one device, but --devices={self.devices} names "
+                "several; name one, or choose --strategy=mirrored"
+            )
+        if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
+            raise RequestError(
+                f"--momentum={self.momentum} has no meaning for --optimizer={self.optimizer}; "
+                f"leave it out, or choose one out of {', '.join(OPTIMIZERS_WITH_MOMENTUM)}"
+            )
+        if self.early_stopping is not None and self.validation_fraction == 0:
+            raise RequestError(
+                f"--early_stopping={self.early_stopping} needs validation data, and "
+                "--validation_fraction=0 leaves none; raise the fraction or leave early stopping "
+                "out"
+            )
+        if (
+            self.warmup_epochs is not None
+            and self.epochs is not None
+            and self.warmup_epochs > self.epochs
+        ):
+            raise RequestError(
+                f"--warmup_epochs={self.warmup_epochs:g} is longer than the run of "
+                f"--epochs={self.epochs}; shorten the one or lengthen the other"
+            )
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        value = getattr(self, name)
+        # Only a file can hold a null where none belongs, so it is shown as it stands there.
+        raise RequestError(f"--{name}={'null' if value is None else as_typed(value)}: {why}")
+
+    def _choice(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            near = did_you_mean(value, known) if isinstance(value, str) else ""
+            self._refuse(name, f"must be one of {', '.join(known)}{near}")
+
+    def _text(self, name: str, instead: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, str):
+            self._refuse(name, f"must be text; {instead}")
+        if not value.strip():
+            self._refuse(name, f"is empty; {instead}")
+
+    def _whole(self, name: str, *, minimum: int, instead: str) -> None:
+        value = getattr(self, name)
+        # `bool` is an `int` to Python, and never what was meant here.
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._refuse(name, f"must be a whole number of at least {minimum}; {instead}")
+        if value < minimum:
+            self._refuse(name, f"must be at least {minimum}; {instead}")
+        if value > _LARGEST:
+            self._refuse(name, f"must be at most {_LARGEST}; {instead}")
+
+    def _number(
+        self,
+        name: str,
+        *,
+        instead: str,
+        minimum: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        value = getattr(self, name)
+        wanted = f"at least {minimum}" if minimum is not None else f"above {above}"
+        if below is not None:
+            wanted += f" and below {below}"
+        # Written so that NaN, which compares false with everything, is refused.
+        possible = (
+            isinstance(value, float)
+            and math.isfinite(value)
+            and (minimum is None or value >= minimum)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+        if not possible:
+            self._refuse(name, f"must be a number {wanted}; {instead}")

@@ -1,0 +1,444 @@
+"""Image-classification sets of TensorFlow Datasets, read in any order.
+
+A set that lies prepared is read by its files alone; the code that made it is
+imported only when it has to be prepared.
+"""
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+
+from tfgpu.data.examples import Examples, Source, python_op, resize
+from tfgpu.data.tfrecord_index import TFRecordFiles
+from tfgpu.errors import DataError, RequestError, WorkError
+
+# name, name/config, name:version, name/config:version; a version may hold wildcards (3.*.*).
+_NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d*]+\.[\d*]+\.[\d*]+))?")
+
+# A machine without network is told so after this time; TFDS itself retries for minutes.
+_NETWORK_SECONDS = 6.0
+
+# A split is taken to have no labels when one of its first examples has the label -1, TFDS's
+# mark for that.
+_LABELS_LOOKED_AT = 32
+
+
+def default_data_dir(data_dir: str | None) -> str:
+    """Returns the directory given, else TFDS_DATA_DIR, else TFDS's own default."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return os.path.abspath(os.path.expanduser(chosen))
+
+
+def open_name(name: str, *, data_dir: str | None, image_size: tuple[int, int] | None) -> Source:
+    """Opens a set by its TFDS name, and prepares it first where it has to.
+
+    Args:
+        name: `name`, `name/config`, `name:version` or `name/config:version`.
+        data_dir: Where prepared sets lie; see `default_data_dir`.
+        image_size: (height, width) to bring every image to, or None.
+
+    Raises:
+        RequestError: There is no such set, it is not image classification, or its
+            images have no common size and `image_size` is None.
+        DataError: It cannot be prepared, or is damaged.
+        WorkError: The disk is full.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise RequestError(
+            f"{name!r} is not a data set: give digits, folder:PATH, or a TensorFlow Datasets name "
+            "such as cifar10, name/config or name:version"
+        )
+    root = default_data_dir(data_dir)
+    directory = _find_prepared(root, match["name"], match["config"], match["version"])
+    if directory is None:
+        directory = _prepare(name, root)
+    return open_directory(directory, requested=name, image_size=image_size)
+
+
+def open_directory(directory: str, *, requested: str, image_size: tuple[int, int] | None) -> Source:
+    """Opens a prepared set by the directory that holds its `dataset_info.json`.
+
+    Args:
+        directory: Of one version of the set.
+        requested: The name by which the user asked for it, for messages.
+        image_size: (height, width) to bring every image to, or None.
+
+    Raises:
+        RequestError: It is not image classification, or its images have no common
+            size and `image_size` is None.
+        DataError: It cannot be read.
+    """
+    try:
+        info = tfds.builder_from_directory(directory).info
+        features, splits = info.features, info.splits
+    except Exception as error:  # TFDS raises whatever its parsers raise.
+        raise DataError(
+            f"{directory} does not hold a readable data set ({_one_line(error)}); delete it and "
+            "prepare the data set again"
+        ) from None
+    image_key, label_key = _find_keys(info, requested)
+    shape = _image_shape(features[image_key], image_size, requested)
+    # Other splits, such as SVHN's `extra`, are not used and need not be there.
+    used = [name for name in ("train", "test", "validation") if name in splits]
+    files = {name: _split_files(splits[name], directory) for name in used}
+
+    def split(split_name: str) -> Examples | None:
+        if split_name not in files or not splits[split_name].num_examples:
+            return None
+        return _open_split(
+            splits[split_name],
+            [path for path, _ in files[split_name]],
+            format_name=info.file_format.value if info.file_format else "tfrecord",
+            features=features,
+            image_key=image_key,
+            label_key=label_key,
+            image_shape=shape,
+            resized=image_size is not None,
+        )
+
+    return Source(
+        name=info.name,
+        version=str(info.version),
+        fingerprint=_fingerprint(info, directory, files),
+        license=info.redistribution_info.license.strip(),
+        citation=info.citation,
+        homepage=info.homepage,
+        image_shape=shape,
+        class_names=tuple(features[label_key].names),
+        split=split,
+    )
+
+
+def _find_prepared(root: str, name: str, config: str | None, version: str | None) -> str | None:
+    """Returns the directory of the highest prepared version that fits, if there is one."""
+    parent = pathlib.Path(root, name, *([config] if config else []))
+    best: tuple[tuple[int, ...], str] | None = None
+    try:
+        children = list(parent.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{parent} cannot be read: {error.strerror or error}") from None
+    for child in children:
+        if not re.fullmatch(r"\d+\.\d+\.\d+", child.name):
+            continue
+        if version and not tfds.core.Version(child.name).match(version):
+            continue
+        if (child / "features.json").exists() and (child / "dataset_info.json").exists():
+            numbers = tuple(int(part) for part in child.name.split("."))
+            best = max(best, (numbers, str(child))) if best else (numbers, str(child))
+    return best[1] if best else None
+
+
+def _prepare(name: str, root: str) -> str:
+    """Downloads and prepares a set that TFDS has the code for; returns its directory."""
+    try:
+        builder = tfds.builder(name, data_dir=root, try_gcs=False)
+    except tfds.core.DatasetNotFoundError:
+        raise RequestError(_unknown_name(name, root)) from None
+    except Exception as error:
+        # An unknown configuration or version, or a set whose code needs another package.
+        raise RequestError(f"{name!r} cannot be opened: {_reason(error, name)}") from None
+    directory = str(builder.data_path)
+    if os.path.exists(os.path.join(directory, "features.json")):
+        return directory  # Of the default configuration, which only the code knows.
+    _find_keys(builder.info, name)  # Refuses before the download what could not be used.
+    by_hand = f"`tfds build {name} --data_dir={root}`"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        raise DataError(
+            f"{name!r} has files that must be downloaded by hand: follow "
+            f"https://www.tensorflow.org/datasets/catalog/{builder.name}, then prepare it with "
+            f"{by_hand}; the data set digits needs no download"
+        )
+    if not network_reachable(list(builder.url_infos or ())):
+        raise DataError(
+            f"{name!r} is not prepared in {root} and there is no network to download it: run "
+            f"{by_hand} on a machine with network and copy the directory, or name the directory "
+            "that has it with --data_dir; the data set digits needs no network"
+        )
+    try:
+        with quiet(progress_bars=sys.stderr.isatty()):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+    except Exception as error:  # TFDS raises what its downloader, parsers and Beam raise.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise WorkError(
+                f"{root} is full: preparing {name!r} takes {builder.info.dataset_size} and its "
+                "download; name another directory with --data_dir"
+            ) from None
+        raise DataError(
+            f"{name!r} could not be prepared in {root}: {_one_line(error)}; try {by_hand}"
+        ) from None
+    return directory
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Says why TFDS could not open a set whose code it has."""
+    set_name, _, config = name.partition(":")[0].partition("/")
+    known = list(tfds.builder_cls(set_name).builder_configs)
+    if config and config not in known:
+        close = difflib.get_close_matches(config, known) or known[:5]
+        return f"it has no configuration {config!r}" + (f", but {', '.join(close)}" * bool(close))
+    # TFDS puts before the reason how it was called.
+    return _one_line(error).rpartition('}": ')[2]
+
+
+def _unknown_name(name: str, root: str) -> str:
+    known = {"digits", *tfds.list_builders(with_community_datasets=False)}
+    with contextlib.suppress(OSError):
+        known.update(child.name for child in pathlib.Path(root).iterdir() if child.is_dir())
+    close = difflib.get_close_matches(name.partition("/")[0].partition(":")[0].lower(), known)
+    hint = f"did you mean {' or '.join(close)}?" if close else "digits needs no network"
+    return (
+        f"there is no data set {name!r}, neither in {root} nor in TensorFlow Datasets "
+        f"{tfds.__version__}: {hint}"
+    )
+
+
+def network_reachable(urls: Sequence[str], *, seconds: float = _NETWORK_SECONDS) -> bool:
+    """Says within `seconds` whether a host of the URLs answers HTTP at all.
+
+    Goes through `requests`, as TFDS does, so that a proxy of the environment counts.
+
+    Args:
+        urls: Downloads; with none that is http(s), Google's storage stands for them.
+        seconds: The longest this may take.
+    """
+    import requests
+
+    hosts = {
+        f"{parts.scheme}://{parts.netloc}/"
+        for parts in map(urllib.parse.urlsplit, urls)
+        if parts.scheme in ("http", "https")
+    }
+    answered = threading.Event()
+    finished = threading.Semaphore(0)
+
+    def ask(host: str) -> None:
+        try:
+            # Whatever the status: a host that answers is a host that can be reached.
+            requests.head(host, timeout=seconds, allow_redirects=False)
+            answered.set()
+        except (requests.RequestException, ValueError):
+            pass
+        finally:
+            finished.release()
+
+    asked = sorted(hosts)[:3] or ["https://storage.googleapis.com/"]
+    for host in asked:
+        # Daemons: resolving a name cannot be given a timeout, only left behind.
+        threading.Thread(target=ask, args=(host,), daemon=True).start()
+
+    def wait_for_all() -> None:
+        for _ in asked:
+            finished.acquire()
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=wait_for_all, daemon=True).start()
+    done.wait(seconds)
+    return answered.is_set()
+
+
+@contextlib.contextmanager
+def quiet(*, progress_bars: bool = False) -> Iterator[None]:
+    """Keeps TFDS from logging, and from drawing progress bars unless asked for.
+
+    Args:
+        progress_bars: Whether they may show.
+    """
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    if not progress_bars:
+        tfds.disable_progress_bar()
+    try:
+        # TFDS prints "Downloading and preparing" and "Dataset prepared" there.
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl_logging.set_verbosity(verbosity)
+        if not progress_bars:
+            tfds.enable_progress_bar()
+
+
+def _find_keys(info: Any, requested: str) -> tuple[str, str]:
+    """Returns the names of the image and the label feature."""
+    features = info.features
+    images: list[str] = []
+    labels: list[str] = []
+    if isinstance(features, tfds.features.FeaturesDict):
+        for key, feature in features.items():
+            if type(feature) is tfds.features.Image:
+                images.append(key)
+            elif isinstance(feature, tfds.features.ClassLabel):
+                labels.append(key)
+    supervised = info.supervised_keys
+    if supervised and len(supervised) == 2:
+        image_key, label_key = supervised
+        if image_key in images and label_key in labels:
+            return image_key, label_key
+    elif len(images) == 1 and len(labels) == 1:
+        return images[0], labels[0]
+    found = (
+        ", ".join(f"{key}: {_describe(feature)}" for key, feature in features.items())
+        if isinstance(features, tfds.features.FeaturesDict)
+        else _describe(features)
+    )
+    raise RequestError(
+        f"{requested!r} is not an image-classification set: it needs one Image and one ClassLabel "
+        f"as its supervised keys, and has {found}"
+    )
+
+
+def _describe(feature: Any) -> str:
+    return f"{type(feature).__name__}{tuple(feature.shape) if feature.shape else ''}"
+
+
+def _image_shape(
+    feature: Any, image_size: tuple[int, int] | None, requested: str
+) -> tuple[int, int, int]:
+    height, width, channels = feature.shape
+    if np.dtype(feature.np_dtype) != np.uint8 or channels is None:
+        raise RequestError(
+            f"{requested!r} has images of type {np.dtype(feature.np_dtype).name} and shape "
+            f"{tuple(feature.shape)}; images must be uint8 with a known number of channels"
+        )
+    if image_size is not None:
+        return (*image_size, channels)
+    if height is None or width is None:
+        raise RequestError(
+            f"the images of {requested!r} differ in size: say which size to bring them to, "
+            "such as --image_size=224x224"
+        )
+    return height, width, channels
+
+
+def _split_files(split: Any, directory: str) -> list[tuple[str, int]]:
+    """Returns path and size of each file of a split."""
+    files = []
+    for path in map(os.fspath, split.filepaths):
+        try:
+            files.append((path, os.stat(path).st_size))
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror or error}; delete {directory} and "
+                "prepare the data set again"
+            ) from None
+    return files
+
+
+def _open_split(
+    split: Any,
+    paths: list[str],
+    *,
+    format_name: str,
+    features: Any,
+    image_key: str,
+    label_key: str,
+    image_shape: tuple[int, int, int],
+    resized: bool,
+) -> Examples | None:
+    """Indexes a split; None when it has no labels."""
+    if format_name == "tfrecord":
+        read_records = TFRecordFiles(paths, shard_lengths=split.shard_lengths).read
+    elif format_name == "array_record":
+        read_records = _array_record_reader(paths)
+    else:
+        raise DataError(
+            f"{paths[0]} is in the format {format_name}, which is not read here: prepare the data "
+            "set again with `tfds build --file_format=tfrecord`"
+        )
+    decoder = tfds.decode.PartialDecoding({image_key: True, label_key: True})
+    partial = decoder.extract_features(features)
+    label_only = tfds.decode.PartialDecoding({label_key: True}).extract_features(features)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        records = python_op(read_records, [positions], tf.string)
+        return (tf.ensure_shape(records, positions.shape),)
+
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = partial.deserialize_example(record)
+        image = example[image_key]
+        if resized:
+            image = resize(image, image_shape[:2])
+        return tf.ensure_shape(image, image_shape), tf.cast(example[label_key], tf.int32)
+
+    first = read_records(np.arange(min(_LABELS_LOOKED_AT, split.num_examples)))
+    try:
+        labels = [int(label_only.deserialize_example(record)[label_key]) for record in first]
+    except (tf.errors.OpError, ValueError) as error:
+        raise DataError(
+            f"{paths[0]} does not hold what its dataset_info.json and features.json say: "
+            f"{_one_line(error)}"
+        ) from None
+    if min(labels) < 0:
+        return None
+    return Examples(num_examples=split.num_examples, read=read, decode=decode)
+
+
+def _array_record_reader(paths: list[str]) -> Any:
+    """Returns the reader of positions for files that have random access of their own."""
+    try:
+        # By name: it ships no types, and there is no wheel of it for Windows.
+        array_record = importlib.import_module("array_record.python.array_record_data_source")
+    except ImportError:
+        raise DataError(
+            f"{paths[0]} needs the package array_record: install it, or prepare the data set "
+            "again with `tfds build --file_format=tfrecord`"
+        ) from None
+    try:
+        source = array_record.ArrayRecordDataSource(paths)
+        len(source)
+    except Exception as error:
+        raise DataError(f"{paths[0]} cannot be read: {_one_line(error)}") from None
+
+    def read_records(positions: np.ndarray) -> np.ndarray:
+        try:
+            found = source.__getitems__(positions.tolist())
+        except Exception as error:
+            raise DataError(f"{paths[0]} is damaged: {_one_line(error)}") from None
+        records = np.empty(len(positions), object)
+        records[:] = found
+        return records
+
+    return read_records
+
+
+def _fingerprint(info: Any, directory: str, files: dict[str, list[tuple[str, int]]]) -> str:
+    """SHA-256 over the name, the version, the features, and the name and size of each file."""
+    with open(os.path.join(directory, "features.json"), encoding="utf-8") as file:
+        features = json.load(file)
+    content = {
+        "name": info.full_name,
+        "features": features,
+        "splits": {
+            split: [(os.path.basename(path), size) for path, size in of_split]
+            for split, of_split in files.items()
+        },
+        "lengths": {split: list(info.splits[split].shard_lengths) for split in files},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

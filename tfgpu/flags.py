@@ -1,0 +1,636 @@
+"""Flags to Config and back: the only module that touches absl's flags.
+
+Each flag is described once, in a group; a command's page is a choice of groups. The flags are
+defined on a `FlagValues` of our own for each parse, so importing this module leaves absl's global
+`FLAGS` as it was, and absl's own flags stay out of `--help`.
+
+This module imports neither TensorFlow nor NumPy: `--help` has to answer at once.
+"""
+
+import dataclasses
+import json
+import re
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import tfgpu
+from tfgpu import config as config_lib
+from tfgpu.config import Config, as_typed, did_you_mean
+from tfgpu.errors import RequestError
+
+_WIDTH = 90
+
+_HELP = {"--help", "-help", "-h", "--help=true"}
+_VERSION = {"--version", "-version", "--version=true"}
+
+ENVIRONMENT = """\
+  TFDS_DATA_DIR  where TFDS keeps its data sets
+  TF_CONFIG      the machines of --strategy=multi_worker_mirrored
+  TFGPU_DEBUG=1  shows the traceback of every error"""
+
+EXIT_CODES = """\
+  0    done
+  1    finished with a bad verdict, or stopped by a bug
+  2    the request is wrong: a bad flag, an unknown name, an impossible combination
+  3    the data cannot be had
+  4    a checkpoint or a model file cannot be used
+  5    the work itself failed: not finite, out of memory, a full disk
+  130  stopped by Ctrl-C;  143  stopped by SIGTERM"""
+
+
+def _text(text: str) -> str:
+    # `--run_dir --epochs=3` would otherwise make a folder of that name.
+    if text.startswith("--"):
+        raise ValueError("is a flag where a value belongs; write --flag=value")
+    return text
+
+
+def _device_list(text: str) -> str:
+    # Device names are written in both cases; Config keeps one, so that equal runs compare equal.
+    return "all" if text.lower() == "all" else _text(text).upper()
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text.lower() == "true"
+
+
+def _truth_or_auto(text: str) -> bool | str:
+    if text.lower() not in ("auto", "true", "false"):
+        raise ValueError("must be auto, true or false")
+    return "auto" if text.lower() == "auto" else text.lower() == "true"
+
+
+def _whole_or_auto(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise ValueError("must be auto or a whole number") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise ValueError("must be HEIGHTxWIDTH, such as 32x32, or one number for a square")
+    return int(match[1]), int(match[2] or match[1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Flag:
+    """One flag, as absl and the help page need it.
+
+    Attributes:
+        name: The flag's name, and that of its field of Config.
+        help: What it means, in a sentence or two.
+        values: What may follow the `=`.
+        parse: Text to value; raises ValueError with what the value must be.
+        unset: What to type for None, which takes back what an experiment file set.
+        default: What the help page gives as the default, when the field's own says too little.
+        boolean: Whether `--name` and `--noname` stand for true and false.
+    """
+
+    name: str
+    help: str
+    values: str = "TEXT"
+    parse: Callable[[str], Any] = _text
+    unset: str | None = None
+    default: str | None = None
+    boolean: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    title: str
+    flags: tuple[_Flag, ...]
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return "|".join(names)
+
+
+_DEVICES = _Group(
+    "Devices and speed",
+    (
+        _Flag(
+            name="strategy",
+            values=_one_of(config_lib.STRATEGIES),
+            help="A copy of the model on every device of this machine, on one device, or on the "
+            "devices of several machines that TF_CONFIG names.",
+        ),
+        _Flag(
+            name="devices",
+            values="all|LIST",
+            parse=_device_list,
+            help="Which devices, such as GPU:0,GPU:1. `all` is every GPU, or the CPU where there "
+            "is none.",
+        ),
+        _Flag(
+            name="virtual_devices",
+            values="N",
+            parse=_whole,
+            help="Split the CPU, or the first GPU, into N logical devices, to try several "
+            "replicas on a machine with one; 0 is off.",
+        ),
+        _Flag(
+            name="precision",
+            values=_one_of(config_lib.PRECISIONS),
+            help="The Keras dtype policy. The model's output is float32 under each.",
+        ),
+        _Flag(
+            name="jit_compile",
+            values="auto|true|false",
+            parse=_truth_or_auto,
+            boolean=True,
+            help="Compile the forward and backward pass with XLA. `auto` is on for a GPU and off "
+            "for the CPU.",
+        ),
+        _Flag(
+            name="steps_per_execution",
+            values="auto|N",
+            parse=_whole_or_auto,
+            help="Training steps for each call from Python.",
+        ),
+        _Flag(
+            name="deterministic",
+            values="true|false",
+            parse=_truth,
+            boolean=True,
+            help="Only kernels that give the same bits each time, at some cost in speed.",
+        ),
+    ),
+)
+
+_DATA = _Group(
+    "Data",
+    (
+        _Flag(
+            name="dataset",
+            values="NAME|folder:PATH",
+            help="`digits` needs no network; any TFDS image-classification set, such as cifar10; "
+            "or a folder of yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png.",
+        ),
+        _Flag(
+            name="data_dir",
+            values="PATH",
+            default="$TFDS_DATA_DIR, else TFDS's own",
+            help="Where TFDS keeps its prepared data sets.",
+        ),
+        _Flag(
+            name="validation_fraction",
+            values="FRACTION",
+            parse=_number,
+            help="Part of the training split held back for validation; 0 trains on all of it.",
+        ),
+        _Flag(
+            name="image_size",
+            values="auto|SIZE|HEIGHTxWIDTH",
+            parse=_size,
+            unset="auto",
+            help="Resize every image to this. `auto` is the data's own size; images of different "
+            "sizes need one.",
+        ),
+        _Flag(
+            name="input",
+            values=_one_of(config_lib.INPUTS),
+            help="Keep the data on each device, or stream it. `auto` keeps it when it takes under "
+            "a quarter of a device's free memory. Both give the same batches.",
+        ),
+        _Flag(
+            name="augment",
+            values="auto|none|LIST",
+            unset="auto",
+            help=f"Random changes to the training images: {', '.join(config_lib.AUGMENTATIONS)}, "
+            "joined by commas. `auto` depends on the data set.",
+        ),
+    ),
+)
+
+_MODEL = _Group(
+    "Model",
+    (
+        _Flag(
+            name="model",
+            values="NAME|PACKAGE.MODULE:FUNCTION",
+            help="`lenet`, or a function of yours that builds a Keras functional model.",
+        ),
+    ),
+)
+
+_TRAINING = _Group(
+    "Training (auto: depends on the data set and the other flags; the run prints its choice)",
+    (
+        _Flag(
+            name="batch_size",
+            values="auto|N",
+            parse=_whole,
+            unset="auto",
+            help="Images in a step, over all replicas; which have to divide it evenly.",
+        ),
+        _Flag(
+            name="epochs",
+            values="auto|N",
+            parse=_whole,
+            unset="auto",
+            help="Passes over the training data.",
+        ),
+        _Flag(
+            name="optimizer",
+            values="auto|NAME",
+            unset="auto",
+            help=f"One of Keras' own: {', '.join(config_lib.OPTIMIZERS)}.",
+        ),
+        _Flag(
+            name="learning_rate",
+            values="auto|RATE",
+            parse=_number,
+            unset="auto",
+            help="The highest rate: after the warm-up, before the schedule lowers it.",
+        ),
+        _Flag(
+            name="momentum",
+            values="auto|NUMBER",
+            parse=_number,
+            unset="auto",
+            help=f"For {' and '.join(config_lib.OPTIMIZERS_WITH_MOMENTUM)}; at least 0, below 1.",
+        ),
+        _Flag(
+            name="weight_decay",
+            values="auto|NUMBER",
+            parse=_number,
+            unset="auto",
+            help="Decoupled from the gradient, as Keras' optimizers do it; 0 is off.",
+        ),
+        _Flag(
+            name="lr_schedule",
+            values="auto|" + _one_of(config_lib.LR_SCHEDULES),
+            unset="auto",
+            help="How the rate goes on after the warm-up: cosine and linear end at 0.",
+        ),
+        _Flag(
+            name="warmup_epochs",
+            values="auto|NUMBER",
+            parse=_number,
+            unset="auto",
+            help="Epochs, or a fraction of one, over which the rate rises from 0; 0 is off.",
+        ),
+        _Flag(
+            name="label_smoothing",
+            values="FRACTION",
+            parse=_number,
+            help="Part of each label spread evenly over the classes.",
+        ),
+        _Flag(
+            name="clip_norm",
+            values="off|NUMBER",
+            parse=_number,
+            unset="off",
+            help="Scale gradients down to this norm over all weights.",
+        ),
+        _Flag(
+            name="ema_momentum",
+            values="off|NUMBER",
+            parse=_number,
+            unset="off",
+            help="Keep an exponential moving average of the weights, and end with it.",
+        ),
+        _Flag(
+            name="gradient_accumulation_steps",
+            values="N",
+            parse=_whole,
+            help="Update the weights every N steps, with the mean of their gradients.",
+        ),
+        _Flag(
+            name="early_stopping",
+            values="off|N",
+            parse=_whole,
+            unset="off",
+            help="Stop after N epochs without a better validation loss.",
+        ),
+        _Flag(
+            name="seed",
+            values="N",
+            parse=_whole,
+            help="Of the weights, the order of the data, the augmentation and the splits.",
+        ),
+    ),
+)
+
+_OUTPUT = _Group(
+    "Output",
+    (
+        _Flag(
+            name="run_dir",
+            values="PATH",
+            default="runs/<dataset>-<model>-<time>",
+            help="Where the run writes its settings, metrics, result and model.",
+        ),
+        _Flag(
+            name="tensorboard",
+            values=_one_of(config_lib.TENSORBOARD),
+            help="What to write for TensorBoard.",
+        ),
+        _Flag(
+            name="progress",
+            values=_one_of(config_lib.PROGRESS),
+            help="`auto` is a bar on a terminal and plain lines elsewhere.",
+        ),
+        _Flag(
+            name="verbosity",
+            values="N",
+            parse=_whole,
+            help="1 lets TensorFlow's own messages through.",
+        ),
+    ),
+)
+
+# Flags that are no settings: --experiment is how settings are obtained.
+_GENERAL = _Group(
+    "General",
+    (
+        _Flag(
+            name="experiment",
+            values="FILE",
+            default="none",
+            help="Settings from a file: FILE.py that defines `config() -> dict` (the file is "
+            "run), or an earlier run's config.json (nothing is run). Flags given beside it win.",
+        ),
+        _Flag(name="help", values="", default="", help="Print this page."),
+        _Flag(
+            name="version",
+            values="",
+            default="",
+            help="Print the versions of tfgpu, TensorFlow and Keras.",
+        ),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Page:
+    """What one command takes, and what its `--help` says around the flags."""
+
+    purpose: str
+    groups: tuple[_Group, ...]
+    examples: tuple[tuple[str, str], ...]
+
+    def flags(self) -> list[_Flag]:
+        return [flag for group in self.groups for flag in group.flags]
+
+
+_PAGES = {
+    "train": _Page(
+        purpose="Train a model on every GPU of this machine, or on its CPU where there is none.",
+        groups=(_DEVICES, _DATA, _MODEL, _TRAINING, _OUTPUT, _GENERAL),
+        examples=(
+            ("the main job: handwritten digits, no network", "--strategy=mirrored"),
+            (
+                "mixed precision, XLA and several steps per call, together",
+                "--dataset=cifar10 --precision=mixed_float16 --jit_compile "
+                "--steps_per_execution=50",
+            ),
+            (
+                "your images and your model",
+                "--dataset=folder:photos --image_size=64x64 --model=mymodels:build",
+            ),
+            (
+                "an earlier run again, for longer",
+                "--experiment=runs/NAME/config.json --epochs=60",
+            ),
+        ),
+    ),
+}
+
+
+def parse(argv: Sequence[str], *, command: str = "train") -> Config:
+    """Returns the settings that a command line asks for.
+
+    Flags that are given win over `--experiment`, which wins over the defaults of Config.
+
+    Args:
+        argv: The arguments, without the program's name.
+        command: Whose flags.
+
+    Raises:
+        RequestError: A flag is unknown, a value impossible, or the experiment file unusable.
+        SystemExit: With 0, after `--help` or `--version` was answered on standard output.
+    """
+    # Before everything else: who asks for help may be stuck on a flag that does not parse.
+    if not _HELP.isdisjoint(argv):
+        print(help_text(command))
+        raise SystemExit(0)
+    if not _VERSION.isdisjoint(argv):
+        print(version_text())
+        raise SystemExit(0)
+
+    given = _given(argv, command)
+    path = given.pop("experiment", None)
+    if path is None:
+        return Config.from_json(given)
+    settings = _read_experiment(Path(path))
+    try:
+        return Config.from_json(settings | given)
+    except RequestError as error:
+        raise RequestError(f"with --experiment={path}: {error}") from error
+
+
+def to_argv(config: Config, *, command: str = "train") -> list[str]:
+    """Returns the flags that `parse` turns into `config`: one for each non-default setting."""
+    default = Config()
+    return [
+        f"--{flag.name}={as_typed(value)}"
+        for flag in _PAGES[command].flags()
+        if hasattr(config, flag.name)
+        and (value := getattr(config, flag.name)) != getattr(default, flag.name)
+    ]
+
+
+def help_text(command: str = "train") -> str:
+    """Returns the page that `--help` prints: every flag with its values and its default."""
+    page = _PAGES[command]
+    lines = [
+        f"usage: tfgpu {command} [--flag=value ...]",
+        f"       python -m tfgpu.{command} [--flag=value ...]",
+        "",
+        page.purpose,
+    ]
+    for group in page.groups:
+        lines += ["", f"{group.title}:"]
+        for flag in group.flags:
+            lines += _described(flag)
+    lines += ["", "Examples:"]
+    for what, example in page.examples:
+        lines += [f"  # {what}", f"  tfgpu {command} {example}"]
+    lines += ["", "Environment:", ENVIRONMENT, "", "Exit codes:", EXIT_CODES]
+    return "\n".join(lines)
+
+
+def version_text() -> str:
+    """Returns a line each for tfgpu, TensorFlow and Keras, without importing the latter two."""
+    # TensorFlow comes under several names; the first that is installed is the one imported.
+    tensorflow = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tensorflow-macos")
+    return "\n".join(
+        [
+            f"tfgpu {tfgpu.__version__}",
+            f"tensorflow {_installed(*tensorflow)}",
+            f"keras {_installed('keras', 'keras-nightly')}",
+        ]
+    )
+
+
+def _installed(*names: str) -> str:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _described(flag: _Flag) -> list[str]:
+    default = flag.default
+    if default is None:
+        value = getattr(Config(), flag.name)
+        default = str(flag.unset) if value is None else as_typed(value)
+    head = f"  --{flag.name}={flag.values}" if flag.values else f"  --{flag.name}"
+    if default:
+        head += f"  (default: {default})"
+    indent = " " * 6
+    return [
+        head,
+        *textwrap.wrap(flag.help, _WIDTH, initial_indent=indent, subsequent_indent=indent),
+    ]
+
+
+class _Parser(flags.ArgumentParser[Any]):
+    """Gives absl a flag's own parse function, and the word that stands for None."""
+
+    def __init__(self, flag: _Flag):
+        self._flag = flag
+
+    def parse(self, argument: str) -> Any:
+        if self._flag.unset is not None and argument == self._flag.unset:
+            return None
+        try:
+            return self._flag.parse(argument)
+        except ValueError as error:
+            unset = f", or {self._flag.unset}" if self._flag.unset else ""
+            raise ValueError(f"{error}{unset}") from None
+
+
+def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
+    """Returns the values of the flags that `argv` names, and of no others."""
+    see = f"`tfgpu {command} --help` lists the flags"
+    described = _PAGES[command].flags()
+    values = flags.FlagValues()
+    # A positional argument ends absl's parsing otherwise, and hides the flags after it.
+    values.set_gnu_getopt(True)
+    settable = [flag for flag in described if flag.values]  # --help and --version are answered
+    for flag in settable:
+        flags.DEFINE_flag(
+            flags.Flag(_Parser(flag), None, flag.name, None, flag.help, boolean=flag.boolean),
+            flag_values=values,
+        )
+    try:
+        left = values(["tfgpu", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        near = did_you_mean(f"--{name}", [f"--{flag.name}" for flag in described])
+        raise RequestError(f"--{name}: no such flag{near}; {see}") from error
+    except flags.IllegalFlagValueError as error:
+        raise RequestError(str(error).removeprefix("flag ")) from error
+    except (flags.Error, ValueError) as error:
+        raise RequestError(f"{error}; {see}") from error
+    if left:
+        raise RequestError(
+            f"{left[0]!r} is not a flag; every setting is written --name=value, and {see}"
+        )
+    return {flag.name: values[flag.name].value for flag in settable if values[flag.name].present}
+
+
+def _read_experiment(path: Path) -> dict[str, Any]:
+    """Returns the settings of an experiment file.
+
+    Raises:
+        RequestError: The file cannot be read, run or understood; names the file, and the line
+            where there is one.
+    """
+    if path.suffix not in (".py", ".json"):
+        inside = path / "config.json"
+        near = f" (did you mean {str(inside)!r}?)" if inside.is_file() else ""
+        raise RequestError(
+            f"--experiment={path}: must be a .py file that defines config() -> dict, or an "
+            f"earlier run's config.json{near}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(
+            f"--experiment={path}: {error.strerror or error}; name a file that can be read"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"--experiment={path}: is not UTF-8 text: {error}") from error
+    return _from_json(path, text) if path.suffix == ".json" else _from_python(path, text)
+
+
+def _from_json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(settings, dict):
+        raise RequestError(
+            f"--experiment={path}: must hold an object, as a run's config.json does, not a "
+            f"{type(settings).__name__}"
+        )
+    # The file of an earlier run names that run's own directory, which is taken.
+    settings.pop("run_dir", None)
+    return settings
+
+
+def _from_python(path: Path, text: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "tfgpu_experiment", "__file__": str(path)}
+    try:
+        exec(compile(text, str(path), "exec"), namespace)
+        config = namespace.get("config")
+        settings = config() if callable(config) else None
+    # Whatever the file raises is the file's mistake, an early exit included.
+    except (Exception, SystemExit) as error:
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise RequestError(
+            f"{path}{_line_of(error, path)}: {type(error).__name__}: {what}"
+        ) from error
+    if not isinstance(settings, dict):
+        raise RequestError(
+            f"--experiment={path}: must define a function config() that returns a dict of settings"
+        )
+    return settings
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Returns ":LINE", the last line of `path` that led to the error, or ""."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""

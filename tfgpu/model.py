@@ -1,0 +1,574 @@
+"""`tfgpu.Model`: Keras' model with an execution of its own.
+
+`compile`, `fit`, `evaluate`, `predict`, callbacks, metrics and files stay Keras'.
+What changes is how one execution runs: `k` steps in one `tf.function`, each a
+pure replica step that XLA may compile, then one all-reduce, one update. That
+makes strategies, XLA, mixed precision and `steps_per_execution` work together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+from keras.src import api_export
+from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.models import functional as keras_functional
+from keras.src.models import model as keras_model
+from keras.src.models import sequential as keras_sequential
+from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.trainers.trainer import model_supports_jit
+
+from tfgpu import loss_scale
+from tfgpu.batches import BatchIterator, Batches, PaddedBatch, can_pad, end_of_data
+from tfgpu.replica_step import (
+    Outcome,
+    Padding,
+    Tensors,
+    apply_optimizer,
+    first_tensor,
+    forward,
+    loss_and_gradients,
+    pack,
+    read,
+)
+
+
+def _assign(variables: list[keras.Variable], values: Tensors) -> None:
+    """Gives this replica's copies of `variables` this replica's `values`."""
+
+    def write(strategy: tf.distribute.Strategy, values: Tensors) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                variable._value, lambda v, new: v.assign(new), args=(value,), group=False
+            )
+
+    tf.distribute.get_replica_context().merge_call(write, args=(values,))
+
+
+class ReplicaTrainer:
+    """Overrides of Keras' TensorFlow trainer, for any class that derives from it.
+
+    Put it before the Keras class: `class Mine(ReplicaTrainer, keras.Model)`. A class that
+    defines its own `train_step` or `test_step` keeps that step; it then runs in the same
+    multi-step execution, without XLA under several replicas.
+    """
+
+    # ---- what Keras asks for ------------------------------------------------------------
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        """Builds `self.train_function`, which runs one execution of training steps."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        self.train_function = self._make_execution("train_step", self._train_replica)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Callable:
+        """Builds `self.test_function`, which runs one execution of evaluation steps."""
+        if self.test_function is not None and not force:
+            return self.test_function
+        self.test_function = self._make_execution("test_step", self._test_replica)
+        return self.test_function
+
+    def make_predict_function(self, force: bool = False) -> Callable:
+        """Builds `self.predict_function`, which runs one execution of prediction steps."""
+        if self.predict_function is not None and not force:
+            return self.predict_function
+        if self.run_eagerly or self._has_own_step("predict_step"):
+            return super().make_predict_function(force=force)
+        strategy = self.distribute_strategy
+
+        def replica(data: Any) -> Any:
+            return self._predict_replica(_none_for_optional(data))
+
+        def predict(batches: list[Any]) -> Any:
+            outputs = [
+                keras_trainer.reduce_per_replica(
+                    strategy.run(replica, args=(batch,)), strategy, reduction="concat"
+                )
+                for batch in batches
+            ]
+            return tree.map_structure(lambda *parts: keras_trainer.concat(parts), *outputs)
+
+        self.predict_function = tf.function(predict, reduce_retracing=True, autograph=False)
+        return self.predict_function
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `predict`, which also takes the inputs of `tfgpu.data`."""
+        self._predict_map = getattr(x, "device_map", None)
+        try:
+            return super().predict(x, *args, **kwargs)
+        finally:
+            self._predict_map = None
+
+    def _resolve_auto_jit_compile(self) -> bool:
+        # Keras turns XLA off under every strategy; here it works there.
+        return bool(tf.config.list_logical_devices("GPU")) and model_supports_jit(self)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Called by `fit` and `evaluate` with the epoch's iterator, before it is read.
+        if iterator is not None:
+            batches = iterator._distributed_dataset
+            if not isinstance(batches, Batches):
+                dataset = iterator.data_adapter.get_tf_dataset()
+                if not isinstance(dataset, tf.data.Dataset) or not can_pad(dataset.element_spec):
+                    super()._maybe_symbolic_build(iterator=iterator)
+                    return
+                batches = Batches(
+                    dataset,
+                    self.distribute_strategy,
+                    num_batches=iterator.data_adapter.num_batches,
+                    steps_per_epoch=iterator.steps_per_epoch,
+                )
+                batches.device_map = getattr(dataset, "device_map", None)
+                iterator._distributed_dataset = batches
+            data_batch = batches.element_spec
+            if batches.device_map is not None:
+                data_batch = batches.device_map.element_spec
+        self._build_from(data_batch)
+
+    # ---- building -----------------------------------------------------------------------
+
+    def _build_from(self, data_batch: Any) -> None:
+        """Creates all variables, which a pure step cannot create on the way."""
+        spec = tree.map_structure(_symbolic, data_batch)
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=spec)
+
+    def _has_own_step(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(keras_trainer.TensorFlowTrainer, name)
+
+    # ---- one execution ------------------------------------------------------------------
+
+    def _make_execution(self, own_step: str, replica_step: Callable) -> Callable:
+        """Returns the function that Keras calls with an iterator, once an execution."""
+        strategy = self.distribute_strategy
+        own = self._has_own_step(own_step)
+        if own:
+            replica_step = getattr(self, own_step)
+            if self.jit_compile and strategy.num_replicas_in_sync > 1:
+                warnings.warn(
+                    f"{type(self).__name__}.{own_step} is custom: it may touch variables, which "
+                    f"XLA cannot compile for {strategy.num_replicas_in_sync} replicas, so it "
+                    "runs without XLA. Override compute_loss or compute_metrics instead to "
+                    "keep XLA.",
+                    stacklevel=2,
+                )
+            elif self.jit_compile and not self.run_eagerly:
+                replica_step = tf.function(replica_step, jit_compile=True, reduce_retracing=True)
+        # Results that only the step knows have to leave the loop with it.
+        own_results = own or (
+            type(self).compute_metrics is not keras_trainer.TensorFlowTrainer.compute_metrics
+        )
+        device_map: list[Any] = [None]
+
+        def step(element: Any) -> Any:
+            padding = None
+            if isinstance(element, PaddedBatch):
+                element, padding = element.data, element.padding
+            if device_map[0] is not None:
+                element = device_map[0](element)
+            element = _none_for_optional(element)
+            if own:
+                return replica_step(_without_padding(element, padding))
+            return replica_step(element, padding)
+
+        def run_step(element: Any) -> Any:
+            return strategy.run(step, args=(element,))
+
+        def results(last: Any) -> Any:
+            if own_results:
+                return keras_trainer.reduce_per_replica(last, strategy, reduction="auto")
+            return self.get_metrics_result()
+
+        def run_steps(source: Any, steps: tf.Tensor, done: tf.Variable | None) -> Any:
+            """`steps` steps; the last apart when only it knows the results."""
+            looped = steps - 1 if own_results else steps
+
+            def body(count: tf.Tensor) -> list[tf.Tensor]:
+                run_step(next(source))
+                if done is not None:
+                    done.assign(count + 1)
+                return [count + 1]
+
+            # One step at a time: when the data ends inside an execution, no step may
+            # have been begun.
+            tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
+            return results(run_step(next(source)) if own_results else None)
+
+        def run_one(element: Any) -> Any:
+            return results(run_step(element))
+
+        def run_next(source: Any) -> Any:
+            return run_one(next(source))
+
+        if not self.run_eagerly:
+            options = {"reduce_retracing": True, "autograph": False}
+            run_steps = tf.function(run_steps, **options)
+            run_one = tf.function(run_one, **options)
+            run_next = tf.function(run_next, **options)
+
+        def run_unsized(iterator: BatchIterator, steps: int) -> Any:
+            """Up to `steps` steps of data that may end among them."""
+            done = tf.Variable(
+                0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+            )
+            logs = None
+            try:
+                if own_results or steps == 1:
+                    for _ in range(steps):
+                        logs = run_next(iterator.source)
+                    return logs
+                return run_steps(iterator.source, tf.constant(steps), done)
+            except (StopIteration, tf.errors.OpError) as error:
+                if not isinstance(error, StopIteration) and not end_of_data(error):
+                    raise
+                iterator.exhausted = True
+                if logs is None and int(done.numpy()) == 0:
+                    raise StopIteration from None
+                return self.get_metrics_result() if logs is None else logs
+
+        def execution(iterator: Any) -> Any:
+            if not isinstance(iterator, BatchIterator):
+                return self._run_given(iterator, run_one)
+            device_map[0] = iterator.batches.device_map
+            steps = iterator.take(self.steps_per_execution)
+            if steps == 0:
+                raise StopIteration
+            if not iterator.sized:
+                return run_unsized(iterator, steps)
+            if steps == 1:
+                return run_next(iterator.source)
+            return run_steps(iterator.source, tf.constant(steps), None)
+
+        return execution
+
+    def _run_given(self, iterator: Any, run_one: Callable) -> Any:
+        """Runs batches that do not come from a `BatchIterator`."""
+        outputs = None
+        for _ in range(self.steps_per_execution):
+            try:
+                data = next(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                break
+            outputs = run_one(data)
+        if outputs is None:
+            raise StopIteration
+        return outputs
+
+    # ---- the steps of a replica ---------------------------------------------------------
+
+    def _jit(self, function: Callable) -> Callable:
+        if self.jit_compile and not self.run_eagerly:
+            return tf.function(function, jit_compile=True, autograph=False)
+        return function
+
+    def _train_replica(self, data: Any, padding: Padding | None) -> Any:
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+        weights = self._loss_weights(x, y, sample_weight, padding)
+        optimizer = self.optimizer
+        scale_source = loss_scale.current(optimizer)
+        dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        floats = [
+            i for i, v in enumerate(self.non_trainable_variables) if v.dtype.startswith("float")
+        ]
+        seeds = self._replica_seeds(context)
+
+        share = 1.0 / replicas
+        if padding is not None:
+            share = tf.cast(padding.real, tf.float32) / tf.cast(padding.total, tf.float32)
+
+        def compute(trainable, non_trainable, metrics, x, y, weights, scale):
+            before = [v + seeds[i] if i in seeds else v for i, v in enumerate(non_trainable)]
+            outcome, gradients = loss_and_gradients(
+                self, trainable, before, metrics, x, y, weights, scale
+            )
+            after = [
+                v - seeds[i] if i in seeds else v for i, v in enumerate(outcome.non_trainable)
+            ]
+            return outcome.loss, outcome.y_pred, after, outcome.metrics, gradients
+
+        trainable = read(self.trainable_variables)
+        non_trainable = read(self.non_trainable_variables)
+        scale = None if scale_source is None else tf.convert_to_tensor(scale_source, tf.float32)
+        loss, y_pred, new_non_trainable, new_metrics, gradients = self._jit(compute)(
+            trainable, non_trainable, read(self.metrics_variables), x, y, weights, scale
+        )
+
+        if replicas > 1:
+            # Batch statistics are averaged, weighted by the real rows each replica saw.
+            changed = [
+                new_non_trainable[i] * tf.cast(share, new_non_trainable[i].dtype)
+                if new_non_trainable[i] is not None
+                else None
+                for i in floats
+            ]
+            vectors, unpack = pack([*gradients, *changed])
+            if vectors:
+                reduced = unpack(context.all_reduce(tf.distribute.ReduceOp.SUM, vectors))
+                gradients = reduced[: len(gradients)]
+                for i, value in zip(floats, reduced[len(gradients) :], strict=True):
+                    new_non_trainable[i] = value
+
+        made = None
+        if self.trainable_variables:
+            update = loss_scale.scaled_update if dynamic else apply_optimizer
+            if not dynamic and scale is not None:
+                pass  # Keras' formula divides by a constant `loss_scale_factor` itself.
+
+            def step(values, gradients, trainable):
+                return update(optimizer, values, gradients, trainable)
+
+            result = self._jit(step)(read(optimizer.variables), gradients, trainable)
+            new_trainable, new_values = result[0], result[1]
+            made = result[2] if dynamic else None
+            _assign(
+                [*self.trainable_variables, *optimizer.variables], [*new_trainable, *new_values]
+            )
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        del made
+        _assign(self.non_trainable_variables, new_non_trainable)
+        return self._update_metrics(
+            Outcome(loss, y_pred, new_non_trainable, new_metrics), x, y, sample_weight, padding
+        )
+
+    def _test_replica(self, data: Any, padding: Padding | None) -> Any:
+        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+        weights = self._loss_weights(x, y, sample_weight, padding)
+
+        def compute(trainable, non_trainable, metrics, x, y, weights):
+            outcome = forward(
+                self, trainable, non_trainable, metrics, x, y, weights, training=False
+            )
+            return outcome.loss, outcome.y_pred, outcome.non_trainable, outcome.metrics
+
+        outcome = Outcome(
+            *self._jit(compute)(
+                read(self.trainable_variables),
+                read(self.non_trainable_variables),
+                read(self.metrics_variables),
+                x,
+                y,
+                weights,
+            )
+        )
+        return self._update_metrics(outcome, x, y, sample_weight, padding)
+
+    def _predict_replica(self, data: Any) -> Any:
+        if self._predict_map is not None:
+            data = self._predict_map(data)
+        x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data)
+        rows = tf.shape(first_tensor(x))[0]
+
+        def one_row_at_least(tensor: Any) -> Any:
+            if not isinstance(tensor, tf.Tensor) or tensor.shape.rank == 0:
+                return tensor
+            missing = tf.maximum(1 - rows, 0)
+            padding = tf.concat([[[0, missing]], tf.zeros([tf.rank(tensor) - 1, 2], tf.int32)], 0)
+            padded = tf.pad(tensor, padding)
+            padded.set_shape([None, *tensor.shape[1:]])
+            return padded
+
+        several = tf.distribute.get_replica_context().num_replicas_in_sync > 1
+        if several and first_tensor(x).shape[0] is None:
+            x = tree.map_structure(one_row_at_least, x)
+        arguments = {"training": False} if self._call_has_training_arg else {}
+        if not all(layer.built for layer in self._flatten_layers()):
+            # Keras builds a model on its first batch, outside any pure function.
+            outputs = self(x, **arguments)
+        else:
+
+            def compute(trainable, non_trainable, x):
+                return self.stateless_call(trainable, non_trainable, x, **arguments)[0]
+
+            outputs = self._jit(compute)(
+                read(self.trainable_variables), read(self.non_trainable_variables), x
+            )
+        if several:
+            outputs = tree.map_structure(lambda output: output[:rows], outputs)
+        return outputs
+
+    # ---- details of a step --------------------------------------------------------------
+
+    def _replica_seeds(self, context: Any) -> dict[int, tf.Tensor]:
+        """What to add to each seed generator's state so that replicas draw differently."""
+        if context.num_replicas_in_sync == 1:
+            return {}
+        offsets = {}
+        generators = {id(g.state) for g in _seed_generators(self)}
+        for i, variable in enumerate(self.non_trainable_variables):
+            if id(variable) in generators:
+                # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
+                replica = tf.cast(context.replica_id_in_sync_group, tf.uint32)
+                spread = replica * tf.constant(2654435769, tf.uint32)
+                offset = tf.stack([spread, tf.zeros_like(spread)])
+                offsets[i] = tf.bitcast(offset, tf.int32)
+                offsets[i] = tf.cast(offsets[i], variable.dtype)
+        return offsets
+
+    def _loss_weights(self, x: Any, y: Any, sample_weight: Any, padding: Padding | None) -> Any:
+        """Sample weights for the loss, 0 for padded rows."""
+        if padding is None:
+            return sample_weight
+        rows = tf.shape(first_tensor(x))[0]
+        reductions = {
+            getattr(entry.loss, "reduction", "mean")
+            for entry in getattr(self._compile_loss, "_flat_losses", None) or []
+        }
+        weights = padding.weights(rows, mean=reductions != {"sum"})
+        if sample_weight is None:
+            return weights
+
+        def weighted(given: tf.Tensor) -> tf.Tensor:
+            shape = tf.concat([[rows], tf.ones([tf.rank(given) - 1], tf.int32)], axis=0)
+            return given * tf.cast(tf.reshape(weights, shape), given.dtype)
+
+        return tree.map_structure(weighted, sample_weight)
+
+    def _update_metrics(
+        self, outcome: Outcome, x: Any, y: Any, sample_weight: Any, padding: Padding | None
+    ) -> Any:
+        """Updates the metrics with this replica's real rows; returns `compute_metrics`' dict."""
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        rows = first_tensor(x).shape[0]
+        if padding is None:
+            count = tf.cast(tf.shape(first_tensor(x))[0] * replicas, tf.float32)
+        else:
+            count = tf.cast(padding.total, tf.float32)
+        if self._loss_tracker is not None:
+            # Over the replicas the shares add up to the global loss and the weights to
+            # the number of examples.
+            self._loss_tracker.update_state(
+                outcome.loss * replicas, sample_weight=count / replicas
+            )
+        own = {id(v) for m in getattr(self._compile_loss, "metrics", []) for v in m.variables}
+        for position, new in outcome.metrics.items():
+            variable = self.metrics_variables[position]
+            delta = new - variable.value
+            if id(variable) in own and padding is not None:
+                # Keras weighs an output's loss by the rows, ours by the real ones.
+                delta *= tf.cast(count / replicas / (rows or 1), delta.dtype)
+            variable.assign(variable.value + delta)
+        x, y, y_pred, sample_weight = _without_padding(
+            (x, y, outcome.y_pred, sample_weight), padding
+        )
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    _predict_map: Any = None
+
+
+def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    found = []
+    for layer in model._flatten_layers():
+        found.extend(getattr(layer, "_seed_generators", []))
+    return found
+
+
+def _without_padding(structure: Any, padding: Padding | None) -> Any:
+    if padding is None:
+        return structure
+    return tree.map_structure(
+        lambda leaf: leaf[: padding.real] if isinstance(leaf, tf.Tensor) else leaf, structure
+    )
+
+
+def _none_for_optional(data: Any) -> Any:
+    # Keras stands a tf Optional in for a None in the inputs.
+    return tree.map_structure(
+        lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+    )
+
+
+def _symbolic(leaf: Any) -> Any:
+    """A stand-in with a shape and a dtype, which is all that building looks at."""
+    if isinstance(leaf, tf.TensorSpec):
+        return keras.KerasTensor([None, *leaf.shape[1:]], keras.backend.standardize_dtype(leaf.dtype))
+    return leaf
+
+
+class Model(ReplicaTrainer, keras.Model):
+    """A drop-in for `keras.Model`; see `keras.Model` for its arguments and methods.
+
+    Strategies, XLA (`jit_compile`), mixed precision and `steps_per_execution` of `compile`
+    work together. Losses and metrics over a last partial batch are exact for any number
+    of replicas. Create and compile it under the strategy's scope, as with Keras.
+
+    Example:
+
+    ```python
+    with strategy.scope():
+        inputs = keras.Input((32, 32, 3))
+        outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+        model = tfgpu.Model(inputs, outputs)
+        model.compile("sgd", "mse", jit_compile=True, steps_per_execution=16)
+    model.fit(dataset)
+    ```
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        if cls is Model and keras_model.functional_init_arguments(args, kwargs):
+            return Functional.__new__(Functional, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if keras_model.functional_init_arguments(args, kwargs):
+            # Keras would rewrite the bases of `tfgpu.Model` itself, after which no
+            # subclass of it could be made without inputs and outputs.
+            _make_functional(type(self))
+            keras_functional.Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+
+class Functional(Model, keras_functional.Functional):
+    """A functional model; what `tfgpu.Model(inputs, outputs)` makes."""
+
+
+class Sequential(ReplicaTrainer, keras.Sequential):
+    """A drop-in for `keras.Sequential`; see `Model`."""
+
+
+def _make_functional(cls: type) -> None:
+    """Puts `Functional` in the place of `Model` among the ancestors of a subclass."""
+    if cls is Functional or issubclass(cls, Functional):
+        return
+    cls.__bases__ = tuple(Functional if base is Model else base for base in cls.__bases__)
+    for base in cls.__bases__:
+        if issubclass(base, Model):
+            _make_functional(base)
+
+
+# Files name Keras' own classes, so that they load where tfgpu is not installed.
+for _ours, _theirs in (
+    (Functional, keras_functional.Functional),
+    (Model, keras_model.Model),
+    (Sequential, keras_sequential.Sequential),
+):
+    api_export.REGISTERED_OBJS_TO_NAMES[_ours] = api_export.get_name_from_symbol(_theirs)
+
+
+def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
+    """Loads a `.keras` file as a tfgpu model.
+
+    Args:
+        filepath: A file that `model.save` or `keras.Model.save` wrote.
+        **kwargs: `keras.models.load_model`'s: `custom_objects`, `compile`, `safe_mode`.
+
+    Returns:
+        A `tfgpu` functional or sequential model; a model of a class of your own as it is.
+    """
+    model = keras.models.load_model(filepath, **kwargs)
+    for ours, theirs in ((Functional, keras_functional.Functional), (Sequential, keras.Sequential)):
+        if type(model) is theirs:
+            # The classes differ in methods alone.
+            model.__class__ = ours
+            if model.compiled:
+                model.train_function = model.test_function = model.predict_function = None
+    return model

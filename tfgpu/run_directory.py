@@ -1,0 +1,381 @@
+"""The directory a run writes: made at once or not at all, each file whole or not there.
+
+Every file that is rewritten is written beside its old self, flushed to the disk and renamed, so
+that a run killed at any moment leaves files that can be read. `metrics.jsonl` and `log.txt` only
+grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tfgpu.errors import RequestError
+
+# Settings that say where and how a run is shown: two runs that differ in these alone are the same.
+NOT_OF_THE_RUN = frozenset({"run_dir", "verbosity", "progress"})
+
+_MISSING = object()
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Make it with `create`. Of several workers the chief alone writes: for the others every writing
+    method does nothing.
+
+    Attributes:
+        path: The directory.
+        chief: Whether this process writes.
+        finished: `result.json` of the same run when it is finished already, else None. Nothing
+            is to be written then.
+    """
+
+    def __init__(self, path: Path, *, chief: bool = True, finished: dict[str, Any] | None = None):
+        self.path = path
+        self.chief = chief
+        self.finished = finished
+        self._log: TextIO | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        config: Mapping[str, Any],
+        dataset: str,
+        model: str,
+        chief: bool = True,
+    ) -> RunDirectory:
+        """Makes the directory with its `config.json`, or finds the same run finished in it.
+
+        Args:
+            path: The directory; None for `runs/<dataset>-<model>-<time>`, a new one.
+            config: Every setting of the run, as JSON holds it.
+            dataset: Name of the data set, for the default path.
+            model: Name of the model, for the default path.
+            chief: Whether this process writes; False writes nothing at all.
+
+        Raises:
+            RequestError: The directory cannot be written, holds another run, an unfinished one,
+                or files of something else. Nothing has been changed then.
+            OSError: The disk is full.
+        """
+        if path is None:
+            return cls._create_default(config, dataset=dataset, model=model, chief=chief)
+        place = Path(path).expanduser()
+        if not chief:
+            # The chief may be making it right now, so that an unfinished run is no error here.
+            finished = None
+            with contextlib.suppress(RequestError, OSError):
+                if not differences(_read_json(place / "config.json"), config):
+                    finished = _finished(place)
+            return cls(place, chief=False, finished=finished)
+        with _refusals(place):
+            if place.is_symlink() and not place.exists():
+                raise RequestError(f"run_dir {str(place)!r} is a link to nothing")
+            if place.exists() and not place.is_dir():
+                raise RequestError(f"run_dir {str(place)!r} is not a directory; name another")
+            if not place.exists() and _make(place, config):
+                return cls(place)
+            # It was there, or another process has just made it.
+            if next(place.iterdir(), None) is None:
+                # Kept and not replaced: it may be a mount point, or have rights of its own.
+                _write_json(place / "config.json", config)
+                return cls(place)
+            return cls(place, finished=_existing(place, config))
+
+    @classmethod
+    def _create_default(
+        cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
+    ) -> RunDirectory:
+        name = f"{_word(dataset)}-{_word(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        place = Path("runs") / name
+        if chief:
+            with _refusals(place):
+                number = 1
+                # Two runs may start in the same second.
+                while not _make(place, config):
+                    number += 1
+                    place = Path("runs") / f"{name}-{number}"
+        return cls(place, chief=chief)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the final model goes."""
+        return self.path / "model.keras"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints go; not made here."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Where event files go; not made here."""
+        return self.path / "tensorboard"
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes environment.json.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        self._write("environment.json", environment)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json; numbers that are not finite become null.
+
+        Args:
+            result: The fields of the run's outcome; `status` is "finished" for a run that is.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        self._write("result.json", result)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl, on the disk when this returns.
+
+        Numbers that are not finite become null: JSON has none, and readers differ in what they
+        make of NaN.
+
+        Args:
+            metrics: The values of one epoch; NumPy scalars may be among them.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        if not self.chief:
+            return
+        path = self.path / "metrics.jsonl"
+        with _named(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_plain(metrics)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def log(self, text: str) -> None:
+        """Appends lines to log.txt, without waiting for the disk.
+
+        Args:
+            text: What the terminal showed, without control sequences.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        if not self.chief or self.finished is not None:
+            return
+        path = self.path / "log.txt"
+        with _named(path):
+            if self._log is None:
+                self._log = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._log.write(text if text.endswith("\n") else text + "\n")
+            self._log.flush()
+
+    def close(self) -> None:
+        """Closes log.txt; a later `log` opens it again."""
+        if self._log is not None:
+            log, self._log = self._log, None
+            with _named(self.path / "log.txt"):
+                log.close()
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        if self.chief:
+            _write_json(self.path / name, value)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
+
+    Args:
+        old: Settings read from config.json.
+        new: Settings asked for now.
+
+    Returns:
+        One text a setting, sorted; settings of `NOT_OF_THE_RUN` do not count.
+    """
+
+    def show(value: Any) -> str:
+        return "not set" if value is _MISSING else json.dumps(value)
+
+    found = []
+    new = _plain(new)
+    for name in sorted((old.keys() | new.keys()) - NOT_OF_THE_RUN):
+        before, now = old.get(name, _MISSING), new.get(name, _MISSING)
+        if before != now:
+            found.append(f"{name}: {show(before)} there, {show(now)} now")
+    return found
+
+
+def _existing(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of the finished run in a directory.
+
+    Raises:
+        RequestError: It holds no run, another one, or one that is not finished.
+    """
+    if not (place / "config.json").exists():
+        raise RequestError(
+            f"run_dir {str(place)!r} holds files but no run (no config.json); name another"
+        )
+    other = differences(_read_json(place / "config.json"), config)
+    if other:
+        raise RequestError(
+            f"run_dir {str(place)!r} holds a run with other settings ({'; '.join(other)}); "
+            "name another --run_dir, or give the same settings"
+        )
+    result = _finished(place)
+    if result is None:
+        raise RequestError(
+            f"run_dir {str(place)!r} holds the same run, unfinished; name another --run_dir, or "
+            "remove it to start again"
+        )
+    return result
+
+
+def _finished(place: Path) -> dict[str, Any] | None:
+    if not (place / "result.json").exists():
+        return None
+    result = _read_json(place / "result.json")
+    return result if result.get("status") == "finished" else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads an object.
+
+    Raises:
+        RequestError: The file holds none.
+        OSError: It cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # Not JSON, or not even text.
+        raise RequestError(
+            f"{str(path)!r} is damaged ({error}); name another --run_dir, or remove this one"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError(
+            f"{str(path)!r} holds no JSON object; name another --run_dir, or remove this one"
+        )
+    return value
+
+
+def _make(place: Path, config: Mapping[str, Any]) -> bool:
+    """Makes a directory that holds config.json, at once or not at all.
+
+    Returns:
+        False when something has that name already.
+    """
+    missing = [parent for parent in place.parents if not parent.exists()]
+    temporary = None
+    made = False
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(place):
+            return False
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        # mkdtemp makes it private; a run is for everybody the user's umask lets in.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        _write_json(temporary / "config.json", config)
+        try:
+            # Onto a directory that is not empty it fails, and ours never are: of two processes
+            # one gets the name.
+            os.rename(temporary, place)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES):
+                if os.path.lexists(place):
+                    return False
+            raise
+        made = True
+        return True
+    finally:
+        if not made:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            for parent in missing:  # Innermost first.
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _refusals(place: Path) -> Iterator[None]:
+    """Turns what the operating system says of a place into a request error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RequestError(
+            f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"
+        ) from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a file that is either the old or the new one, whatever happens."""
+    text = json.dumps(_plain(value), indent=2) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named(path):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Puts a rename on the disk, where directories can be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives an OSError the path: a failing write or flush knows none of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _plain(value: Any) -> Any:
+    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str | int | float | None):
+        if not hasattr(value, "item"):
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+        value = value.item()  # A NumPy scalar.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _word(name: str) -> str:
+    """A name made fit for a directory: of `folder:/data/cats` the last part, no separators."""
+    last = re.split(r"[/\\:]", name.rstrip("/\\"))[-1] if "/" in name or "\\" in name else name
+    return re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "run"
