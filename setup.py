@@ -28,7 +28,7 @@ INSTALL_REQUIRES = [
     "google-crc32c>=1.7.1",
     "numpy>=2.0.2",
     "pillow>=10.4.0",
-    # The errors that tensorflow-datasets raises without a network.
+    # Asks whether there is a network, the way tensorflow-datasets does.
     "requests>=2.32.3",
     "rich>=13.7.0",
     # The images of the `digits` data set.

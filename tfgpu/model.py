@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -36,6 +36,13 @@ from tfgpu.replica_step import (
     pack,
     read,
 )
+
+
+class _Batch(NamedTuple):
+    """A replica's batch: (x, y, weights) for the loss, (x, y, sample_weight) for metrics."""
+
+    for_loss: tuple[Any, Any, Any]
+    for_metrics: tuple[Any, Any, Any]
 
 
 def _assign(variables: list[keras.Variable], values: Tensors) -> None:
@@ -170,12 +177,12 @@ class ReplicaTrainer:
             padding = None
             if isinstance(element, PaddedBatch):
                 element, padding = element.data, element.padding
-            if device_map[0] is not None:
-                element = device_map[0](element)
             element = _none_for_optional(element)
             if own:
+                if device_map[0] is not None:
+                    element = device_map[0](element, read(device_map[0].variables))
                 return replica_step(_without_padding(element, padding))
-            return replica_step(element, padding)
+            return replica_step(element, padding, device_map[0])
 
         def run_step(element: Any) -> Any:
             return strategy.run(step, args=(element,))
@@ -267,103 +274,74 @@ class ReplicaTrainer:
             return tf.function(function, jit_compile=True, autograph=False)
         return function
 
-    def _train_replica(self, data: Any, padding: Padding | None) -> Any:
+    def _train_replica(
+        self, element: Any, padding: Padding | None, device_map: Callable | None
+    ) -> Any:
         context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
-        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
-        weights = self._loss_weights(x, y, sample_weight, padding)
         optimizer = self.optimizer
-        scale_source = loss_scale.current(optimizer)
         dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        floats = [
-            i for i, v in enumerate(self.non_trainable_variables) if v.dtype.startswith("float")
-        ]
+        scale = loss_scale.current(optimizer)
         seeds = self._replica_seeds(context)
 
-        share = 1.0 / replicas
-        if padding is not None:
-            share = tf.cast(padding.real, tf.float32) / tf.cast(padding.total, tf.float32)
-
-        def compute(trainable, non_trainable, metrics, x, y, weights, scale):
+        def compute(element, resident, trainable, non_trainable, metrics, scale):
+            batch = self._batch(element, resident, padding, device_map)
             before = [v + seeds[i] if i in seeds else v for i, v in enumerate(non_trainable)]
             outcome, gradients = loss_and_gradients(
-                self, trainable, before, metrics, x, y, weights, scale
+                self, trainable, before, metrics, *batch.for_loss, scale
             )
-            after = [
-                v - seeds[i] if i in seeds else v for i, v in enumerate(outcome.non_trainable)
-            ]
-            return outcome.loss, outcome.y_pred, after, outcome.metrics, gradients
+            for i, offset in seeds.items():
+                outcome.non_trainable[i] -= offset
+            return outcome, gradients, batch.for_metrics
 
-        trainable = read(self.trainable_variables)
-        non_trainable = read(self.non_trainable_variables)
-        scale = None if scale_source is None else tf.convert_to_tensor(scale_source, tf.float32)
-        loss, y_pred, new_non_trainable, new_metrics, gradients = self._jit(compute)(
-            trainable, non_trainable, read(self.metrics_variables), x, y, weights, scale
+        outcome, gradients, batch = self._jit(compute)(
+            element,
+            read(device_map.variables) if device_map else (),
+            read(self.trainable_variables),
+            read(self.non_trainable_variables),
+            read(self.metrics_variables),
+            None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
-
-        if replicas > 1:
-            # Batch statistics are averaged, weighted by the real rows each replica saw.
-            changed = [
-                new_non_trainable[i] * tf.cast(share, new_non_trainable[i].dtype)
-                if new_non_trainable[i] is not None
-                else None
-                for i in floats
-            ]
-            vectors, unpack = pack([*gradients, *changed])
-            if vectors:
-                reduced = unpack(context.all_reduce(tf.distribute.ReduceOp.SUM, vectors))
-                gradients = reduced[: len(gradients)]
-                for i, value in zip(floats, reduced[len(gradients) :], strict=True):
-                    new_non_trainable[i] = value
-
-        made = None
+        if context.num_replicas_in_sync > 1:
+            gradients = self._reduce(context, gradients, outcome.non_trainable, padding)
         if self.trainable_variables:
             update = loss_scale.scaled_update if dynamic else apply_optimizer
-            if not dynamic and scale is not None:
-                pass  # Keras' formula divides by a constant `loss_scale_factor` itself.
 
             def step(values, gradients, trainable):
-                return update(optimizer, values, gradients, trainable)
+                return update(optimizer, values, gradients, trainable)[:2]
 
-            result = self._jit(step)(read(optimizer.variables), gradients, trainable)
-            new_trainable, new_values = result[0], result[1]
-            made = result[2] if dynamic else None
+            new_trainable, new_values = self._jit(step)(
+                read(optimizer.variables), gradients, read(self.trainable_variables)
+            )
             _assign(
                 [*self.trainable_variables, *optimizer.variables], [*new_trainable, *new_values]
             )
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        del made
-        _assign(self.non_trainable_variables, new_non_trainable)
-        return self._update_metrics(
-            Outcome(loss, y_pred, new_non_trainable, new_metrics), x, y, sample_weight, padding
-        )
+        _assign(self.non_trainable_variables, outcome.non_trainable)
+        return self._update_metrics(outcome, batch, padding)
 
-    def _test_replica(self, data: Any, padding: Padding | None) -> Any:
-        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
-        weights = self._loss_weights(x, y, sample_weight, padding)
-
-        def compute(trainable, non_trainable, metrics, x, y, weights):
+    def _test_replica(
+        self, element: Any, padding: Padding | None, device_map: Callable | None
+    ) -> Any:
+        def compute(element, resident, trainable, non_trainable, metrics):
+            batch = self._batch(element, resident, padding, device_map)
             outcome = forward(
-                self, trainable, non_trainable, metrics, x, y, weights, training=False
+                self, trainable, non_trainable, metrics, *batch.for_loss, training=False
             )
-            return outcome.loss, outcome.y_pred, outcome.non_trainable, outcome.metrics
+            return outcome, batch.for_metrics
 
-        outcome = Outcome(
-            *self._jit(compute)(
-                read(self.trainable_variables),
-                read(self.non_trainable_variables),
-                read(self.metrics_variables),
-                x,
-                y,
-                weights,
-            )
+        outcome, batch = self._jit(compute)(
+            element,
+            read(device_map.variables) if device_map else (),
+            read(self.trainable_variables),
+            read(self.non_trainable_variables),
+            read(self.metrics_variables),
         )
-        return self._update_metrics(outcome, x, y, sample_weight, padding)
+        return self._update_metrics(outcome, batch, padding)
 
     def _predict_replica(self, data: Any) -> Any:
         if self._predict_map is not None:
-            data = self._predict_map(data)
+            data = self._predict_map(data, read(self._predict_map.variables))
         x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data)
         rows = tf.shape(first_tensor(x))[0]
 
@@ -413,7 +391,22 @@ class ReplicaTrainer:
                 offsets[i] = tf.cast(offsets[i], variable.dtype)
         return offsets
 
-    def _loss_weights(self, x: Any, y: Any, sample_weight: Any, padding: Padding | None) -> Any:
+    def _batch(
+        self, element: Any, resident: Tensors, padding: Padding | None, device_map: Callable | None
+    ) -> _Batch:
+        """Turns what travelled to the device into what the loss and the metrics take."""
+        if device_map is not None:
+            element = device_map(element, resident)
+        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(element)
+        weights = self._loss_weights(x, sample_weight, padding)
+        # The default `compute_metrics` ignores `x`; returning it would copy it.
+        keep_x = type(self).compute_metrics is not keras_trainer.TensorFlowTrainer.compute_metrics
+        return _Batch(
+            for_loss=(x, y, weights),
+            for_metrics=(x if keep_x else None, y, sample_weight),
+        )
+
+    def _loss_weights(self, x: Any, sample_weight: Any, padding: Padding | None) -> Any:
         """Sample weights for the loss, 0 for padded rows."""
         if padding is None:
             return sample_weight
@@ -432,14 +425,33 @@ class ReplicaTrainer:
 
         return tree.map_structure(weighted, sample_weight)
 
+    def _reduce(
+        self, context: Any, gradients: Tensors, non_trainable: Tensors, padding: Padding | None
+    ) -> Tensors:
+        """Sums gradients over the replicas and averages `non_trainable`'s floats in place."""
+        share = tf.constant(1.0 / context.num_replicas_in_sync)
+        if padding is not None:
+            share = tf.cast(padding.real, tf.float32) / tf.cast(padding.total, tf.float32)
+        # Seeds and counters are the same everywhere already and must not be averaged.
+        floats = [i for i, value in enumerate(non_trainable) if value.dtype.is_floating]
+        weighted = [non_trainable[i] * tf.cast(share, non_trainable[i].dtype) for i in floats]
+        vectors, unpack = pack([*gradients, *weighted])
+        if not vectors:
+            return gradients
+        reduced = unpack(context.all_reduce(tf.distribute.ReduceOp.SUM, vectors))
+        for i, value in zip(floats, reduced[len(gradients) :], strict=True):
+            non_trainable[i] = value
+        return reduced[: len(gradients)]
+
     def _update_metrics(
-        self, outcome: Outcome, x: Any, y: Any, sample_weight: Any, padding: Padding | None
+        self, outcome: Outcome, batch: tuple[Any, Any, Any], padding: Padding | None
     ) -> Any:
         """Updates the metrics with this replica's real rows; returns `compute_metrics`' dict."""
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        rows = first_tensor(x).shape[0]
+        x, y, sample_weight = batch
+        predicted = first_tensor(outcome.y_pred)
         if padding is None:
-            count = tf.cast(tf.shape(first_tensor(x))[0] * replicas, tf.float32)
+            count = tf.cast(tf.shape(predicted)[0] * replicas, tf.float32)
         else:
             count = tf.cast(padding.total, tf.float32)
         if self._loss_tracker is not None:
@@ -454,7 +466,8 @@ class ReplicaTrainer:
             delta = new - variable.value
             if id(variable) in own and padding is not None:
                 # Keras weighs an output's loss by the rows, ours by the real ones.
-                delta *= tf.cast(count / replicas / (rows or 1), delta.dtype)
+                rows = predicted.shape[0] or 1
+                delta *= tf.cast(count / replicas / rows, delta.dtype)
             variable.assign(variable.value + delta)
         x, y, y_pred, sample_weight = _without_padding(
             (x, y, outcome.y_pred, sample_weight), padding

@@ -21,7 +21,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -66,8 +66,7 @@ class Padding:
         return mask * (tf.cast(self.rows, tf.float32) / tf.cast(self.total, tf.float32))
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a forward pass leaves behind.
 
     Attributes:
@@ -84,9 +83,9 @@ class Outcome:
     metrics: dict[int, tf.Tensor]
 
 
-def read(variables: Sequence[keras.Variable]) -> Tensors:
+def read(variables: Sequence[keras.Variable | tf.Variable]) -> Tensors:
     """Reads this replica's values of `variables`."""
-    return [tf.convert_to_tensor(variable.value) for variable in variables]
+    return [tf.convert_to_tensor(variable) for variable in variables]
 
 
 def first_tensor(structure: Any) -> tf.Tensor:

@@ -178,7 +178,7 @@ class RunDirectory:
         path = self.path / "log.txt"
         with _named(path):
             if self._log is None:
-                self._log = open(path, "a", encoding="utf-8")  # noqa: SIM115
+                self._log = open(path, "a", encoding="utf-8")
             self._log.write(text if text.endswith("\n") else text + "\n")
             self._log.flush()
 
@@ -314,7 +314,7 @@ def _refusals(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quota.
             raise
         raise RequestError(
             f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"

@@ -269,8 +269,8 @@ def start(
     import keras
     import tensorflow as tf
 
-    physical_gpus = tf.config.list_physical_devices("GPU")
-    on_gpu = bool(physical_gpus) and not wants_cpu
+    # Visible and not physical ones: the process may have hidden them, as the tests do.
+    on_gpu = bool(tf.config.get_visible_devices("GPU")) and not wants_cpu
     if requested and not on_gpu and not wants_cpu:
         raise _absent(requested, [f"CPU:{i}" for i in range(max(1, virtual_devices))])
     if cluster and virtual_devices and not on_gpu:
@@ -444,7 +444,7 @@ def _configure_devices(*, on_gpu: bool, virtual_devices: int) -> None:
     """Sets visibility, memory growth and virtual devices; before TensorFlow's devices exist."""
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if gpus and not on_gpu:
         # A run on the CPU should not hold a context and its hundreds of MB on each GPU. When the
         # devices exist already it is too late, and harmless.
@@ -463,11 +463,11 @@ def _configure_devices(*, on_gpu: bool, virtual_devices: int) -> None:
         return
     limit = None
     if on_gpu:
-        free = _gpu_free_bytes(0)
+        free = _gpu_free_bytes(tf.config.list_physical_devices("GPU").index(device))
         if free is None:
             raise RequestError(
-                "virtual_devices needs the free memory of GPU:0, which nvidia-smi does not tell "
-                "here; use --virtual_devices=0"
+                "virtual_devices needs the free memory of the first GPU, which nvidia-smi does not "
+                "tell here; use --virtual_devices=0"
             )
         # A tenth is left to the CUDA context and to cuDNN, which take theirs past the limit.
         limit = int(free * 0.9 / virtual_devices) >> 20
@@ -563,11 +563,11 @@ def _cluster() -> _Cluster:
     if not isinstance(cluster, dict) or not isinstance(task, dict):
         raise wrong("lacks 'cluster' or 'task'")
     hosts = {kind: cluster.get(kind, []) for kind in ("chief", "worker")}
-    for kind, addresses in hosts.items():
+    for job, addresses in hosts.items():
         if not isinstance(addresses, list) or not all(
             isinstance(address, str) and re.fullmatch(r".+:\d+", address) for address in addresses
         ):
-            raise wrong(f"has a {kind!r} that is not a list of 'host:port'")
+            raise wrong(f"has a {job!r} that is not a list of 'host:port'")
     everyone = hosts["chief"] + hosts["worker"]
     if not everyone:
         raise wrong("names no worker")
@@ -658,7 +658,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-class _Gpu(NamedTuple):
+@dataclass(frozen=True)
+class _Gpu:
     """A row of nvidia-smi; memory in bytes."""
 
     index: int

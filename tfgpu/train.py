@@ -1,13 +1,48 @@
-"""`tfgpu train`."""
+"""`tfgpu train`: trains a model and leaves a run directory behind."""
 
-from tfgpu import cli, flags
+from __future__ import annotations
+
+from tfgpu import cli, flags, runtime
+from tfgpu.config import Config
+from tfgpu.console import Console, Stopwatch
 
 
 def main(argv: list[str]) -> int | None:
-    """Trains."""
-    config = flags.parse(argv)
-    print(config)
+    """Reads the flags and trains.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        None, for exit code 0.
+
+    Raises:
+        tfgpu.errors.Error: With the exit code that the outcome calls for.
+    """
+    train(flags.parse(argv))
     return None
+
+
+def train(config: Config) -> dict[str, object]:
+    """Trains as `config` says, in a process that has not used TensorFlow yet.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        What `result.json` of the run directory holds.
+
+    Raises:
+        tfgpu.errors.Error: The request, the data or the work is at fault.
+    """
+    stopwatch = Stopwatch(phase="start-up")
+    console = Console(progress=config.progress)
+    runtime.prepare_environment(verbosity=config.verbosity)
+    runtime.import_tensorflow(verbosity=config.verbosity)
+    # Imports TensorFlow, so not before.
+    from tfgpu.training import run
+
+    return run(config, console=console, stopwatch=stopwatch)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,19 @@ import contextlib
 import difflib
 import errno
 import hashlib
+import http.client
 import importlib
 import io
 import json
 import os
 import pathlib
 import re
+import ssl
 import sys
 import threading
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -87,7 +91,8 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
         DataError: It cannot be read.
     """
     try:
-        info = tfds.builder_from_directory(directory).info
+        with _no_warnings():
+            info = tfds.builder_from_directory(directory).info
         features, splits = info.features, info.splits
     except Exception as error:  # TFDS raises whatever its parsers raise.
         raise DataError(
@@ -217,14 +222,12 @@ def _unknown_name(name: str, root: str) -> str:
 def network_reachable(urls: Sequence[str], *, seconds: float = _NETWORK_SECONDS) -> bool:
     """Says within `seconds` whether a host of the URLs answers HTTP at all.
 
-    Goes through `requests`, as TFDS does, so that a proxy of the environment counts.
+    A proxy named by the environment counts, as it does for TFDS's own downloads.
 
     Args:
         urls: Downloads; with none that is http(s), Google's storage stands for them.
         seconds: The longest this may take.
     """
-    import requests
-
     hosts = {
         f"{parts.scheme}://{parts.netloc}/"
         for parts in map(urllib.parse.urlsplit, urls)
@@ -235,11 +238,8 @@ def network_reachable(urls: Sequence[str], *, seconds: float = _NETWORK_SECONDS)
 
     def ask(host: str) -> None:
         try:
-            # Whatever the status: a host that answers is a host that can be reached.
-            requests.head(host, timeout=seconds, allow_redirects=False)
-            answered.set()
-        except (requests.RequestException, ValueError):
-            pass
+            if _answers(host, seconds):
+                answered.set()
         finally:
             finished.release()
 
@@ -259,25 +259,47 @@ def network_reachable(urls: Sequence[str], *, seconds: float = _NETWORK_SECONDS)
     return answered.is_set()
 
 
+def _answers(url: str, seconds: float) -> bool:
+    """Says whether there is a server at the URL, whatever it says about the request."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # A certificate is an answer too.
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
 @contextlib.contextmanager
 def quiet(*, progress_bars: bool = False) -> Iterator[None]:
-    """Keeps TFDS from logging, and from drawing progress bars unless asked for.
+    """Keeps TFDS from talking while it prepares a set.
 
     Args:
         progress_bars: Whether they may show.
     """
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
     if not progress_bars:
         tfds.disable_progress_bar()
     try:
         # TFDS prints "Downloading and preparing" and "Dataset prepared" there.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _no_warnings(), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        absl_logging.set_verbosity(verbosity)
         if not progress_bars:
             tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Hides what TFDS 4.9.10 logs about its own use of `FeatureConnector.dtype`."""
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(verbosity)
 
 
 def _find_keys(info: Any, requested: str) -> tuple[str, str]:
@@ -367,9 +389,11 @@ def _open_split(
             f"{paths[0]} is in the format {format_name}, which is not read here: prepare the data "
             "set again with `tfds build --file_format=tfrecord`"
         )
-    decoder = tfds.decode.PartialDecoding({image_key: True, label_key: True})
-    partial = decoder.extract_features(features)
-    label_only = tfds.decode.PartialDecoding({label_key: True}).extract_features(features)
+    with _no_warnings():
+        partial, label_only = (
+            tfds.decode.PartialDecoding(dict.fromkeys(keys, True)).extract_features(features)
+            for keys in ([image_key, label_key], [label_key])
+        )
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         records = python_op(read_records, [positions], tf.string)

@@ -1,0 +1,213 @@
+"""What a command says on standard output, and where its time goes; no TensorFlow here.
+
+Everything that is said also goes to the run's log.txt, once there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import rich.console
+
+from tfgpu.errors import RequestError
+
+Mode = Literal["bar", "plain", "none"]
+
+
+class Console:
+    """Standard output, repeated in a log.
+
+    Attributes:
+        mode: How progress is shown: a live bar, plain lines, or not at all. Messages are shown
+            in every mode.
+        rich: The console of `rich` behind it, for live displays.
+        live: Whether such a display is on the terminal now.
+    """
+
+    def __init__(self, *, progress: str = "auto", file: Any = None):
+        """Makes a console.
+
+        Args:
+            progress: "bar", "plain", "none", or "auto": the bar on a terminal, else plain lines.
+            file: Where to write; standard output by default.
+
+        Raises:
+            RequestError: `progress` is none of these.
+        """
+        # As the text stands: rich would colour numbers, take [x] for markup, and break lines.
+        self.rich = rich.console.Console(
+            file=file,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+        )
+        self.mode: Mode
+        if progress == "auto":
+            live = self.rich.is_terminal and not self.rich.is_dumb_terminal
+            self.mode = "bar" if live else "plain"
+        elif progress == "bar":
+            self.mode = "bar"
+        elif progress == "plain":
+            self.mode = "plain"
+        elif progress == "none":
+            self.mode = "none"
+        else:
+            raise RequestError(f"progress {progress!r} is none of auto, bar, plain, none")
+        self.live = False
+        self._log: Callable[[str], None] | None = None
+        self._unlogged: list[str] = []
+
+    def log_to(self, log: Callable[[str], None] | None) -> None:
+        """Repeats all that was and will be said to `log`, such as `RunDirectory.log`.
+
+        Args:
+            log: Takes lines of plain text; None stops.
+        """
+        self._log = log
+        if log is not None:
+            for text in self._unlogged:
+                log(text)
+            self._unlogged.clear()
+
+    def say(self, text: str) -> None:
+        """Prints lines, above the live bar when there is one.
+
+        Args:
+            text: Plain text, without a newline at its end.
+        """
+        if self.live:
+            self.rich.print(text)
+        else:
+            # Not through rich, which turns a closed pipe into an exit of its own.
+            self.rich.file.write(text + "\n")
+            # A pipe is read while the run goes on.
+            self.rich.file.flush()
+        self._to_log(text)
+
+    def progress_line(self, text: str) -> None:
+        """Prints a line of progress; with `none` nothing is shown, and log.txt still has it."""
+        if self.mode == "none":
+            self._to_log(text)
+        else:
+            self.say(text)
+
+    def _to_log(self, text: str) -> None:
+        if self._log is None:
+            self._unlogged.append(text)
+        else:
+            self._log(text)
+
+
+class Stopwatch:
+    """Charges every second of a run to one thing and one only.
+
+    Attributes:
+        seconds: Time by what it went into, in the order of first use; what runs now is not in
+            it before the next `switch`.
+    """
+
+    def __init__(self, *, phase: str = "start-up", clock: Callable[[], float] = time.perf_counter):
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._phase = phase
+        self._since = clock()
+
+    @property
+    def phase(self) -> str:
+        """What time is charged to now."""
+        return self._phase
+
+    def switch(self, phase: str) -> float:
+        """Charges the time since the last switch, and from now on charges `phase`.
+
+        Returns:
+            The seconds charged.
+        """
+        now = self._clock()
+        spent = now - self._since
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + spent
+        self._phase, self._since = phase, now
+        return spent
+
+    def move(self, seconds: float, *, source: str, target: str) -> None:
+        """Charges to `target` what was charged to `source`."""
+        self.seconds[source] -= seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Charges `phase` inside the `with`, and afterwards what was charged before it."""
+        before = self._phase
+        self.switch(phase)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return sum(self.seconds.values()) + self._clock() - self._since
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "0.42 s", "12.3 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def summary(
+    result: Mapping[str, Any], *, where: Mapping[str, float], run_dir: str | os.PathLike[str]
+) -> str:
+    """The closing lines of a run.
+
+    Args:
+        result: The fields of result.json; what is absent or None is left out.
+        where: Seconds by what they went into, such as `Stopwatch.seconds`.
+        run_dir: The run directory.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    lines = []
+    accuracy, loss = result.get("test_accuracy"), result.get("test_loss")
+    if accuracy is not None:
+        line = f"test accuracy {accuracy:.4f}"
+        if loss is not None:
+            line += f", loss {loss:.4f}"
+        done = [f"{result[name]} {name}" for name in ("epochs", "steps") if result.get(name)]
+        lines.append(line + (f", after {', '.join(done)}" if done else ""))
+    speed = result.get("samples_per_second")
+    if speed is not None:
+        lines.append(
+            f"{speed:,.0f} samples/s in training steps (without compilation, the first "
+            "execution, validation, checkpoints)"
+        )
+    spent = {name: seconds for name, seconds in where.items() if seconds >= 0.005}
+    total = sum(where.values())
+    if spent:
+        lines.append(f"where the time went, {duration(total)} in all:")
+        wide = max(map(len, spent))
+        shown = {name: duration(seconds) for name, seconds in spent.items()}
+        right = max(map(len, shown.values()))
+        for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+            lines.append(f"  {name:<{wide}}  {shown[name]:>{right}}  {seconds / total:4.0%}")
+    lines.append(f"everything is in {os.fspath(run_dir)}")
+    events = Path(run_dir) / "tensorboard"
+    if events.is_dir():
+        lines.append(f"look at it: tensorboard --logdir {shlex.quote(str(events))}")
+    return "\n".join(lines)

@@ -1,0 +1,291 @@
+"""Batches of images for `tfgpu.Model.fit`: from device memory or from disk, the same ones.
+
+The batch of a step is a pure function of (seed, epoch, step). What travels to a
+replica is, with *resident* input, the numbers of the examples, which it gathers from
+the data set in its own memory; with *streaming* input, the uint8 images. Everything
+behind that (augmentation, the model) is the same code on the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpu.data.augment import augment
+from tfgpu.data.examples import Examples
+
+
+class DeviceMap:
+    """The part of an input pipeline that runs in the training step, on the device.
+
+    Args:
+        element_spec: Spec of what the map returns: (images, labels).
+        resident: Variables that hold the images and the labels, or ().
+        names: Augmentations, in order.
+        seed: Of the run.
+        batch_size: Of the global batch.
+
+    Attributes:
+        variables: What to read, in replica context, and pass to the call.
+    """
+
+    def __init__(
+        self,
+        *,
+        element_spec: tuple[tf.TensorSpec, tf.TensorSpec],
+        resident: Sequence[tf.Variable],
+        names: Sequence[str],
+        seed: int,
+        batch_size: int,
+    ):
+        self.element_spec = element_spec
+        self.variables = tuple(resident)
+        self._names = tuple(names)
+        self._seed = seed
+        self._batch_size = batch_size
+
+    def __call__(self, element: Any, values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes a replica's batch.
+
+        Args:
+            element: (rows, examples) of resident input, int64 and int32 of shape (n,); or
+                (rows, images, labels) of streaming input.
+            values: Values of `variables`.
+
+        Returns:
+            uint8 images (n, height, width, channels) and int32 labels (n,).
+        """
+        if values:
+            rows, examples = element
+            images, labels = (tf.gather(value, examples) for value in values)
+        else:
+            rows, images, labels = element
+        images = augment(
+            images, rows, names=self._names, seed=self._seed, batch_size=self._batch_size
+        )
+        return images, labels
+
+
+class DeviceDataset(tf.data.Dataset):
+    """A `tf.data.Dataset` whose elements a `tfgpu.Model` finishes on the device.
+
+    Goes wherever Keras takes a data set: `fit`, `validation_data`, `evaluate`, `predict`.
+
+    Attributes:
+        device_map: Turns an element into (images, labels) in the step.
+        pad_to: Rows every batch is padded to (with weight 0), or None.
+        num_examples: In one epoch.
+        batch_size: Of the global batch.
+        steps_per_epoch: Batches in one epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        *,
+        device_map: DeviceMap,
+        num_examples: int,
+        batch_size: int,
+        pad: bool,
+    ):
+        self._dataset = dataset
+        self.device_map = device_map
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-num_examples // batch_size)
+        self.pad_to = batch_size if pad and num_examples % batch_size else None
+        super().__init__(dataset._variant_tensor)
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self._dataset]
+
+    @property
+    def element_spec(self) -> Any:
+        """Spec of what travels to the device."""
+        return self._dataset.element_spec
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The order in which an epoch visits the examples.
+
+    Args:
+        num_examples: In the data set.
+        seed: Of the run.
+        epoch: int64 scalar.
+
+    Returns:
+        int32 (num_examples,), a permutation that depends on nothing but the arguments.
+    """
+    key = tf.stack([tf.cast(seed, tf.int64), epoch])
+    return tf.random.experimental.stateless_shuffle(tf.range(num_examples), key, alg="philox")
+
+
+def _numbers(
+    num_examples: int, *, batch_size: int, seed: int | None, start_step: int
+) -> tf.data.Dataset:
+    """Yields (rows, examples) of each batch: endless with a seed, one pass in order without."""
+    steps = -(-num_examples // batch_size)
+    whole = num_examples % batch_size == 0
+
+    def batches(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
+        order = (
+            tf.range(num_examples)
+            if seed is None
+            else epoch_order(num_examples, seed=seed, epoch=epoch)
+        )
+
+        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            start = step * batch_size
+            examples = order[start : tf.minimum(start + batch_size, num_examples)]
+            if whole:
+                examples = tf.ensure_shape(examples, [batch_size])
+            begin = (epoch * steps + step) * batch_size
+            return begin + tf.range(tf.size(examples, tf.int64)), examples
+
+        return tf.data.Dataset.range(first, steps).map(batch)
+
+    if seed is None:
+        return batches(tf.constant(0, tf.int64), tf.constant(0, tf.int64))
+    first_epoch, first_step = divmod(start_step, steps)
+
+    def from_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        return batches(epoch, tf.where(epoch == first_epoch, np.int64(first_step), np.int64(0)))
+
+    return tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(from_epoch)
+
+
+def _finish(
+    examples: Examples,
+    numbers: tf.data.Dataset,
+    resident: Sequence[tf.Variable],
+    *,
+    names: Sequence[str],
+    seed: int,
+    batch_size: int,
+    pad: bool,
+) -> DeviceDataset:
+    image, label = (
+        tf.data.Dataset.from_tensors(np.int64([0]))
+        .map(lambda positions: examples.decode(*(part[0] for part in examples.read(positions))))
+        .element_spec
+    )
+    spec = (
+        tf.TensorSpec([None, *image.shape], image.dtype),
+        tf.TensorSpec([None, *label.shape], label.dtype),
+    )
+
+    def fetch(rows: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        records = examples.read(tf.cast(positions, tf.int64))
+        images, labels = tf.map_fn(
+            lambda record: examples.decode(*record),
+            records,
+            fn_output_signature=(image, label),
+        )
+        size = rows.shape[0]
+        return (
+            rows,
+            tf.ensure_shape(images, [size, *image.shape]),
+            tf.ensure_shape(labels, [size, *label.shape]),
+        )
+
+    dataset = numbers
+    if not resident:
+        dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    device_map = DeviceMap(
+        element_spec=spec, resident=resident, names=names, seed=seed, batch_size=batch_size
+    )
+    return DeviceDataset(
+        dataset,
+        device_map=device_map,
+        num_examples=examples.num_examples,
+        batch_size=batch_size,
+        pad=pad,
+    )
+
+
+def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple[tf.Variable, ...]:
+    """Reads all examples into the memory of each of the strategy's devices.
+
+    Args:
+        examples: A split.
+        strategy: Its replicas each get a copy.
+
+    Returns:
+        Variables: uint8 images (n, height, width, channels) and int32 labels (n,).
+
+    Raises:
+        DataError: An image or a record is damaged.
+    """
+    arrays = examples.load_arrays()
+    with strategy.scope():
+        return tuple(
+            tf.Variable(array, trainable=False, name=name)
+            for array, name in zip(arrays, ("resident_images", "resident_labels"), strict=True)
+        )
+
+
+def training_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: Sequence[str] = (),
+    resident: Sequence[tf.Variable] = (),
+    start_step: int = 0,
+    pad: bool = True,
+) -> DeviceDataset:
+    """An endless data set of shuffled batches for `fit(..., steps_per_epoch=...)`.
+
+    Every epoch visits each example once; its last batch may be smaller.
+
+    Args:
+        examples: The training split.
+        batch_size: Of the global batch.
+        seed: With the epoch it decides the order, with the step the augmentation.
+        augment: Names of augmentations, in order.
+        resident: What `make_resident` returned, or () to read from disk.
+        start_step: The first step, counted from the beginning of the run.
+        pad: Whether to pad the last batch of an epoch to `batch_size` rows of weight 0. XLA
+            then compiles one shape, and replicas share it evenly.
+
+    Returns:
+        A data set whose `steps_per_epoch` is to be given to `fit`.
+    """
+    numbers = _numbers(
+        examples.num_examples, batch_size=batch_size, seed=seed, start_step=start_step
+    )
+    return _finish(
+        examples,
+        numbers,
+        resident,
+        names=augment,
+        seed=seed,
+        batch_size=batch_size,
+        pad=pad,
+    )
+
+
+def evaluation_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    resident: Sequence[tf.Variable] = (),
+    pad: bool = True,
+) -> DeviceDataset:
+    """A data set that yields each example once, in order, without augmentation.
+
+    Args:
+        examples: The split.
+        batch_size: Of the global batch.
+        resident: What `make_resident` returned, or () to read from disk.
+        pad: As for `training_batches`.
+
+    Returns:
+        A data set for `evaluate`, `predict` or `validation_data`.
+    """
+    numbers = _numbers(examples.num_examples, batch_size=batch_size, seed=None, start_step=0)
+    return _finish(examples, numbers, resident, names=(), seed=0, batch_size=batch_size, pad=pad)

@@ -1,0 +1,205 @@
+"""Fills in the settings a user left open, and makes Keras' optimizer from them.
+
+The defaults are two measured recipes for small images, told apart by the size of the
+training split; `experiments/` has the figures. A setting given by the user always wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfgpu.config import AUGMENTATIONS, Config, did_you_mean
+from tfgpu.errors import RequestError
+
+if TYPE_CHECKING:
+    import keras
+
+SMALL = 10_000
+"""Training sets below this many examples get the recipe for small ones."""
+
+# Executions of this many steps meet the host a few times a second: often enough for a
+# live display and a prompt Ctrl-C, seldom enough to cost nothing.
+STEPS_PER_EXECUTION_CPU = 16
+STEPS_PER_EXECUTION_GPU = 64
+
+MODELS = ("lenet",)
+
+
+def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -> Config:
+    """Decides every setting that depends on the data and the devices.
+
+    Args:
+        config: As the user gave it.
+        num_examples: Training examples, without those of validation.
+        replicas: Over all workers.
+        on_gpu: Whether they are GPUs.
+
+    Returns:
+        A config without open settings, except `run_dir` and those where None is "off".
+
+    Raises:
+        RequestError: The batch is larger than the training set or does not divide among
+            the replicas.
+    """
+    small = num_examples < SMALL
+    optimizer = config.optimizer or "sgd"
+    sgd = optimizer == "sgd"
+    batch_size = config.batch_size
+    if batch_size is None:
+        batch_size = min(32 if small else 128, num_examples)
+        batch_size = math.ceil(batch_size / replicas) * replicas
+    elif batch_size % replicas:
+        below = batch_size // replicas * replicas
+        raise RequestError(
+            f"--batch_size={batch_size} does not divide among {replicas} replicas; use "
+            + (f"{below} or " if below else "")
+            + f"{below + replicas}"
+        )
+    elif batch_size > num_examples:
+        raise RequestError(
+            f"--batch_size={batch_size} is larger than the training set of {num_examples} "
+            f"examples; use at most {num_examples // replicas * replicas}"
+        )
+    epochs = config.epochs or (30 if small else 6)
+    steps = math.ceil(num_examples / batch_size)
+    together = config.steps_per_execution
+    if together == "auto":
+        together = min(steps, STEPS_PER_EXECUTION_GPU if on_gpu else STEPS_PER_EXECUTION_CPU)
+    learning_rate = config.learning_rate
+    if learning_rate is None:
+        learning_rate = 0.06 if sgd else 1e-3
+    warmup = config.warmup_epochs
+    if warmup is None:
+        warmup = epochs / 5
+    momentum = config.momentum
+    if momentum is None:
+        momentum = 0.9 if sgd else 0.0
+    weight_decay = config.weight_decay
+    if weight_decay is None:
+        weight_decay = 5e-4 if sgd else 0.004 if optimizer == "adamw" else 0.0
+    return dataclasses.replace(
+        config,
+        batch_size=batch_size,
+        epochs=epochs,
+        steps_per_execution=together,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        lr_schedule=config.lr_schedule or "cosine",
+        warmup_epochs=warmup,
+        # A small set is soon learnt by heart; shifts are harmless to digits, mirroring is not.
+        augment=config.augment or ("crop" if small else "none"),
+    )
+
+
+def augmentations(config: Config) -> tuple[str, ...]:
+    """The names in `--augment`, in order; () for none."""
+    names = () if config.augment in (None, "none") else tuple(config.augment.split(","))
+    assert set(names) <= set(AUGMENTATIONS)
+    return names
+
+
+def make_schedule(
+    config: Config, *, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule | float:
+    """The learning rate as a function of the optimizer's updates.
+
+    Args:
+        config: A resolved config.
+        steps_per_epoch: Batches in an epoch.
+
+    Returns:
+        A schedule of Keras' own, or the rate itself when it is constant from the start.
+    """
+    from tfgpu.schedules import warm_up
+
+    updates = steps_per_epoch * config.epochs // config.gradient_accumulation_steps
+    warmup = round(
+        config.warmup_epochs * steps_per_epoch / config.gradient_accumulation_steps
+    )
+    return warm_up(
+        config.lr_schedule,
+        peak=config.learning_rate,
+        warmup_updates=min(warmup, updates),
+        updates=max(updates, 1),
+    )
+
+
+def make_optimizer(config: Config, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """Keras' optimizer with every setting of `config` that concerns it.
+
+    Call it in the strategy's scope.
+
+    Args:
+        config: A resolved config.
+        steps_per_epoch: Batches in an epoch.
+    """
+    import keras
+
+    settings: dict[str, Any] = {
+        "learning_rate": make_schedule(config, steps_per_epoch=steps_per_epoch),
+        "weight_decay": config.weight_decay or None,
+        "global_clipnorm": config.clip_norm,
+    }
+    if config.optimizer == "sgd":
+        # Nesterov's form is never worse than plain momentum here, and the recipes use it.
+        settings |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    elif config.momentum:
+        settings["momentum"] = config.momentum
+    if config.ema_momentum is not None:
+        settings |= {"use_ema": True, "ema_momentum": config.ema_momentum}
+    if config.gradient_accumulation_steps > 1:
+        settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
+    return keras.optimizers.get({"class_name": config.optimizer, "config": settings})
+
+
+def find_builder(name: str) -> Callable[..., keras.Model]:
+    """Finds the function that builds the model.
+
+    Args:
+        name: One of `MODELS`, or "package.module:function" for the user's own, looked for
+            in the current folder too.
+
+    Returns:
+        A function of `image_shape` and `num_classes`.
+
+    Raises:
+        RequestError: There is no such model, module or function, or the module fails.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        if name not in MODELS:
+            raise RequestError(
+                f"--model={name} is none of {', '.join(MODELS)}{did_you_mean(name, MODELS)}; "
+                "write package.module:function for a builder of your own"
+            )
+        module_name, function_name = f"tfgpu.models.{name}", name
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise RequestError(
+                f"--model={name}: there is no module {error.name!r} here or installed"
+            ) from None
+        raise RequestError(f"--model={name}: {module_name} needs {error.name!r}") from error
+    except Exception as error:
+        raise RequestError(
+            f"--model={name}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
+    builder = getattr(module, function_name, None)
+    if not callable(builder):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise RequestError(
+            f"--model={name}: {module_name} has no function {function_name!r}"
+            f"{did_you_mean(function_name, functions)}"
+        )
+    return builder

@@ -1,0 +1,448 @@
+"""One training run: from settings to a run directory.
+
+Reads top to bottom: devices, data, settings, run directory, model, `fit`, test, files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu import recipe, runtime
+from tfgpu.config import Config
+from tfgpu.console import Console, Stopwatch, summary
+from tfgpu.data import sources
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
+from tfgpu.errors import Interrupted, RequestError, WorkError
+from tfgpu.progress import Progress, Timing
+from tfgpu.run_directory import RunDirectory
+
+EVALUATION_BATCH = 512
+"""Examples in a batch of evaluation, over all replicas; its size changes no result."""
+
+RESIDENT_SHARE = 0.25
+"""Of a device's free memory that resident data may take: activations need the rest."""
+
+
+def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, Any]:
+    """Trains, evaluates and saves.
+
+    Args:
+        config: The settings as the user gave them.
+        console: Where the run speaks.
+        stopwatch: Started with the process.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        tfgpu.errors.Error: The request, the data or the work is at fault.
+    """
+    build = recipe.find_builder(config.model)
+    machine = runtime.start(
+        strategy=config.strategy,
+        devices=config.devices,
+        virtual_devices=config.virtual_devices,
+        precision=config.precision,
+        jit_compile=config.jit_compile,
+        seed=config.seed,
+        deterministic=config.deterministic,
+    )
+    stopwatch.switch("data")
+    data = sources.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        validation_fraction=config.validation_fraction,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+    given = config
+    config = recipe.resolve(
+        config,
+        num_examples=data.train.num_examples,
+        replicas=machine.num_replicas,
+        on_gpu=machine.on_gpu,
+    )
+    config, input_reason = _choose_input(config, machine, data)
+    directory = RunDirectory.create(
+        config.run_dir,
+        config=config.to_json(),
+        dataset=data.name,
+        model=config.model,
+        chief=machine.is_chief,
+    )
+    if directory.finished is not None:
+        console.say(f"{directory.path} holds this run, finished; give another --run_dir to repeat")
+        return directory.finished
+    console.log_to(directory.log)
+    console.say(
+        runtime.describe(
+            machine,
+            global_batch=config.batch_size,
+            batch_reason="default" if given.batch_size is None else "",
+            steps_per_execution=config.steps_per_execution,
+            steps_per_execution_reason="auto" if given.steps_per_execution == "auto" else "",
+            input_mode=config.input,
+            input_reason=input_reason,
+        )
+    )
+    directory.write_environment(runtime.environment(machine, dataset=_provenance(data)))
+
+    outcome: dict[str, Any] = {
+        "status": "running",
+        "dataset": config.dataset,
+        "model": config.model,
+        "strategy": config.strategy,
+        "replicas": machine.num_replicas,
+        "precision": config.precision,
+        "jit_compile": machine.jit_compile,
+        "steps_per_execution": config.steps_per_execution,
+        "batch_size": config.batch_size,
+    }
+    with _signals(), _failures(config, directory), contextlib.closing(directory):
+        try:
+            _train(config, machine, data, build, directory, console, stopwatch, outcome)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
+            _close(outcome, "interrupted", directory, stopwatch)
+            raise Interrupted(
+                interrupted.signal,
+                f"stopped by {interrupted.signal.name} after {outcome.get('steps', 0)} steps; "
+                f"{directory.path} holds what was done",
+            ) from None
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _close(outcome, "failed", directory, stopwatch)
+            raise
+    return outcome
+
+
+def _train(
+    config: Config,
+    machine: runtime.Runtime,
+    data: sources.ImageDataset,
+    build: Callable[..., keras.Model],
+    directory: RunDirectory,
+    console: Console,
+    stopwatch: Stopwatch,
+    outcome: dict[str, Any],
+) -> None:
+    """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
+    strategy = machine.strategy
+    resident = config.input == "resident"
+    # Padding keeps one shape for XLA and equal shares for replicas; a single replica
+    # without XLA is better off with fewer rows.
+    pad = machine.jit_compile or machine.num_replicas > 1
+
+    def evaluated(examples: Examples) -> tf.data.Dataset:
+        return evaluation_batches(
+            examples,
+            batch_size=_evaluation_batch(examples, machine.num_replicas),
+            resident=make_resident(examples, strategy) if resident else (),
+            pad=pad,
+        )
+
+    batches = training_batches(
+        data.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=recipe.augmentations(config),
+        resident=make_resident(data.train, strategy) if resident else (),
+        pad=pad,
+    )
+    validation = evaluated(data.validation) if data.validation is not None else None
+
+    stopwatch.switch("model")
+    with strategy.scope():
+        model = _build(build, config, data)
+        model.compile(
+            optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
+            loss=_loss(config, num_classes=len(data.class_names)),
+            metrics=["accuracy"],
+            steps_per_execution=config.steps_per_execution,
+            jit_compile=machine.jit_compile,
+        )
+    outcome["parameters"] = model.count_params()
+    outcome["epochs"] = config.epochs
+
+    timing = Timing(
+        global_batch=config.batch_size,
+        examples=data.train.num_examples,
+        steps_per_epoch=batches.steps_per_epoch,
+        stopwatch=stopwatch,
+    )
+    progress = Progress(console=console, timing=timing, epochs=config.epochs)
+    record = _Record(directory, timing, outcome)
+    callbacks: list[Any] = [timing, progress, record]
+    if config.tensorboard == "default" and machine.is_chief:
+        callbacks.append(
+            keras.callbacks.TensorBoard(
+                log_dir=directory.tensorboard_dir, write_graph=False, update_freq="epoch"
+            )
+        )
+    if config.early_stopping is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss", patience=config.early_stopping, restore_best_weights=True
+            )
+        )
+    callbacks.append(timing.closing)
+    with progress:
+        model.fit(
+            batches,
+            steps_per_epoch=batches.steps_per_epoch,
+            epochs=config.epochs,
+            validation_data=validation,
+            shuffle=False,  # The order is the data set's own.
+            callbacks=callbacks,
+            verbose=0,
+        )
+    outcome["samples_per_second"] = timing.run_samples_per_second
+    outcome["train_seconds"] = timing.train_seconds
+
+    with stopwatch.during("test"):
+        test = model.evaluate(evaluated(data.test), verbose=0, return_dict=True)
+    outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+    with stopwatch.during("saving"):
+        if machine.is_chief:
+            _save(model, directory.model_path)
+    _close(outcome, "finished", directory, stopwatch)
+    console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+class _Record(keras.callbacks.Callback):
+    """Writes metrics.jsonl, a line an epoch, and keeps the outcome up to date."""
+
+    def __init__(self, directory: RunDirectory, timing: Timing, outcome: dict[str, Any]):
+        super().__init__()
+        self._directory = directory
+        self._timing = timing
+        self._outcome = outcome
+        self._epochs_done = 0
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        done = self._epochs_done * self._timing.steps_per_epoch
+        self._outcome["steps"] = done + self._timing.steps_done
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._epochs_done = epoch + 1
+        values = {
+            name: float(logs[name])
+            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+            if logs and name in logs
+        }
+        self._outcome.update(values)
+        self._directory.append_metrics(
+            {
+                "epoch": epoch + 1,
+                "step": self._outcome["steps"],
+                **values,
+                "samples_per_second": self._timing.samples_per_second,
+                "seconds": self._timing.epoch_seconds,
+            }
+        )
+
+
+def _choose_input(
+    config: Config, machine: runtime.Runtime, data: sources.ImageDataset
+) -> tuple[Config, str]:
+    """Decides `--input=auto` and gives the reason."""
+    import dataclasses
+
+    if config.input != "auto":
+        return config, ""
+    free = runtime.free_memory(machine.devices[0])
+    splits = [data.train, data.test, *([data.validation] if data.validation else [])]
+    # Virtual devices of a processor share its memory.
+    copies = 1 if machine.on_gpu else len(machine.devices)
+    needed = sum(split.nbytes for split in splits) * copies
+    fits = needed <= RESIDENT_SHARE * free
+    reason = (
+        f"{needed / 1e6:,.0f} MB of data, {'under' if fits else 'over'} a quarter of "
+        f"{free / 1e9:,.1f} GB free"
+    )
+    return dataclasses.replace(config, input="resident" if fits else "streaming"), reason
+
+
+def _evaluation_batch(examples: Examples, replicas: int) -> int:
+    """A batch for evaluation: a multiple of the replicas, no larger than it is of use."""
+    most = min(EVALUATION_BATCH, examples.num_examples)
+    return -(-most // replicas) * replicas
+
+
+def _build(
+    build: Callable[..., keras.Model], config: Config, data: sources.ImageDataset
+) -> keras.Model:
+    """Calls the builder and checks what it made."""
+    from tfgpu.model import ReplicaTrainer
+
+    try:
+        model = build(image_shape=data.image_shape, num_classes=len(data.class_names))
+    except Exception as error:
+        raise RequestError(
+            f"--model={config.model} cannot be built for images of "
+            f"{'x'.join(map(str, data.image_shape))} and {len(data.class_names)} classes: "
+            f"{error}; it is called with image_shape and num_classes"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise RequestError(
+            f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
+        )
+    if not isinstance(model, ReplicaTrainer):
+        raise RequestError(
+            f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
+            "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
+        )
+    expected = (None, len(data.class_names))
+    if model.built and tuple(getattr(model, "output_shape", expected)) != expected:
+        raise RequestError(
+            f"--model={config.model} gives outputs of shape {model.output_shape}; "
+            f"{config.dataset} needs logits of shape {expected}"
+        )
+    return model
+
+
+def _loss(config: Config, *, num_classes: int) -> keras.losses.Loss:
+    """Cross-entropy of logits and integer labels."""
+    if not config.label_smoothing:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return _SmoothedCrossentropy(num_classes, config.label_smoothing)
+
+
+@keras.saving.register_keras_serializable(package="tfgpu")
+class _SmoothedCrossentropy(keras.losses.Loss):
+    """Keras' `categorical_crossentropy` with label smoothing, for integer labels.
+
+    Args:
+        num_classes: Size of the logits.
+        label_smoothing: Mass spread evenly over the classes, in [0, 1).
+    """
+
+    def __init__(
+        self, num_classes: int, label_smoothing: float, name: str | None = None, **kwargs: Any
+    ):
+        super().__init__(name=name or "smoothed_crossentropy", **kwargs)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Loss of each example: labels (n,) and logits (n, num_classes) to (n,)."""
+        targets = keras.ops.one_hot(keras.ops.reshape(y_true, [-1]), self.num_classes)
+        return keras.losses.categorical_crossentropy(
+            targets, y_pred, from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return super().get_config() | {
+            "num_classes": self.num_classes,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    """Writes the model whole or not at all, so that plain Keras can read it."""
+    beside = path.with_name(f".{path.name}.partial.keras")
+    compiled = model.compiled
+    # A schedule or a loss of tfgpu's own would be all that plain Keras does not know.
+    model.compiled = compiled and "tfgpu>" not in json.dumps(
+        model.get_compile_config(), default=str
+    )
+    try:
+        model.save(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        model.compiled = compiled
+        beside.unlink(missing_ok=True)
+
+
+def _provenance(data: sources.ImageDataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "version": data.version,
+        "fingerprint": data.fingerprint,
+        "license": data.license,
+        "citation": data.citation,
+        "homepage": data.homepage,
+        "image_shape": list(data.image_shape),
+        "class_names": list(data.class_names),
+        "train_examples": data.train.num_examples,
+        "validation_examples": data.validation.num_examples if data.validation else 0,
+        "test_examples": data.test.num_examples,
+        "test_split": data.test_split,
+    }
+
+
+def _close(
+    outcome: dict[str, Any], status: str, directory: RunDirectory, stopwatch: Stopwatch
+) -> None:
+    outcome["status"] = status
+    outcome["total_seconds"] = stopwatch.total
+    directory.write_result(outcome)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns SIGTERM into `Interrupted`, as Python turns SIGINT into KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _failures(config: Config, directory: RunDirectory) -> Iterator[None]:
+    """Turns what TensorFlow says of memory and disks into one line."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        if "No space left" in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
+        raise _out_of_memory(config) from error
+    except (tf.errors.InternalError, tf.errors.UnknownError) as error:
+        if "No space left" in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
+        if "out of memory" in error.message.lower():
+            raise _out_of_memory(config) from error
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(config) from error
+    except OSError as error:
+        # HDF5 gives the text and not the number.
+        if error.errno is None and "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
+        raise
+
+
+def _out_of_memory(config: Config) -> WorkError:
+    smaller = config.batch_size // 2
+    hints = [f"--batch_size={smaller}"] if smaller else []
+    if config.input == "resident":
+        hints.append("--input=streaming")
+    if config.precision == "float32":
+        hints.append("--precision=mixed_bfloat16")
+    return WorkError(
+        f"out of memory with --batch_size={config.batch_size}; try {' or '.join(hints)}"
+    )
