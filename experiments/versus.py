@@ -1,0 +1,388 @@
+"""Times competing training loops side by side; the parts that `versus_*.py` share.
+
+Each contestant is a process of its own, with its own environment, that stays alive and
+trains for a fixed number of examples whenever it is told to. The driver tells them in
+turn, A B C A B C ..., so that all of them meet the same weather on a shared machine, and
+quotes ratios of neighbours: median, and the range of the middle half.
+
+All train the same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by
+cross-entropy and SGD with Nesterov momentum 0.9, on the same number of examples, shuffled,
+held in memory. Compilation and the first pass are excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = 8192
+"""In the data set that each contestant holds."""
+
+
+class Contestant:
+    """A process that trains when told to.
+
+    Args:
+        name: For the table.
+        kind: Which of `WORKERS` it runs.
+        options: Its keyword arguments.
+        python: The interpreter.
+        environment: Variables beside those of this process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        *,
+        options: Mapping[str, Any],
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ):
+        self.name = name
+        self.options = dict(options)
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("TF_", "XLA_", "OMP_", "KMP_"))
+        }
+        root = Path(__file__).resolve().parent.parent
+        clean["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [clean.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [python, __file__, kind, json.dumps(self.options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean | dict(environment or {}),
+        )
+        self.versions = self._read()
+
+    def rate(self) -> float:
+        """Trains once more and returns samples/s."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            if line.startswith("versus: "):
+                return json.loads(line.removeprefix("versus: "))
+        _, said = self._process.communicate()
+        raise SystemExit(f"{self.name} failed:\n{said[-2000:]}")
+
+
+def race(contestants: Sequence[Contestant], *, rounds: int) -> list[list[float]]:
+    """Lets each contestant train once a round, in turn.
+
+    Args:
+        contestants: Started.
+        rounds: How often.
+
+    Returns:
+        samples/s, a list of rounds for each contestant.
+    """
+    rates: list[list[float]] = [[] for _ in contestants]
+    for _ in range(rounds):
+        for place, contestant in enumerate(contestants):
+            rates[place].append(contestant.rate())
+    return rates
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, and the quartiles, of measurements."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high}
+
+
+def compare(rates: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Ratios of neighbouring measurements."""
+    return spread([a / b for a, b in zip(rates, base, strict=True)])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(name: str, result: Mapping[str, Any]) -> None:
+    """Writes a result to experiments/results."""
+    place = Path(__file__).resolve().parent / "results" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}")
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The flags that both commands share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch_sizes", default="128,512")
+    return parser
+
+
+# ---- what runs in the contestants' processes ------------------------------------------------
+
+
+def _report(value: Any) -> None:
+    print("versus: " + json.dumps(value), flush=True)
+
+
+def _serve(train: Callable[[], int], versions: Sequence[str]) -> None:
+    """Trains whenever a line comes; `train` returns the examples it used."""
+    train()
+    train()
+    _report({name: importlib.metadata.version(name) for name in versions})
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        samples = train()
+        _report(samples / (time.perf_counter() - start))
+
+
+def _arrays() -> tuple[Any, Any]:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    return (
+        random.integers(0, 256, (EXAMPLES, 32, 32, 3), dtype=np.uint8),
+        random.integers(0, 10, EXAMPLES, dtype=np.int32),
+    )
+
+
+def _repetitions(batch_size: int) -> int:
+    # Small batches are slow: a part of the data is enough for a second's work.
+    return max(1, min(EXAMPLES // batch_size, 64 if batch_size < 32 else 10**9))
+
+
+def _keras_strategy(devices: int) -> Any:
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if devices > 1:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * devices
+        )
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+    return tf.distribute.get_strategy()
+
+
+def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int = 16) -> None:
+    """`tfgpu.Model.fit` with resident input."""
+    from tfgpu import runtime
+
+    runtime.prepare_environment()
+    runtime.import_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    machine = runtime.start(virtual_devices=devices if devices > 1 else 0)
+    from tfgpu.data.examples import Examples
+    from tfgpu.data.inputs import training_batches
+    from tfgpu.models.lenet import lenet
+
+    images, labels = _arrays()
+    steps = _repetitions(batch_size)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(images, positions), tf.gather(labels, positions)
+
+    examples = Examples(EXAMPLES, read, lambda image, label: (image, label))
+    with machine.strategy.scope():
+        resident = tuple(tf.Variable(array, trainable=False) for array in (images, labels))
+        model = lenet(image_shape=(32, 32, 3), num_classes=10)
+        model.compile(
+            keras.optimizers.SGD(0.001, momentum=0.9, nesterov=True),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=min(steps_per_execution, steps),
+        )
+    batches = training_batches(examples, batch_size=batch_size, seed=0, resident=resident)
+    gate = _Gate()
+
+    class Wait(keras.callbacks.Callback):
+        """Hands each epoch of one endless `fit` to `_serve`."""
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            gate.wait_for_start()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            gate.finished()
+
+    gate.run(
+        lambda: model.fit(
+            batches,
+            steps_per_epoch=steps,
+            epochs=10**9,
+            shuffle=False,
+            verbose=0,
+            callbacks=[Wait()],
+        ),
+        samples=steps * batch_size,
+        versions=("tensorflow", "keras", "numpy"),
+    )
+
+
+def keras_worker(*, batch_size: int, devices: int = 1) -> None:
+    """Stock `keras.Model.fit` over a `tf.data` pipeline, in TensorFlow's default environment."""
+    import keras
+    import tensorflow as tf
+
+    strategy = _keras_strategy(devices)
+    images, labels = _arrays()
+    steps = _repetitions(batch_size)
+    dataset = (
+        tf.data.Dataset.from_tensor_slices((images, labels))
+        .shuffle(EXAMPLES)
+        .repeat()
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    with strategy.scope():
+        inputs = keras.Input((32, 32, 3))
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+        x = keras.layers.Conv2D(6, 5, activation="relu")(x)
+        x = keras.layers.MaxPooling2D(2)(x)
+        x = keras.layers.Conv2D(16, 5, activation="relu")(x)
+        x = keras.layers.MaxPooling2D(2)(x)
+        x = keras.layers.Flatten()(x)
+        x = keras.layers.Dense(120, activation="relu")(x)
+        x = keras.layers.Dense(84, activation="relu")(x)
+        model = keras.Model(inputs, keras.layers.Dense(10)(x))
+        model.compile(
+            keras.optimizers.SGD(0.001, momentum=0.9, nesterov=True),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    gate = _Gate()
+
+    class Wait(keras.callbacks.Callback):
+        """Hands each epoch of one endless `fit` to `_serve`."""
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            gate.wait_for_start()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            gate.finished()
+
+    gate.run(
+        lambda: model.fit(
+            dataset,
+            steps_per_epoch=steps,
+            epochs=10**9,
+            shuffle=False,
+            verbose=0,
+            callbacks=[Wait()],
+        ),
+        samples=steps * batch_size,
+        versions=("tensorflow", "keras", "numpy"),
+    )
+
+
+class _Gate:
+    """Lets `fit` run an epoch at a time in a thread of its own: one call, one warm pipeline."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._threading = threading
+
+    def wait_for_start(self) -> None:
+        self._go.acquire()
+
+    def finished(self) -> None:
+        self._done.release()
+
+    def run(self, fit: Callable[[], Any], *, samples: int, versions: Sequence[str]) -> None:
+        def train() -> int:
+            self._go.release()
+            self._done.acquire()
+            return samples
+
+        threading = self._threading
+        server = threading.Thread(target=_serve, args=(train, versions), daemon=True)
+        server.start()
+        fit()
+
+
+def pytorch_worker(*, batch_size: int) -> None:
+    """Eager PyTorch, float tensors in memory, batches by index, the loop everybody writes."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    images, labels = _arrays()
+    x = torch.from_numpy((images.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2).copy())
+    y = torch.from_numpy(labels.astype(np.int64))
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, nesterov=True)
+    steps = _repetitions(batch_size)
+
+    def train() -> int:
+        order = torch.randperm(EXAMPLES)
+        running = 0.0
+        for step in range(steps):
+            index = order[step * batch_size : (step + 1) * batch_size]
+            optimizer.zero_grad()
+            loss = criterion(network(x[index]), y[index])
+            loss.backward()
+            optimizer.step()
+            running += loss.item()
+        return steps * batch_size
+
+    _serve(train, ("torch", "numpy"))
+
+
+WORKERS: dict[str, Callable[..., None]] = {
+    "tfgpu": tfgpu_worker,
+    "keras": keras_worker,
+    "pytorch": pytorch_worker,
+}
+
+if __name__ == "__main__":
+    WORKERS[sys.argv[1]](**json.loads(sys.argv[2]))
