@@ -66,14 +66,14 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
             f"--batch_size={batch_size} is larger than the training set of {num_examples} "
             f"examples; use at most {num_examples // replicas * replicas}"
         )
-    epochs = config.epochs or (30 if small else 6)
+    epochs = config.epochs or (40 if small else 6)
     steps = math.ceil(num_examples / batch_size)
     together = config.steps_per_execution
     if together == "auto":
         together = min(steps, STEPS_PER_EXECUTION_GPU if on_gpu else STEPS_PER_EXECUTION_CPU)
     learning_rate = config.learning_rate
     if learning_rate is None:
-        learning_rate = 0.06 if sgd else 1e-3
+        learning_rate = (0.02 if small else 0.06) if sgd else 1e-3
     warmup = config.warmup_epochs
     if warmup is None:
         warmup = epochs / 5
@@ -82,7 +82,7 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         momentum = 0.9 if sgd else 0.0
     weight_decay = config.weight_decay
     if weight_decay is None:
-        weight_decay = 5e-4 if sgd else 0.004 if optimizer == "adamw" else 0.0
+        weight_decay = 0.01 if sgd else 0.004 if optimizer == "adamw" else 0.0
     return dataclasses.replace(
         config,
         batch_size=batch_size,
