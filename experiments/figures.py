@@ -43,7 +43,9 @@ def measure(recipe: str) -> dict[str, Any]:
             result = json.loads((directory / "result.json").read_text())
             environment = json.loads((directory / "environment.json").read_text())
         kept = ("test_accuracy", "test_loss", "train_seconds", "samples_per_second")
-        runs.append({"seed": seed, **{name: result[name] for name in kept}, "process_seconds": seconds})
+        runs.append(
+            {"seed": seed, **{name: result[name] for name in kept}, "process_seconds": seconds}
+        )
         print(
             f"{recipe:<10} seed {seed}  test accuracy {result['test_accuracy']:.4f}  "
             f"training {result['train_seconds']:.1f} s  process {seconds:.1f} s",

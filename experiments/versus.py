@@ -141,7 +141,9 @@ def write(name: str, result: Mapping[str, Any]) -> None:
     place = Path(__file__).resolve().parent / "results" / name
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}")
+    print(
+        f"written to {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}"
+    )
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -227,17 +227,3 @@ def test_suggests_the_nearest_name(name, value, meant):
 def test_an_unknown_setting_is_refused_with_a_suggestion():
     with pytest.raises(RequestError, match="'epoch' is not a setting .*'epochs'"):
         Config.from_json({"epoch": 3})
-
-
-def test_differences_name_setting_and_both_values():
-    one = Config(epochs=3, image_size=(32, 32))
-    other = Config(epochs=4, image_size=(64, 32), deterministic=True)
-    assert one.differences(other) == [
-        "deterministic: false != true",
-        "image_size: 32x32 != 64x32",
-        "epochs: 3 != 4",
-    ]
-
-
-def test_differences_leave_out_what_does_not_make_another_run():
-    assert Config().differences(Config(run_dir="r", verbosity=1, progress="none")) == []

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpu.replica_step import Padding, all_finite, apply_optimizer, pack, read
+from tfgpu.loss_weights import Padding
+from tfgpu.replica_step import all_finite, apply_optimizer, pack, read
 
 SHAPES = [(6, 4), (4,), (3, 3, 2, 4)]
 STEPS = 4
@@ -222,7 +223,9 @@ def test_pack_of_nothing():
 def test_padding_weights_turn_means_over_rows_into_the_mean_over_real_ones():
     values = [np.float32([1, 2, 3, 4]), np.float32([5, 5, 5, 5])]  # 5 real rows of 8
     shares = [
-        np.mean(rows * Padding(tf.constant(real), tf.constant(5), tf.constant(8)).weights(4, mean=True))
+        np.mean(
+            rows * Padding(tf.constant(real), tf.constant(5), tf.constant(8)).weights(4, mean=True)
+        )
         for rows, real in zip(values, (4, 1), strict=True)
     ]
     # Keras divides a replica's mean by the number of replicas.

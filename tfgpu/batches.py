@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfgpu.replica_step import Padding
+from tfgpu.loss_weights import Padding
 
 
 class PaddedBatch(NamedTuple):
@@ -64,7 +64,12 @@ class Batches:
         steps_per_epoch: int | None = None,
     ):
         self.element_spec = dataset.element_spec
+        self.source = dataset
         self.steps_per_epoch = steps_per_epoch
+        self.device_map = getattr(dataset, "device_map", None)
+        self._strategy = strategy
+        self._start_step = 0
+        self._dataset: Any = None
         cardinality = int(dataset.cardinality())
         self.num_batches = cardinality if cardinality >= 0 else num_batches
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
@@ -73,30 +78,53 @@ class Batches:
         rows = _static_rows(dataset.element_spec)
         # A data set of our own says what size to pad to, so that XLA sees one shape.
         pad_to = getattr(dataset, "pad_to", None)
-        self.padded = pad_to is not None or (replicas > 1 and (rows is None or rows % replicas))
+        self.padded = pad_to is not None or (
+            replicas > 1 and (rows is None or rows % replicas != 0)
+        )
+        self._pad_to = pad_to
+
+    def seek(self, step: int) -> None:
+        """Makes the next iteration begin at a step, counted from the first one of all.
+
+        Raises:
+            TypeError: The data set is not a `tfgpu.data` one, whose batches are a function
+                of the step.
+        """
+        from_step = getattr(self.source, "from_step", None)
+        if from_step is None:
+            raise TypeError(
+                "only the data sets of tfgpu.data can begin at a given step; make this one "
+                "with tfgpu.data.inputs.training_batches"
+            )
+        self.source = from_step(step)
+        self._start_step = step
+        self._dataset = None
+
+    def __iter__(self) -> BatchIterator:
+        if self._dataset is None:
+            self._dataset = self._distribute()
+        return BatchIterator(iter(self._dataset), self, position=self._start_step)
+
+    def _distribute(self) -> Any:
+        strategy, dataset = self._strategy, self.source
+        replicas = strategy.num_replicas_in_sync
         if self.padded:
-            dataset = _pad(dataset, replicas=replicas, pad_to=pad_to)
+            dataset = _pad(dataset, replicas=replicas, pad_to=self._pad_to)
         if _is_default(strategy):
             if self.padded:
                 dataset = dataset.map(_only_share)
-            self._dataset = dataset.prefetch(tf.data.AUTOTUNE)
-            return
+            return dataset.prefetch(tf.data.AUTOTUNE)
 
         def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = replicas // context.num_input_pipelines
             first = local * context.input_pipeline_id
-            mine = _deal(
-                dataset, padded=self.padded, replicas=replicas, first=first, local=local
-            )
+            mine = _deal(dataset, padded=self.padded, replicas=replicas, first=first, local=local)
             # For a data set it takes for endless TensorFlow leaves out its own handling
             # of partial batches: a `cond` and a collective in every step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
             return mine.apply(endless).prefetch(2 * local)
 
-        self._dataset = strategy.distribute_datasets_from_function(shares)
-
-    def __iter__(self) -> BatchIterator:
-        return BatchIterator(iter(self._dataset), self)
+        return strategy.distribute_datasets_from_function(shares)
 
 
 def end_of_data(error: tf.errors.OpError) -> bool:
@@ -114,12 +142,15 @@ class BatchIterator:
         source: The iterator that a `tf.function` reads.
         batches: What is iterated over.
         exhausted: Set by the reader when data of unknown size has ended.
+        cut: Executions end at multiples of this many steps; None: wherever.
     """
 
-    def __init__(self, source: Iterator[Any], batches: Batches):
+    def __init__(self, source: Iterator[Any], batches: Batches, *, position: int = 0):
         self.source = source
         self.batches = batches
-        self._taken = 0
+        self.cut: int | None = None
+        self._position = position
+        self._first = position
         self.exhausted = False
 
     def __iter__(self) -> BatchIterator:
@@ -143,10 +174,12 @@ class BatchIterator:
         limit = steps
         epoch = self.batches.steps_per_epoch
         if epoch:
-            limit = min(limit, epoch - self._taken % epoch)
+            limit = min(limit, epoch - self._position % epoch)
         if self.batches.num_batches is not None:
-            limit = min(limit, self.batches.num_batches - self._taken)
-        self._taken += limit
+            limit = min(limit, self.batches.num_batches - (self._position - self._first))
+        if self.cut:
+            limit = min(limit, self.cut - self._position % self.cut)
+        self._position += limit
         return limit
 
     @property
@@ -215,9 +248,11 @@ def _deal(
         structure = data[0] if len(data) == 1 else data
         if not padded:
             structure = tf.nest.map_structure(
-                lambda t: tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
-                if t.shape.is_fully_defined()
-                else tf.stack(tf.split(t, replicas)),
+                lambda t: (
+                    tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
+                    if t.shape.is_fully_defined()
+                    else tf.stack(tf.split(t, replicas))
+                ),
                 structure,
             )
         return tf.data.Dataset.from_tensor_slices(

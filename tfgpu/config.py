@@ -37,7 +37,7 @@ TENSORBOARD = ("default", "none")
 PROGRESS = ("auto", "bar", "plain", "none")
 
 # Two runs that differ in these alone are the same run.
-_DO_NOT_COUNT = ("run_dir", "verbosity", "progress")
+NOT_OF_THE_RUN = frozenset({"run_dir", "verbosity", "progress"})
 
 # Seeds and step counters are int32 somewhere below us; nothing sensible is larger.
 _LARGEST = 2**31 - 1
@@ -165,18 +165,6 @@ class Config:
                     "`tfgpu train --help` lists them"
                 )
         return cls(**settings)
-
-    def differences(self, other: "Config") -> list[str]:
-        """Returns "name: this != that" for each setting in which two runs differ.
-
-        `run_dir`, `verbosity` and `progress` do not count.
-        """
-        return [
-            f"{field.name}: {as_typed(mine)} != {as_typed(theirs)}"
-            for field in dataclasses.fields(self)
-            if field.name not in _DO_NOT_COUNT
-            and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
-        ]
 
     def _check_devices(self) -> None:
         self._choice("strategy", STRATEGIES)

@@ -23,11 +23,11 @@ from keras.src.models import sequential as keras_sequential
 from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.trainer import model_supports_jit
 
-from tfgpu import loss_scale
-from tfgpu.batches import BatchIterator, Batches, PaddedBatch, can_pad, end_of_data
+from tfgpu import loss_scale, loss_weights
+from tfgpu.batches import Batches, BatchIterator, PaddedBatch, can_pad, end_of_data
+from tfgpu.loss_weights import Padding
 from tfgpu.replica_step import (
     Outcome,
-    Padding,
     Tensors,
     apply_optimizer,
     first_tensor,
@@ -39,7 +39,7 @@ from tfgpu.replica_step import (
 
 
 class _Batch(NamedTuple):
-    """A replica's batch: (x, y, weights) for the loss, (x, y, sample_weight) for metrics."""
+    """A replica's batch: (x, y, shares) for the loss, (x, y, sample_weight) for metrics."""
 
     for_loss: tuple[Any, Any, Any]
     for_metrics: tuple[Any, Any, Any]
@@ -131,7 +131,6 @@ class ReplicaTrainer:
                     num_batches=iterator.data_adapter.num_batches,
                     steps_per_epoch=iterator.steps_per_epoch,
                 )
-                batches.device_map = getattr(dataset, "device_map", None)
                 iterator._distributed_dataset = batches
             data_batch = batches.element_spec
             if batches.device_map is not None:
@@ -142,6 +141,14 @@ class ReplicaTrainer:
 
     def _build_from(self, data_batch: Any) -> None:
         """Creates all variables, which a pure step cannot create on the way."""
+        optimizer = loss_scale.inner(getattr(self, "optimizer", None))
+        made_for = getattr(optimizer, "_distribution_strategy", self.distribute_strategy)
+        if made_for is not self.distribute_strategy:
+            raise ValueError(
+                f"The optimizer {optimizer.name!r} was made for {type(made_for).__name__} and the "
+                f"model for {type(self.distribute_strategy).__name__}. Make both under the same "
+                "`strategy.scope()`, and call `compile` there too."
+            )
         spec = tree.map_structure(_symbolic, data_batch)
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=spec)
@@ -171,33 +178,36 @@ class ReplicaTrainer:
         own_results = own or (
             type(self).compute_metrics is not keras_trainer.TensorFlowTrainer.compute_metrics
         )
-        device_map: list[Any] = [None]
 
-        def step(element: Any) -> Any:
+        # The device map is an argument of what is traced and not a variable around it: another
+        # data set of the same kind of elements has another map, over other resident data.
+        def step(element: Any, device_map: Any) -> Any:
             padding = None
             if isinstance(element, PaddedBatch):
                 element, padding = element.data, element.padding
             element = _none_for_optional(element)
             if own:
-                if device_map[0] is not None:
-                    element = device_map[0](element, read(device_map[0].variables))
+                if device_map is not None:
+                    element = device_map(element, read(device_map.variables))
                 return replica_step(_without_padding(element, padding))
-            return replica_step(element, padding, device_map[0])
+            return replica_step(element, padding, device_map)
 
-        def run_step(element: Any) -> Any:
-            return strategy.run(step, args=(element,))
+        def run_step(element: Any, device_map: Any) -> Any:
+            return strategy.run(lambda share: step(share, device_map), args=(element,))
 
         def results(last: Any) -> Any:
             if own_results:
                 return keras_trainer.reduce_per_replica(last, strategy, reduction="auto")
             return self.get_metrics_result()
 
-        def run_steps(source: Any, steps: tf.Tensor, done: tf.Variable | None) -> Any:
+        def run_steps(
+            source: Any, device_map: Any, steps: tf.Tensor, done: tf.Variable | None
+        ) -> Any:
             """`steps` steps; the last apart when only it knows the results."""
             looped = steps - 1 if own_results else steps
 
             def body(count: tf.Tensor) -> list[tf.Tensor]:
-                run_step(next(source))
+                run_step(next(source), device_map)
                 if done is not None:
                     done.assign(count + 1)
                 return [count + 1]
@@ -205,13 +215,13 @@ class ReplicaTrainer:
             # One step at a time: when the data ends inside an execution, no step may
             # have been begun.
             tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
-            return results(run_step(next(source)) if own_results else None)
+            return results(run_step(next(source), device_map) if own_results else None)
 
-        def run_one(element: Any) -> Any:
-            return results(run_step(element))
+        def run_one(element: Any, device_map: Any = None) -> Any:
+            return results(run_step(element, device_map))
 
-        def run_next(source: Any) -> Any:
-            return run_one(next(source))
+        def run_next(source: Any, device_map: Any) -> Any:
+            return run_one(next(source), device_map)
 
         if not self.run_eagerly:
             options = {"reduce_retracing": True, "autograph": False}
@@ -224,13 +234,13 @@ class ReplicaTrainer:
             done = tf.Variable(
                 0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
             )
-            logs = None
+            device_map, logs = iterator.batches.device_map, None
             try:
                 if own_results or steps == 1:
                     for _ in range(steps):
-                        logs = run_next(iterator.source)
+                        logs = run_next(iterator.source, device_map)
                     return logs
-                return run_steps(iterator.source, tf.constant(steps), done)
+                return run_steps(iterator.source, device_map, tf.constant(steps), done)
             except (StopIteration, tf.errors.OpError) as error:
                 if not isinstance(error, StopIteration) and not end_of_data(error):
                     raise
@@ -242,15 +252,15 @@ class ReplicaTrainer:
         def execution(iterator: Any) -> Any:
             if not isinstance(iterator, BatchIterator):
                 return self._run_given(iterator, run_one)
-            device_map[0] = iterator.batches.device_map
+            device_map = iterator.batches.device_map
             steps = iterator.take(self.steps_per_execution)
             if steps == 0:
                 raise StopIteration
             if not iterator.sized:
                 return run_unsized(iterator, steps)
-            if steps == 1:
-                return run_next(iterator.source)
-            return run_steps(iterator.source, tf.constant(steps), None)
+            if self.steps_per_execution == 1:
+                return run_next(iterator.source, device_map)
+            return run_steps(iterator.source, device_map, tf.constant(steps), None)
 
         return execution
 
@@ -283,22 +293,24 @@ class ReplicaTrainer:
         scale = loss_scale.current(optimizer)
         seeds = self._replica_seeds(context)
 
-        def compute(element, resident, trainable, non_trainable, metrics, scale):
-            batch = self._batch(element, resident, padding, device_map)
+        def compute(element, resident, trainable, non_trainable, metrics, totals, scale):
+            batch = self._batch(element, resident, padding, totals, device_map)
             before = [v + seeds[i] if i in seeds else v for i, v in enumerate(non_trainable)]
             outcome, gradients = loss_and_gradients(
                 self, trainable, before, metrics, *batch.for_loss, scale
             )
-            for i, offset in seeds.items():
-                outcome.non_trainable[i] -= offset
+            for i in seeds.keys() & outcome.non_trainable.keys():
+                outcome.non_trainable[i] -= seeds[i]
             return outcome, gradients, batch.for_metrics
 
-        outcome, gradients, batch = self._jit(compute)(
+        synchronized = context.num_replicas_in_sync > 1 and self._has_synchronized_layers()
+        outcome, gradients, batch = (compute if synchronized else self._jit(compute))(
             element,
             read(device_map.variables) if device_map else (),
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
+            self._weight_totals(context, element, padding),
             None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
         if context.num_replicas_in_sync > 1:
@@ -317,14 +329,16 @@ class ReplicaTrainer:
             )
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        _assign(self.non_trainable_variables, outcome.non_trainable)
+        self._assign_non_trainable(outcome)
         return self._update_metrics(outcome, batch, padding)
 
     def _test_replica(
         self, element: Any, padding: Padding | None, device_map: Callable | None
     ) -> Any:
-        def compute(element, resident, trainable, non_trainable, metrics):
-            batch = self._batch(element, resident, padding, device_map)
+        context = tf.distribute.get_replica_context()
+
+        def compute(element, resident, trainable, non_trainable, metrics, totals):
+            batch = self._batch(element, resident, padding, totals, device_map)
             outcome = forward(
                 self, trainable, non_trainable, metrics, *batch.for_loss, training=False
             )
@@ -336,7 +350,11 @@ class ReplicaTrainer:
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
+            self._weight_totals(context, element, padding),
         )
+        if context.num_replicas_in_sync > 1:
+            self._reduce(context, [], outcome.non_trainable, padding)
+        self._assign_non_trainable(outcome)
         return self._update_metrics(outcome, batch, padding)
 
     def _predict_replica(self, data: Any) -> Any:
@@ -379,61 +397,58 @@ class ReplicaTrainer:
         """What to add to each seed generator's state so that replicas draw differently."""
         if context.num_replicas_in_sync == 1:
             return {}
-        offsets = {}
+        # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
+        replica = tf.cast(context.replica_id_in_sync_group, tf.int64) * 2654435769
         generators = {id(g.state) for g in _seed_generators(self)}
-        for i, variable in enumerate(self.non_trainable_variables):
-            if id(variable) in generators:
-                # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
-                replica = tf.cast(context.replica_id_in_sync_group, tf.uint32)
-                spread = replica * tf.constant(2654435769, tf.uint32)
-                offset = tf.stack([spread, tf.zeros_like(spread)])
-                offsets[i] = tf.bitcast(offset, tf.int32)
-                offsets[i] = tf.cast(offsets[i], variable.dtype)
-        return offsets
+        return {
+            i: tf.cast(tf.stack([replica, 0]), variable.dtype)
+            for i, variable in enumerate(self.non_trainable_variables)
+            if id(variable) in generators
+        }
+
+    def _weight_totals(self, context: Any, element: Any, padding: Padding | None) -> Tensors:
+        """Sums of weights over all replicas, for losses that divide by them."""
+        if context.num_replicas_in_sync == 1:
+            return []
+        x, _, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(element)
+        rows = tf.shape(first_tensor(x))[0]
+        sums = loss_weights.weight_sums(self._compile_loss, sample_weight, rows, padding)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, sums) if sums else []
 
     def _batch(
-        self, element: Any, resident: Tensors, padding: Padding | None, device_map: Callable | None
+        self,
+        element: Any,
+        resident: Tensors,
+        padding: Padding | None,
+        totals: Tensors,
+        device_map: Callable | None,
     ) -> _Batch:
         """Turns what travelled to the device into what the loss and the metrics take."""
         if device_map is not None:
             element = device_map(element, resident)
         x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(element)
-        weights = self._loss_weights(x, sample_weight, padding)
+        rows = tf.shape(first_tensor(x))[0]
+        shares = loss_weights.shares(self._compile_loss, sample_weight, rows, padding, totals)
         # The default `compute_metrics` ignores `x`; returning it would copy it.
         keep_x = type(self).compute_metrics is not keras_trainer.TensorFlowTrainer.compute_metrics
         return _Batch(
-            for_loss=(x, y, weights),
+            for_loss=(x, y, shares),
             for_metrics=(x if keep_x else None, y, sample_weight),
         )
 
-    def _loss_weights(self, x: Any, sample_weight: Any, padding: Padding | None) -> Any:
-        """Sample weights for the loss, 0 for padded rows."""
-        if padding is None:
-            return sample_weight
-        rows = tf.shape(first_tensor(x))[0]
-        reductions = {
-            getattr(entry.loss, "reduction", "mean")
-            for entry in getattr(self._compile_loss, "_flat_losses", None) or []
-        }
-        weights = padding.weights(rows, mean=reductions != {"sum"})
-        if sample_weight is None:
-            return weights
-
-        def weighted(given: tf.Tensor) -> tf.Tensor:
-            shape = tf.concat([[rows], tf.ones([tf.rank(given) - 1], tf.int32)], axis=0)
-            return given * tf.cast(tf.reshape(weights, shape), given.dtype)
-
-        return tree.map_structure(weighted, sample_weight)
-
     def _reduce(
-        self, context: Any, gradients: Tensors, non_trainable: Tensors, padding: Padding | None
+        self,
+        context: Any,
+        gradients: Tensors,
+        non_trainable: dict[int, tf.Tensor],
+        padding: Padding | None,
     ) -> Tensors:
         """Sums gradients over the replicas and averages `non_trainable`'s floats in place."""
         share = tf.constant(1.0 / context.num_replicas_in_sync)
         if padding is not None:
             share = tf.cast(padding.real, tf.float32) / tf.cast(padding.total, tf.float32)
         # Seeds and counters are the same everywhere already and must not be averaged.
-        floats = [i for i, value in enumerate(non_trainable) if value.dtype.is_floating]
+        floats = [i for i, value in non_trainable.items() if value.dtype.is_floating]
         weighted = [non_trainable[i] * tf.cast(share, non_trainable[i].dtype) for i in floats]
         vectors, unpack = pack([*gradients, *weighted])
         if not vectors:
@@ -442,6 +457,23 @@ class ReplicaTrainer:
         for i, value in zip(floats, reduced[len(gradients) :], strict=True):
             non_trainable[i] = value
         return reduced[: len(gradients)]
+
+    def _assign_non_trainable(self, outcome: Outcome) -> None:
+        variables = self.non_trainable_variables
+        changed = outcome.non_trainable
+        _assign([variables[i] for i in changed], list(changed.values()))
+
+    def _has_synchronized_layers(self) -> bool:
+        """Whether layers exchange statistics in the forward pass; says that XLA cannot."""
+        names = [layer.name for layer in self._flatten_layers() if _is_synchronized(layer)]
+        if names and self.jit_compile:
+            warnings.warn(
+                f"{names[0]} is synchronized: replicas meet in the middle of the forward pass, "
+                "which XLA cannot compile, so the forward and backward pass run without XLA. "
+                "Use synchronized=False to keep XLA.",
+                stacklevel=2,
+            )
+        return bool(names)
 
     def _update_metrics(
         self, outcome: Outcome, batch: tuple[Any, Any, Any], padding: Padding | None
@@ -457,15 +489,14 @@ class ReplicaTrainer:
         if self._loss_tracker is not None:
             # Over the replicas the shares add up to the global loss and the weights to
             # the number of examples.
-            self._loss_tracker.update_state(
-                outcome.loss * replicas, sample_weight=count / replicas
-            )
+            self._loss_tracker.update_state(outcome.loss * replicas, sample_weight=count / replicas)
         own = {id(v) for m in getattr(self._compile_loss, "metrics", []) for v in m.variables}
         for position, new in outcome.metrics.items():
             variable = self.metrics_variables[position]
             delta = new - variable.value
-            if id(variable) in own and padding is not None:
-                # Keras weighs an output's loss by the rows, ours by the real ones.
+            if id(variable) in own and (padding is not None or predicted.shape[0] is None):
+                # Keras weighs an output's loss by the rows where it knows them, else by 1;
+                # ours by the real ones.
                 rows = predicted.shape[0] or 1
                 delta *= tf.cast(count / replicas / rows, delta.dtype)
             variable.assign(variable.value + delta)
@@ -482,6 +513,10 @@ def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     for layer in model._flatten_layers():
         found.extend(getattr(layer, "_seed_generators", []))
     return found
+
+
+def _is_synchronized(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
 
 
 def _without_padding(structure: Any, padding: Padding | None) -> Any:
@@ -502,7 +537,9 @@ def _none_for_optional(data: Any) -> Any:
 def _symbolic(leaf: Any) -> Any:
     """A stand-in with a shape and a dtype, which is all that building looks at."""
     if isinstance(leaf, tf.TensorSpec):
-        return keras.KerasTensor([None, *leaf.shape[1:]], keras.backend.standardize_dtype(leaf.dtype))
+        return keras.KerasTensor(
+            [None, *leaf.shape[1:]], keras.backend.standardize_dtype(leaf.dtype)
+        )
     return leaf
 
 

@@ -31,7 +31,23 @@ STEPS_PER_EXECUTION_GPU = 64
 MODELS = ("lenet",)
 
 
-def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -> Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved(Config):
+    """A `Config` in which nothing is left open but `run_dir` and what None turns off."""
+
+    steps_per_execution: int
+    augment: str
+    batch_size: int
+    epochs: int
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    lr_schedule: str
+    warmup_epochs: float
+
+
+def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -> Resolved:
     """Decides every setting that depends on the data and the devices.
 
     Args:
@@ -41,7 +57,7 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         on_gpu: Whether they are GPUs.
 
     Returns:
-        A config without open settings, except `run_dir` and those where None is "off".
+        The same config with the open settings decided.
 
     Raises:
         RequestError: The batch is larger than the training set or does not divide among
@@ -82,9 +98,8 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         momentum = 0.9 if sgd else 0.0
     weight_decay = config.weight_decay
     if weight_decay is None:
-        weight_decay = 0.01 if sgd else 0.004 if optimizer == "adamw" else 0.0
-    return dataclasses.replace(
-        config,
+        weight_decay = 0.02 if sgd else 0.004 if optimizer == "adamw" else 0.0
+    decided = dict(
         batch_size=batch_size,
         epochs=epochs,
         steps_per_execution=together,
@@ -97,22 +112,23 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         # A small set is soon learnt by heart; shifts are harmless to digits, mirroring is not.
         augment=config.augment or ("crop" if small else "none"),
     )
+    return Resolved(**config.to_json() | decided)
 
 
-def augmentations(config: Config) -> tuple[str, ...]:
+def augmentations(config: Resolved) -> tuple[str, ...]:
     """The names in `--augment`, in order; () for none."""
-    names = () if config.augment in (None, "none") else tuple(config.augment.split(","))
+    names = () if config.augment == "none" else tuple(config.augment.split(","))
     assert set(names) <= set(AUGMENTATIONS)
     return names
 
 
 def make_schedule(
-    config: Config, *, steps_per_epoch: int
+    config: Resolved, *, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule | float:
     """The learning rate as a function of the optimizer's updates.
 
     Args:
-        config: A resolved config.
+        config: What `resolve` returned.
         steps_per_epoch: Batches in an epoch.
 
     Returns:
@@ -121,9 +137,7 @@ def make_schedule(
     from tfgpu.schedules import warm_up
 
     updates = steps_per_epoch * config.epochs // config.gradient_accumulation_steps
-    warmup = round(
-        config.warmup_epochs * steps_per_epoch / config.gradient_accumulation_steps
-    )
+    warmup = round(config.warmup_epochs * steps_per_epoch / config.gradient_accumulation_steps)
     return warm_up(
         config.lr_schedule,
         peak=config.learning_rate,
@@ -132,13 +146,13 @@ def make_schedule(
     )
 
 
-def make_optimizer(config: Config, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     """Keras' optimizer with every setting of `config` that concerns it.
 
     Call it in the strategy's scope.
 
     Args:
-        config: A resolved config.
+        config: What `resolve` returned.
         steps_per_epoch: Batches in an epoch.
     """
     import keras
@@ -158,6 +172,28 @@ def make_optimizer(config: Config, *, steps_per_epoch: int) -> keras.optimizers.
     if config.gradient_accumulation_steps > 1:
         settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
     return keras.optimizers.get({"class_name": config.optimizer, "config": settings})
+
+
+def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
+    """Keras' callbacks that settings ask for.
+
+    Args:
+        config: What `resolve` returned.
+    """
+    import keras
+
+    callbacks: list[keras.callbacks.Callback] = []
+    if config.ema_momentum is not None:
+        # The run ends with the average, so that is what is validated, and what early stopping
+        # compares and restores.
+        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+    if config.early_stopping is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss", patience=config.early_stopping, restore_best_weights=True
+            )
+        )
+    return callbacks
 
 
 def find_builder(name: str) -> Callable[..., keras.Model]:

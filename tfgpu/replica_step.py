@@ -18,7 +18,6 @@ reading a variable gives a tensor and assigning to it records one.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,41 +28,10 @@ from keras import tree
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from tfgpu.loss_weights import Shares, reduced_as
+
 Tensors = list[Any]
 """Values of a list of variables, one tensor each, in the list's order."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Padding:
-    """How many rows of a replica's batch are real; the others have weight 0.
-
-    Attributes:
-        real: int32 scalar, real rows of this replica's batch. They come first.
-        total: int32 scalar, real rows of the whole global batch, never 0.
-        rows: int32 scalar, rows of the global batch with its padding.
-    """
-
-    real: tf.Tensor
-    total: tf.Tensor
-    rows: tf.Tensor
-
-    def weights(self, rows: tf.Tensor, *, mean: bool) -> tf.Tensor:
-        """Weights that make a mean over padded rows the mean over real ones.
-
-        A loss that divides by the rows of its batch divides by `self.rows` over
-        all replicas; the factor `rows / total` turns that into the real count.
-
-        Args:
-            rows: int32 scalar, rows of this replica's batch with the padding.
-            mean: Whether the loss divides by the number of rows.
-
-        Returns:
-            float32 of shape (rows,): 0 for padding.
-        """
-        mask = tf.sequence_mask(self.real, rows, dtype=tf.float32)
-        if not mean:
-            return mask
-        return mask * (tf.cast(self.rows, tf.float32) / tf.cast(self.total, tf.float32))
 
 
 class Outcome(NamedTuple):
@@ -72,14 +40,15 @@ class Outcome(NamedTuple):
     Attributes:
         loss: float scalar, this replica's share: the shares' sum is the global loss.
         y_pred: The model's outputs.
-        non_trainable: New values of `model.non_trainable_variables`.
+        non_trainable: New values of those of `model.non_trainable_variables` that changed,
+            by position.
         metrics: New values of `model.metrics_variables` that computing the loss changed,
             by position.
     """
 
     loss: tf.Tensor
     y_pred: Any
-    non_trainable: Tensors
+    non_trainable: dict[int, tf.Tensor]
     metrics: dict[int, tf.Tensor]
 
 
@@ -100,7 +69,7 @@ def forward(
     metrics: Tensors,
     x: Any,
     y: Any,
-    sample_weight: Any,
+    shares: Shares,
     *,
     training: bool,
 ) -> Outcome:
@@ -113,38 +82,48 @@ def forward(
         metrics: Values of `model.metrics_variables`.
         x: Inputs, batch first.
         y: Targets.
-        sample_weight: Weights of the examples, or None.
+        shares: Weights of the examples, and how losses reduce.
         training: Keras' flag of that name.
 
     Returns:
         The loss, the outputs and the changed state.
     """
     arguments = {"training": training} if model._call_has_training_arg else {}
-    y_pred, non_trainable, losses = model.stateless_call(
+    y_pred, new_non_trainable, losses = model.stateless_call(
         trainable, non_trainable, x, return_losses=True, **arguments
     )
     # `model.losses` reads this, as in Keras' own JAX trainer.
     model._losses_override.clear()
     model._losses_override.extend(losses or [])
     try:
-        loss, (_, non_trainable, new_metrics) = model.stateless_compute_loss(
-            trainable,
-            non_trainable,
-            metrics,
-            x=x,
-            y=y,
-            y_pred=y_pred,
-            sample_weight=sample_weight,
-            training=training,
-        )
+        with reduced_as(model._compile_loss, shares.reduction):
+            loss, (_, new_non_trainable, new_metrics) = model.stateless_compute_loss(
+                trainable,
+                new_non_trainable,
+                metrics,
+                x=x,
+                y=y,
+                y_pred=y_pred,
+                sample_weight=shares.sample_weight,
+                training=training,
+            )
     finally:
         model._losses_override.clear()
-    changed = {
+    return Outcome(
+        loss=loss,
+        y_pred=y_pred,
+        non_trainable=_changed(non_trainable, new_non_trainable),
+        metrics=_changed(metrics, new_metrics),
+    )
+
+
+def _changed(before: Tensors, after: Tensors) -> dict[int, tf.Tensor]:
+    """The values that a stateless call replaced, by position."""
+    return {
         position: new
-        for position, (old, new) in enumerate(zip(metrics, new_metrics, strict=True))
+        for position, (old, new) in enumerate(zip(before, after, strict=True))
         if new is not None and new is not old
     }
-    return Outcome(loss=loss, y_pred=y_pred, non_trainable=non_trainable, metrics=changed)
 
 
 def loss_and_gradients(
@@ -154,7 +133,7 @@ def loss_and_gradients(
     metrics: Tensors,
     x: Any,
     y: Any,
-    sample_weight: Any,
+    shares: Shares,
     loss_scale: tf.Tensor | None,
 ) -> tuple[Outcome, Tensors]:
     """Forward and backward pass of one replica.
@@ -166,7 +145,7 @@ def loss_and_gradients(
         metrics: Values of `model.metrics_variables`.
         x: Inputs, batch first.
         y: Targets.
-        sample_weight: Weights of the examples, or None.
+        shares: Weights of the examples, and how losses reduce.
         loss_scale: float32 scalar the gradients come out multiplied by, or None.
 
     Returns:
@@ -174,9 +153,7 @@ def loss_and_gradients(
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(trainable)
-        outcome = forward(
-            model, trainable, non_trainable, metrics, x, y, sample_weight, training=True
-        )
+        outcome = forward(model, trainable, non_trainable, metrics, x, y, shares, training=True)
         target = outcome.loss
         if loss_scale is not None:
             target = target * tf.cast(loss_scale, target.dtype)

@@ -20,10 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from tfgpu.config import NOT_OF_THE_RUN
 from tfgpu.errors import RequestError
-
-# Settings that say where and how a run is shown: two runs that differ in these alone are the same.
-NOT_OF_THE_RUN = frozenset({"run_dir", "verbosity", "progress"})
 
 _MISSING = object()
 
@@ -75,12 +73,7 @@ class RunDirectory:
             return cls._create_default(config, dataset=dataset, model=model, chief=chief)
         place = Path(path).expanduser()
         if not chief:
-            # The chief may be making it right now, so that an unfinished run is no error here.
-            finished = None
-            with contextlib.suppress(RequestError, OSError):
-                if not differences(_read_json(place / "config.json"), config):
-                    finished = _finished(place)
-            return cls(place, chief=False, finished=finished)
+            return cls(place, chief=False, finished=cls.find(path, config=config, chief=False))
         with _refusals(place):
             if place.is_symlink() and not place.exists():
                 raise RequestError(f"run_dir {str(place)!r} is a link to nothing")
@@ -94,6 +87,41 @@ class RunDirectory:
                 _write_json(place / "config.json", config)
                 return cls(place)
             return cls(place, finished=_existing(place, config))
+
+    @classmethod
+    def find(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        config: Mapping[str, Any],
+        chief: bool = True,
+    ) -> dict[str, Any] | None:
+        """Looks, before long work, at what `create` will find; writes nothing.
+
+        Args:
+            path: As for `create`.
+            config: As for `create`.
+            chief: As for `create`; of other workers nothing is refused.
+
+        Returns:
+            `result.json` when the directory holds the same run, finished.
+
+        Raises:
+            RequestError: It holds another run, an unfinished one, or files of something else.
+        """
+        if path is None:
+            return None
+        place = Path(path).expanduser()
+        if not chief:
+            # The chief may be making it right now, so that an unfinished run is no error here.
+            with contextlib.suppress(RequestError, OSError):
+                if not differences(_read_json(place / "config.json"), config):
+                    return _finished(place)
+            return None
+        with _refusals(place):
+            if not place.is_dir() or next(place.iterdir(), None) is None:
+                return None
+            return _existing(place, config)
 
     @classmethod
     def _create_default(
@@ -202,7 +230,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         new: Settings asked for now.
 
     Returns:
-        One text a setting, sorted; settings of `NOT_OF_THE_RUN` do not count.
+        One text a setting, sorted; settings of `config.NOT_OF_THE_RUN` do not count.
     """
 
     def show(value: Any) -> str:

@@ -70,9 +70,7 @@ def warm_up(
     if name == "cosine":
         if not warmup_updates:
             return schedules.CosineDecay(peak, left)
-        return schedules.CosineDecay(
-            0.0, left, warmup_target=peak, warmup_steps=warmup_updates
-        )
+        return schedules.CosineDecay(0.0, left, warmup_target=peak, warmup_steps=warmup_updates)
     schedule = peak
     if name == "linear":
         schedule = schedules.PolynomialDecay(peak, left, end_learning_rate=0.0, power=1.0)

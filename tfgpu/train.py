@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tfgpu import cli, flags, runtime
+from tfgpu import cli, flags, interrupts, runtime
 from tfgpu.config import Config
-from tfgpu.console import Console, Stopwatch
 
 
 def main(argv: list[str]) -> int | None:
@@ -35,14 +34,18 @@ def train(config: Config) -> dict[str, object]:
     Raises:
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
+    # Not at the top: `--help` shall answer at once.
+    from tfgpu.console import Console, Stopwatch
+
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
     runtime.prepare_environment(verbosity=config.verbosity)
-    runtime.import_tensorflow(verbosity=config.verbosity)
-    # Imports TensorFlow, so not before.
-    from tfgpu.training import run
+    with interrupts.caught():
+        runtime.import_tensorflow(verbosity=config.verbosity)
+        # Imports TensorFlow, so not before.
+        from tfgpu.training import run
 
-    return run(config, console=console, stopwatch=stopwatch)
+        return run(config, console=console, stopwatch=stopwatch)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,33 @@ Reads top to bottom: devices, data, settings, run directory, model, `fit`, test,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
+import math
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfgpu import recipe, runtime
+from tfgpu import interrupts, recipe, runtime
 from tfgpu.config import Config
 from tfgpu.console import Console, Stopwatch, summary
 from tfgpu.data import sources
-from tfgpu.data.examples import Examples
-from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
+from tfgpu.data.examples import Examples, data_errors
+from tfgpu.data.inputs import (
+    DeviceDataset,
+    evaluation_batches,
+    make_resident,
+    training_batches,
+)
 from tfgpu.errors import Interrupted, RequestError, WorkError
 from tfgpu.progress import Progress, Timing
+from tfgpu.recipe import Resolved
 from tfgpu.run_directory import RunDirectory
 
 EVALUATION_BATCH = 512
@@ -34,6 +40,33 @@ EVALUATION_BATCH = 512
 
 RESIDENT_SHARE = 0.25
 """Of a device's free memory that resident data may take: activations need the rest."""
+
+RESULT_FIELDS = (
+    "status",
+    "dataset",
+    "model",
+    "parameters",
+    "strategy",
+    "replicas",
+    "precision",
+    "jit_compile",
+    "steps_per_execution",
+    "batch_size",
+    "epochs",
+    "steps",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "samples_per_second",
+    "train_seconds",
+    "total_seconds",
+)
+"""Of result.json, always all of them: null for what the run did not come to."""
+
+_DISK_FULL = os.strerror(errno.ENOSPC)
 
 
 def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, Any]:
@@ -50,110 +83,161 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
     Raises:
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
-    build = recipe.find_builder(config.model)
-    machine = runtime.start(
-        strategy=config.strategy,
-        devices=config.devices,
-        virtual_devices=config.virtual_devices,
-        precision=config.precision,
-        jit_compile=config.jit_compile,
-        seed=config.seed,
-        deterministic=config.deterministic,
-    )
-    stopwatch.switch("data")
-    data = sources.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_fraction=config.validation_fraction,
-        image_size=config.image_size,
-        seed=config.seed,
-    )
-    given = config
-    config = recipe.resolve(
-        config,
-        num_examples=data.train.num_examples,
-        replicas=machine.num_replicas,
-        on_gpu=machine.on_gpu,
-    )
-    config, input_reason = _choose_input(config, machine, data)
-    directory = RunDirectory.create(
-        config.run_dir,
-        config=config.to_json(),
-        dataset=data.name,
-        model=config.model,
-        chief=machine.is_chief,
-    )
-    if directory.finished is not None:
-        console.say(f"{directory.path} holds this run, finished; give another --run_dir to repeat")
-        return directory.finished
-    console.log_to(directory.log)
-    console.say(
-        runtime.describe(
-            machine,
-            global_batch=config.batch_size,
-            batch_reason="default" if given.batch_size is None else "",
-            steps_per_execution=config.steps_per_execution,
-            steps_per_execution_reason="auto" if given.steps_per_execution == "auto" else "",
-            input_mode=config.input,
-            input_reason=input_reason,
+    with interrupts.caught() as signals:
+        build = recipe.find_builder(config.model)
+        machine = runtime.start(
+            strategy=config.strategy,
+            devices=config.devices,
+            virtual_devices=config.virtual_devices,
+            precision=config.precision,
+            jit_compile=config.jit_compile,
+            seed=config.seed,
+            deterministic=config.deterministic,
         )
-    )
-    directory.write_environment(runtime.environment(machine, dataset=_provenance(data)))
+        stopwatch.switch("data")
+        data = sources.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            image_size=config.image_size,
+            seed=config.seed,
+        )
+        settings = recipe.resolve(
+            config,
+            num_examples=data.train.num_examples,
+            replicas=machine.num_replicas,
+            on_gpu=machine.on_gpu,
+        )
+        mode, mode_reason = _choose_input(settings, machine, data)
+        settings = dataclasses.replace(settings, input=mode, jit_compile=machine.jit_compile)
+        finished = RunDirectory.find(
+            config.run_dir, config=settings.to_json(), chief=machine.is_chief
+        )
+        if finished is not None:
+            console.say(
+                f"{config.run_dir} holds this run, finished; give another --run_dir to repeat it"
+            )
+            return finished
+        console.say(
+            runtime.describe(
+                machine,
+                global_batch=settings.batch_size,
+                batch_reason="default" if config.batch_size is None else "",
+                steps_per_execution=settings.steps_per_execution,
+                steps_per_execution_reason="auto" if config.steps_per_execution == "auto" else "",
+                input_mode=settings.input,
+                input_reason=mode_reason,
+            )
+        )
+        with _failures(settings, machine):
+            # All that can be wrong with the data and the model shows before the first file is
+            # written.
+            job = _prepare(settings, machine, data, build, stopwatch)
+            directory = RunDirectory.create(
+                config.run_dir,
+                config=settings.to_json(),
+                dataset=data.name,
+                model=config.model,
+                chief=machine.is_chief,
+            )
+            with contextlib.closing(directory):
+                return _record(job, directory, console, stopwatch, signals)
 
-    outcome: dict[str, Any] = {
+
+def _record(
+    job: _Job,
+    directory: RunDirectory,
+    console: Console,
+    stopwatch: Stopwatch,
+    signals: interrupts.Interrupts,
+) -> dict[str, Any]:
+    """Trains and leaves a result in the run directory, however it ends."""
+    config, machine, data = job.config, job.machine, job.data
+    outcome: dict[str, Any] = dict.fromkeys(RESULT_FIELDS)
+    outcome |= {
         "status": "running",
         "dataset": config.dataset,
         "model": config.model,
+        "parameters": job.model.count_params(),
         "strategy": config.strategy,
         "replicas": machine.num_replicas,
         "precision": config.precision,
         "jit_compile": machine.jit_compile,
         "steps_per_execution": config.steps_per_execution,
         "batch_size": config.batch_size,
+        "epochs": 0,
+        "steps": 0,
     }
-    with _signals(), _failures(config, directory), contextlib.closing(directory):
-        try:
-            _train(config, machine, data, build, directory, console, stopwatch, outcome)
-        except (KeyboardInterrupt, Interrupted) as stop:
-            interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
-            _close(outcome, "interrupted", directory, stopwatch)
-            raise Interrupted(
-                interrupted.signal,
-                f"stopped by {interrupted.signal.name} after {outcome.get('steps', 0)} steps; "
-                f"{directory.path} holds what was done",
-            ) from None
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _close(outcome, "failed", directory, stopwatch)
-            raise
+    try:
+        console.log_to(directory.log)
+        directory.write_environment(runtime.environment(machine, dataset=_provenance(data)))
+        _train(job, directory, console, stopwatch, outcome, signals)
+    except KeyboardInterrupt:
+        _close(outcome, "interrupted", directory, stopwatch)
+        signal_ = signals.received or signal.SIGINT
+        message = (
+            f"stopped by {signal_.name} after {outcome['steps']} steps; "
+            f"{directory.path} holds what was done"
+        )
+        directory.log(f"tfgpu: {message}")
+        raise Interrupted(signal_, message) from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _close(outcome, "failed", directory, stopwatch)
+            directory.log(f"tfgpu: {type(error).__name__}: {error}")
+        raise
     return outcome
 
 
-def _train(
-    config: Config,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A training that is ready to begin.
+
+    Attributes:
+        config: With every setting resolved.
+        machine: Devices and strategy.
+        data: The splits.
+        model: Compiled.
+        batches: Of training.
+        validation: Batches, or None.
+        evaluated: Makes batches of a split to evaluate on.
+    """
+
+    config: Resolved
+    machine: runtime.Runtime
+    data: sources.ImageDataset
+    model: keras.Model
+    batches: DeviceDataset
+    validation: DeviceDataset | None
+    evaluated: Callable[[Examples], DeviceDataset]
+
+
+def _prepare(
+    config: Resolved,
     machine: runtime.Runtime,
     data: sources.ImageDataset,
     build: Callable[..., keras.Model],
-    directory: RunDirectory,
-    console: Console,
     stopwatch: Stopwatch,
-    outcome: dict[str, Any],
-) -> None:
-    """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
+) -> _Job:
+    """Builds the model and reads resident data; writes nothing."""
     strategy = machine.strategy
     resident = config.input == "resident"
     # Padding keeps one shape for XLA and equal shares for replicas; a single replica
     # without XLA is better off with fewer rows.
     pad = machine.jit_compile or machine.num_replicas > 1
 
-    def evaluated(examples: Examples) -> tf.data.Dataset:
+    def evaluated(examples: Examples) -> DeviceDataset:
         return evaluation_batches(
             examples,
-            batch_size=_evaluation_batch(examples, machine.num_replicas),
+            batch_size=_evaluation_batch(examples, config, machine.num_replicas),
             resident=make_resident(examples, strategy) if resident else (),
             pad=pad,
         )
 
+    stopwatch.switch("model")
+    with strategy.scope():
+        model = _build(build, config, data)
+    stopwatch.switch("data")
     batches = training_batches(
         data.train,
         batch_size=config.batch_size,
@@ -163,10 +247,8 @@ def _train(
         pad=pad,
     )
     validation = evaluated(data.validation) if data.validation is not None else None
-
     stopwatch.switch("model")
     with strategy.scope():
-        model = _build(build, config, data)
         model.compile(
             optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
             loss=_loss(config, num_classes=len(data.class_names)),
@@ -174,37 +256,50 @@ def _train(
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.jit_compile,
         )
-    outcome["parameters"] = model.count_params()
-    outcome["epochs"] = config.epochs
+    return _Job(
+        config=config,
+        machine=machine,
+        data=data,
+        model=model,
+        batches=batches,
+        validation=validation,
+        evaluated=evaluated,
+    )
 
+
+def _train(
+    job: _Job,
+    directory: RunDirectory,
+    console: Console,
+    stopwatch: Stopwatch,
+    outcome: dict[str, Any],
+    signals: interrupts.Interrupts,
+) -> None:
+    """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
+    config, model, chief = job.config, job.model, job.machine.is_chief
     timing = Timing(
         global_batch=config.batch_size,
-        examples=data.train.num_examples,
-        steps_per_epoch=batches.steps_per_epoch,
+        examples=job.data.train.num_examples,
+        steps_per_epoch=job.batches.steps_per_epoch,
         stopwatch=stopwatch,
     )
     progress = Progress(console=console, timing=timing, epochs=config.epochs)
-    record = _Record(directory, timing, outcome)
+    record = _Record(directory, timing, outcome, config, signals)
     callbacks: list[Any] = [timing, progress, record]
-    if config.tensorboard == "default" and machine.is_chief:
+    if config.tensorboard == "default" and chief:
         callbacks.append(
             keras.callbacks.TensorBoard(
                 log_dir=directory.tensorboard_dir, write_graph=False, update_freq="epoch"
             )
         )
-    if config.early_stopping is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(
-                monitor="val_loss", patience=config.early_stopping, restore_best_weights=True
-            )
-        )
+    callbacks += recipe.make_callbacks(config)
     callbacks.append(timing.closing)
     with progress:
         model.fit(
-            batches,
-            steps_per_epoch=batches.steps_per_epoch,
+            job.batches,
+            steps_per_epoch=job.batches.steps_per_epoch,
             epochs=config.epochs,
-            validation_data=validation,
+            validation_data=job.validation,
             shuffle=False,  # The order is the data set's own.
             callbacks=callbacks,
             verbose=0,
@@ -212,12 +307,16 @@ def _train(
     outcome["samples_per_second"] = timing.run_samples_per_second
     outcome["train_seconds"] = timing.train_seconds
 
-    with stopwatch.during("test"):
-        test = model.evaluate(evaluated(data.test), verbose=0, return_dict=True)
-    outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+    # Before the test, whose images nobody has read yet: one that is damaged must not cost the
+    # training.
     with stopwatch.during("saving"):
-        if machine.is_chief:
+        if chief:
             _save(model, directory.model_path)
+    with stopwatch.during("test"):
+        # The function made for validation has the device map of those batches traced in it.
+        model.make_test_function(force=True)
+        test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
+    outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
     _close(outcome, "finished", directory, stopwatch)
     console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
 
@@ -225,25 +324,38 @@ def _train(
 class _Record(keras.callbacks.Callback):
     """Writes metrics.jsonl, a line an epoch, and keeps the outcome up to date."""
 
-    def __init__(self, directory: RunDirectory, timing: Timing, outcome: dict[str, Any]):
+    def __init__(
+        self,
+        directory: RunDirectory,
+        timing: Timing,
+        outcome: dict[str, Any],
+        config: Resolved,
+        signals: interrupts.Interrupts,
+    ):
         super().__init__()
         self._directory = directory
         self._timing = timing
         self._outcome = outcome
-        self._epochs_done = 0
+        self._config = config
+        self._signals = signals
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        done = self._epochs_done * self._timing.steps_per_epoch
+        done = self._outcome["epochs"] * self._timing.steps_per_epoch
         self._outcome["steps"] = done + self._timing.steps_done
+        self._signals.check()
+        loss = self._timing.latest.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise WorkError(
+                f"the loss is {loss} after {self._outcome['steps']} steps with "
+                f"--learning_rate={self._config.learning_rate}; lower it, or set --clip_norm=1"
+            )
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._epochs_done = epoch + 1
         values = {
-            name: float(logs[name])
+            name: float(logs[name]) if logs and name in logs else None
             for name in ("loss", "accuracy", "val_loss", "val_accuracy")
-            if logs and name in logs
         }
-        self._outcome.update(values)
+        self._outcome.update(values, epochs=epoch + 1)
         self._directory.append_metrics(
             {
                 "epoch": epoch + 1,
@@ -256,29 +368,27 @@ class _Record(keras.callbacks.Callback):
 
 
 def _choose_input(
-    config: Config, machine: runtime.Runtime, data: sources.ImageDataset
-) -> tuple[Config, str]:
+    config: Resolved, machine: runtime.Runtime, data: sources.ImageDataset
+) -> tuple[str, str]:
     """Decides `--input=auto` and gives the reason."""
-    import dataclasses
-
     if config.input != "auto":
-        return config, ""
+        return config.input, ""
+    # Of virtual devices that share a memory, each has its part of it free.
     free = runtime.free_memory(machine.devices[0])
     splits = [data.train, data.test, *([data.validation] if data.validation else [])]
-    # Virtual devices of a processor share its memory.
-    copies = 1 if machine.on_gpu else len(machine.devices)
-    needed = sum(split.nbytes for split in splits) * copies
+    needed = sum(split.nbytes for split in splits)
     fits = needed <= RESIDENT_SHARE * free
     reason = (
         f"{needed / 1e6:,.0f} MB of data, {'under' if fits else 'over'} a quarter of "
         f"{free / 1e9:,.1f} GB free"
     )
-    return dataclasses.replace(config, input="resident" if fits else "streaming"), reason
+    return "resident" if fits else "streaming", reason
 
 
-def _evaluation_batch(examples: Examples, replicas: int) -> int:
+def _evaluation_batch(examples: Examples, config: Resolved, replicas: int) -> int:
     """A batch for evaluation: a multiple of the replicas, no larger than it is of use."""
-    most = min(EVALUATION_BATCH, examples.num_examples)
+    # Without a backward pass four times the batch fits where a step of training does.
+    most = min(EVALUATION_BATCH, 4 * config.batch_size, examples.num_examples)
     return -(-most // replicas) * replicas
 
 
@@ -314,7 +424,7 @@ def _build(
     return model
 
 
-def _loss(config: Config, *, num_classes: int) -> keras.losses.Loss:
+def _loss(config: Resolved, *, num_classes: int) -> keras.losses.Loss:
     """Cross-entropy of logits and integer labels."""
     if not config.label_smoothing:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -396,53 +506,38 @@ def _close(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turns SIGTERM into `Interrupted`, as Python turns SIGINT into KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
+    """Turns what TensorFlow says of memory, disks and damaged data into one line."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _failures(config: Config, directory: RunDirectory) -> Iterator[None]:
-    """Turns what TensorFlow says of memory and disks into one line."""
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        if "No space left" in error.message:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
-        raise _out_of_memory(config) from error
-    except (tf.errors.InternalError, tf.errors.UnknownError) as error:
-        if "No space left" in error.message:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
-        if "out of memory" in error.message.lower():
-            raise _out_of_memory(config) from error
+        with data_errors():
+            yield
+    except tf.errors.OpError as error:
+        if _DISK_FULL in error.message:
+            raise OSError(errno.ENOSPC, _DISK_FULL) from error
+        if isinstance(error, tf.errors.ResourceExhaustedError) or (
+            "out of memory" in error.message.lower()
+        ):
+            raise _out_of_memory(config, machine) from error
         raise
     except MemoryError as error:
-        raise _out_of_memory(config) from error
+        raise _out_of_memory(config, machine) from error
     except OSError as error:
         # HDF5 gives the text and not the number.
-        if error.errno is None and "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.path)) from error
+        if error.errno is None and _DISK_FULL in str(error):
+            raise OSError(errno.ENOSPC, _DISK_FULL) from error
         raise
 
 
-def _out_of_memory(config: Config) -> WorkError:
-    smaller = config.batch_size // 2
-    hints = [f"--batch_size={smaller}"] if smaller else []
+def _out_of_memory(config: Resolved, machine: runtime.Runtime) -> WorkError:
+    replicas = machine.num_replicas
+    hints = []
     if config.input == "resident":
         hints.append("--input=streaming")
     if config.precision == "float32":
         hints.append("--precision=mixed_bfloat16")
+    if smaller := config.batch_size // 2 // replicas * replicas:
+        hints.insert(0, f"--batch_size={smaller}")
     return WorkError(
-        f"out of memory with --batch_size={config.batch_size}; try {' or '.join(hints)}"
+        f"out of memory with --batch_size={config.batch_size}; try "
+        f"{' or '.join(hints) or 'a smaller model or --image_size'}"
     )

@@ -1,9 +1,9 @@
 """Random augmentation of image batches: stateless, vectorised, on the device.
 
 A transformation is a pure function of a batch of images and of one row of random
-numbers an image. The numbers of a batch are drawn for the whole global batch from
-(seed, step) and each replica takes the rows it holds: an example is changed in the
-same way however many replicas share the work.
+numbers an image. The numbers are drawn with the batch, on the host, from (seed, step), and
+travel with it: an example is changed in the same way however many replicas share the work, and
+with XLA or without (whose `stateless_uniform` draws other numbers than TensorFlow's own).
 """
 
 from __future__ import annotations
@@ -65,23 +65,31 @@ TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], in
 }
 
 
-def augment(
-    images: tf.Tensor,
-    rows: tf.Tensor,
-    *,
-    names: Sequence[str],
-    seed: int,
-    batch_size: int,
-) -> tf.Tensor:
+def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Draws the random numbers of a global batch.
+
+    Args:
+        count: Images in it.
+        names: Keys of `TRANSFORMATIONS`.
+        seed: Of the run.
+        step: int64 scalar, counted from the beginning of the run.
+
+    Returns:
+        float32 in [0, 1), (count, numbers an image): a pure function of the arguments, where no
+        XLA compiles it.
+    """
+    width = sum(TRANSFORMATIONS[name][1] for name in names)
+    key = tf.stack([tf.cast(seed, tf.int64), step])
+    return tf.random.stateless_uniform([count, width], seed=key, alg="philox")
+
+
+def augment(images: tf.Tensor, draws: tf.Tensor, *, names: Sequence[str]) -> tf.Tensor:
     """Applies the named transformations in order.
 
     Args:
         images: (n, height, width, channels), any dtype.
-        rows: int64 (n,), where each image stands in the sequence of all training
-            examples: step * batch_size + its place in the global batch.
+        draws: Rows of what `draw` returned, one an image.
         names: Keys of `TRANSFORMATIONS`.
-        seed: Of the run.
-        batch_size: Of the global batch.
 
     Returns:
         Images of the same shape and dtype, a pure function of the arguments.
@@ -89,11 +97,6 @@ def augment(
     if not names:
         return images
     widths = [TRANSFORMATIONS[name][1] for name in names]
-    step = rows[0] // batch_size
-    draws = tf.random.stateless_uniform(
-        [batch_size, sum(widths)], seed=tf.stack([tf.cast(seed, tf.int64), step]), alg="philox"
-    )
-    draws = tf.gather(draws, rows % batch_size)
     for name, own in zip(names, tf.split(draws, widths, axis=1), strict=True):
         images = TRANSFORMATIONS[name][0](images, own)
     return images

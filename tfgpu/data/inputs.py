@@ -8,7 +8,7 @@ behind that (augmentation, the model) is the same code on the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,14 +90,34 @@ class DeviceDataset(tf.data.Dataset):
         num_examples: int,
         batch_size: int,
         pad: bool,
+        from_step: Callable[[int], tf.data.Dataset] | None = None,
     ):
         self._dataset = dataset
+        self._from_step = from_step
+        self._pad = pad
         self.device_map = device_map
         self.num_examples = num_examples
         self.batch_size = batch_size
         self.steps_per_epoch = -(-num_examples // batch_size)
         self.pad_to = batch_size if pad and num_examples % batch_size else None
         super().__init__(dataset._variant_tensor)
+
+    def from_step(self, step: int) -> DeviceDataset:
+        """The same data set beginning at a step, counted from the beginning of the run.
+
+        Raises:
+            TypeError: It is an evaluation's data set, which always begins at the beginning.
+        """
+        if self._from_step is None:
+            raise TypeError("a data set for evaluation has no steps to begin at")
+        return DeviceDataset(
+            self._from_step(step),
+            device_map=self.device_map,
+            num_examples=self.num_examples,
+            batch_size=self.batch_size,
+            pad=self._pad,
+            from_step=self._from_step,
+        )
 
     def _inputs(self) -> list[tf.data.Dataset]:
         return [self._dataset]
@@ -159,51 +179,43 @@ def _numbers(
 
 def _finish(
     examples: Examples,
-    numbers: tf.data.Dataset,
+    numbers: Callable[[int], tf.data.Dataset],
     resident: Sequence[tf.Variable],
     *,
     names: Sequence[str],
     seed: int,
     batch_size: int,
     pad: bool,
+    start_step: int | None,
 ) -> DeviceDataset:
-    image, label = (
-        tf.data.Dataset.from_tensors(np.int64([0]))
-        .map(lambda positions: examples.decode(*(part[0] for part in examples.read(positions))))
-        .element_spec
-    )
-    spec = (
-        tf.TensorSpec([None, *image.shape], image.dtype),
-        tf.TensorSpec([None, *label.shape], label.dtype),
-    )
+    """Puts what travels to the device behind the example numbers from a step on."""
+    shape = examples.image_shape
+    spec = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
 
     def fetch(rows: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        records = examples.read(tf.cast(positions, tf.int64))
-        images, labels = tf.map_fn(
-            lambda record: examples.decode(*record),
-            records,
-            fn_output_signature=(image, label),
-        )
+        images, labels = examples.batch(tf.cast(positions, tf.int64))
         size = rows.shape[0]
         return (
             rows,
-            tf.ensure_shape(images, [size, *image.shape]),
-            tf.ensure_shape(labels, [size, *label.shape]),
+            tf.ensure_shape(images, [size, *shape]),
+            tf.ensure_shape(labels, [size]),
         )
 
-    dataset = numbers
-    if not resident:
-        dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    device_map = DeviceMap(
-        element_spec=spec, resident=resident, names=names, seed=seed, batch_size=batch_size
-    )
+    def from_step(step: int) -> tf.data.Dataset:
+        dataset = numbers(step)
+        if not resident:
+            dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
     return DeviceDataset(
-        dataset,
-        device_map=device_map,
+        from_step(start_step or 0),
+        device_map=DeviceMap(
+            element_spec=spec, resident=resident, names=names, seed=seed, batch_size=batch_size
+        ),
         num_examples=examples.num_examples,
         batch_size=batch_size,
         pad=pad,
+        from_step=None if start_step is None else from_step,
     )
 
 
@@ -255,9 +267,10 @@ def training_batches(
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
     """
-    numbers = _numbers(
-        examples.num_examples, batch_size=batch_size, seed=seed, start_step=start_step
-    )
+
+    def numbers(step: int) -> tf.data.Dataset:
+        return _numbers(examples.num_examples, batch_size=batch_size, seed=seed, start_step=step)
+
     return _finish(
         examples,
         numbers,
@@ -266,6 +279,7 @@ def training_batches(
         seed=seed,
         batch_size=batch_size,
         pad=pad,
+        start_step=start_step,
     )
 
 
@@ -287,5 +301,17 @@ def evaluation_batches(
     Returns:
         A data set for `evaluate`, `predict` or `validation_data`.
     """
-    numbers = _numbers(examples.num_examples, batch_size=batch_size, seed=None, start_step=0)
-    return _finish(examples, numbers, resident, names=(), seed=0, batch_size=batch_size, pad=pad)
+
+    def numbers(step: int) -> tf.data.Dataset:
+        return _numbers(examples.num_examples, batch_size=batch_size, seed=None, start_step=step)
+
+    return _finish(
+        examples,
+        numbers,
+        resident,
+        names=(),
+        seed=0,
+        batch_size=batch_size,
+        pad=pad,
+        start_step=None,
+    )

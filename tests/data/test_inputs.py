@@ -1,0 +1,146 @@
+"""Batches as a function of (seed, epoch, step), from memory and from disk alike."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfgpu.batches import Batches
+from tfgpu.data import sources
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
+from tfgpu.replica_step import read
+
+N, BATCH = 23, 6  # The last batch of an epoch has 5.
+STEPS = 4
+IMAGES = np.random.RandomState(0).randint(0, 256, (N, 8, 8, 3), np.uint8)
+LABELS = np.arange(N, dtype=np.int32)  # Each its own: a label names its example.
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return Examples(
+        num_examples=N,
+        read=lambda positions: (tf.gather(IMAGES, positions), tf.gather(LABELS, positions)),
+        decode=lambda image, label: (tf.ensure_shape(image, (8, 8, 3)), label),
+    )
+
+
+def finished(dataset, count=None):
+    """The batches of a data set as one replica's step gets them."""
+    return [
+        [part.numpy() for part in dataset.device_map(element, read(dataset.device_map.variables))]
+        for element in itertools.islice(dataset, count)
+    ]
+
+
+def training(examples, *, resident=False, count=3 * STEPS, **changes):
+    settings = {"batch_size": BATCH, "seed": 5, "augment": ("crop", "flip"), **changes}
+    variables = make_resident(examples, tf.distribute.get_strategy()) if resident else ()
+    return finished(training_batches(examples, resident=variables, **settings), count)
+
+
+def assert_same(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        for part, other_part in zip(one, other, strict=True):
+            assert part.dtype == other_part.dtype
+            np.testing.assert_array_equal(part, other_part)
+
+
+def labels(batches):
+    return np.concatenate([label for _, label in batches]).tolist()
+
+
+@pytest.fixture(scope="module")
+def streamed(examples):
+    return training(examples)
+
+
+def test_resident_and_streaming_batches_are_the_same(examples, streamed):
+    assert_same(training(examples, resident=True), streamed)
+
+
+def test_files_give_the_same_resident_and_streaming(tmp_path):
+    for name, image in zip("aabbabab", IMAGES[:8], strict=True):
+        path = tmp_path / name / f"{image[0, 0, 0]}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    train = sources.load(
+        f"folder:{tmp_path}", data_dir=None, validation_fraction=0.0, image_size=(6, 7), seed=0
+    ).train
+    settings = {"batch_size": 3, "count": 6}
+    assert_same(training(train, resident=True, **settings), training(train, **settings))
+
+
+def test_each_epoch_visits_each_example_once_in_an_order_of_its_own(streamed):
+    epochs = [labels(streamed[STEPS * e : STEPS * (e + 1)]) for e in range(3)]
+    assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != list(range(N))
+
+
+def test_the_seed_decides_order_and_augmentation(examples, streamed):
+    assert_same(training(examples), streamed)
+    assert labels(training(examples, seed=6)) != labels(streamed)
+    plain = training(examples, augment=())
+    assert labels(plain) == labels(streamed)
+    assert (plain[0][0] != streamed[0][0]).any()
+    for image, label in zip(*plain[0], strict=True):
+        np.testing.assert_array_equal(image, IMAGES[label])
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("start", [1, STEPS - 1, STEPS, 2 * STEPS + 3])
+def test_a_later_start_goes_on_exactly(examples, streamed, start, resident):
+    later = training(examples, resident=resident, start_step=start, count=3 * STEPS - start)
+    assert_same(later, streamed[start:])
+
+
+def test_an_example_is_changed_differently_in_each_epoch(examples):
+    one = [training(examples, batch_size=N, count=2)[epoch] for epoch in (0, 1)]
+    by_label = [image[np.argsort(label)] for image, label in one]
+    assert (by_label[0] != by_label[1]).any(axis=(1, 2, 3)).sum() > N // 2
+
+
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_replicas_shares_make_one_replicas_batch(examples, streamed, mirrored2, resident, pad):
+    variables = make_resident(examples, mirrored2) if resident else ()
+    dataset = training_batches(
+        examples, batch_size=BATCH, seed=5, augment=("crop", "flip"), resident=variables, pad=pad
+    )
+    assert dataset.pad_to == (BATCH if pad else None)
+    batches = iter(Batches(dataset, mirrored2))
+
+    def share(element):
+        images, label = dataset.device_map(element.data, read(dataset.device_map.variables))
+        return images[: element.real], label[: element.real]
+
+    @tf.function
+    def step(element):
+        return mirrored2.run(share, args=(element,))
+
+    for images, label in streamed[: STEPS + 1]:
+        parts = [mirrored2.experimental_local_results(part) for part in step(next(batches))]
+        assert [len(part) for part in parts[1]] == [3, len(label) - 3]
+        np.testing.assert_array_equal(np.concatenate(parts[0]), images)
+        np.testing.assert_array_equal(np.concatenate(parts[1]), label)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_evaluation_visits_each_example_once_in_order(examples, resident):
+    variables = make_resident(examples, tf.distribute.get_strategy()) if resident else ()
+    dataset = evaluation_batches(examples, batch_size=BATCH, resident=variables)
+    batches = finished(dataset)
+    assert len(batches) == dataset.steps_per_epoch == STEPS
+    np.testing.assert_array_equal(np.concatenate([image for image, _ in batches]), IMAGES)
+    assert labels(batches) == list(range(N))
+    assert_same(finished(dataset), batches)
+
+
+def test_sizes_are_static_where_every_batch_is_full(examples):
+    full = training_batches(examples.take(np.arange(18)), batch_size=BATCH, seed=0)
+    assert all(spec.shape[0] == BATCH for spec in full.element_spec)
+    assert (full.steps_per_epoch, full.pad_to) == (3, None)

@@ -1,0 +1,69 @@
+"""SIGINT and SIGTERM: the same clean stop, wherever they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from tfgpu.errors import Interrupted
+
+
+class _Stop(KeyboardInterrupt):
+    """No `Exception`: libraries catch those, and would take it for a failure of their own."""
+
+
+class Interrupts:
+    """What `caught` has caught.
+
+    Attributes:
+        received: The first signal, None before it.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def check(self) -> None:
+        """Stops again where the first attempt was lost.
+
+        Python drops an exception that arrives in a destructor or a C callback.
+
+        Raises:
+            KeyboardInterrupt: A signal was received.
+        """
+        if self.received is not None:
+            raise _Stop
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[Interrupts]:
+    """Turns both signals into `Interrupted`; inside they are a `KeyboardInterrupt`.
+
+    May be nested. Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Raises:
+        Interrupted: A signal was received.
+    """
+    interrupts = Interrupts()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if interrupts.received is None:
+            interrupts.received = signal.Signals(number)
+        raise _Stop
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A shell has its background jobs ignore SIGINT, which is to stay so; None is a
+            # handler that Python did not set and cannot give back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield interrupts
+    except KeyboardInterrupt:
+        raise Interrupted(interrupts.received or signal.SIGINT) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
