@@ -51,6 +51,8 @@ class Batches:
             epochs; None: an epoch is the data set.
 
     Attributes:
+        exact: Whether executions have to end where `cut_every` and the epoch say.
+        cut_every: Steps, of the run, at whose multiples executions end; None: wherever.
         padded: Whether an element is a `PaddedBatch`; otherwise it is what the data
             set yields, or its share of it.
     """
@@ -67,8 +69,11 @@ class Batches:
         self.source = dataset
         self.steps_per_epoch = steps_per_epoch
         self.device_map = getattr(dataset, "device_map", None)
+        self.exact = False
+        self.cut_every: int | None = None
         self._strategy = strategy
         self._start_step = 0
+        self._done = 0
         self._dataset: Any = None
         cardinality = int(dataset.cardinality())
         self.num_batches = cardinality if cardinality >= 0 else num_batches
@@ -83,8 +88,13 @@ class Batches:
         )
         self._pad_to = pad_to
 
-    def seek(self, step: int) -> None:
+    def seek(self, step: int, *, done: int = 0) -> None:
         """Makes the next iteration begin at a step, counted from the first one of all.
+
+        Args:
+            step: Of the run.
+            done: Steps of the first epoch that need not be done any more; as many as it has
+                when only its end is missing.
 
         Raises:
             TypeError: The data set is not a `tfgpu.data` one, whose batches are a function
@@ -97,8 +107,28 @@ class Batches:
                 "with tfgpu.data.inputs.training_batches"
             )
         self.source = from_step(step)
-        self._start_step = step
+        self._start_step, self._done = step, done
         self._dataset = None
+
+    def executions(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
+        """Stands in for `_enumerate_iterator` of Keras' iterator over an epoch.
+
+        Yields:
+            First and last step of each execution, in the epoch, and what to read. Keras' own
+            are all of one length, so that the last overshoots; with `exact` set they start
+            where `seek` said and end where `cut_every` and the epoch say.
+        """
+        if not self.exact:
+            yield from type(epoch_iterator)._enumerate_iterator(epoch_iterator)
+            return
+        if epoch_iterator._current_iterator is None:
+            epoch_iterator._current_iterator = iter(self)
+        iterator = epoch_iterator._current_iterator
+        done, self._done = self._done, 0
+        while done < (self.steps_per_epoch or 0):
+            steps = iterator.available(epoch_iterator.steps_per_execution)
+            yield done, done + steps - 1, iterator
+            done += steps
 
     def __iter__(self) -> BatchIterator:
         if self._dataset is None:
@@ -142,13 +172,11 @@ class BatchIterator:
         source: The iterator that a `tf.function` reads.
         batches: What is iterated over.
         exhausted: Set by the reader when data of unknown size has ended.
-        cut: Executions end at multiples of this many steps; None: wherever.
     """
 
     def __init__(self, source: Iterator[Any], batches: Batches, *, position: int = 0):
         self.source = source
         self.batches = batches
-        self.cut: int | None = None
         self._position = position
         self._first = position
         self.exhausted = False
@@ -165,22 +193,30 @@ class BatchIterator:
         """Reserves up to `steps` batches for one execution.
 
         Returns:
+            How many; see `available`.
+        """
+        steps = self.available(steps)
+        self._position += steps
+        return steps
+
+    def available(self, steps: int) -> int:
+        """How many of the next `steps` batches one execution may read.
+
+        Returns:
             How many there are before the end of the epoch and of the data; 0 at the
             end. When the size of the data is not known (`sized`), reading what was
             reserved may fail with an error for which `end_of_data` is true.
         """
         if self.exhausted:
             return 0
-        limit = steps
-        epoch = self.batches.steps_per_epoch
-        if epoch:
-            limit = min(limit, epoch - self._position % epoch)
-        if self.batches.num_batches is not None:
-            limit = min(limit, self.batches.num_batches - (self._position - self._first))
-        if self.cut:
-            limit = min(limit, self.cut - self._position % self.cut)
-        self._position += limit
-        return limit
+        batches = self.batches
+        if epoch := batches.steps_per_epoch:
+            steps = min(steps, epoch - self._position % epoch)
+        if batches.num_batches is not None:
+            steps = min(steps, batches.num_batches - (self._position - self._first))
+        if batches.cut_every:
+            steps = min(steps, batches.cut_every - self._position % batches.cut_every)
+        return steps
 
     @property
     def sized(self) -> bool:

@@ -8,6 +8,8 @@ makes strategies, XLA, mixed precision and `steps_per_execution` work together.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -112,6 +114,19 @@ class ReplicaTrainer:
         finally:
             self._predict_map = None
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `fit`; remembers the callbacks, for those that save the others' state."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        self._fit_callbacks = bound.arguments.get("callbacks")
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self._fit_callbacks = None
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        # An epoch that was resumed after its last step has no logs of its own.
+        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+
     def _resolve_auto_jit_compile(self) -> bool:
         # Keras turns XLA off under every strategy; here it works there.
         return bool(tf.config.list_logical_devices("GPU")) and model_supports_jit(self)
@@ -132,6 +147,8 @@ class ReplicaTrainer:
                     steps_per_epoch=iterator.steps_per_epoch,
                 )
                 iterator._distributed_dataset = batches
+                iterator._enumerate_iterator = functools.partial(batches.executions, iterator)
+            self._latest_batches = batches
             data_batch = batches.element_spec
             if batches.device_map is not None:
                 data_batch = batches.device_map.element_spec
@@ -310,7 +327,7 @@ class ReplicaTrainer:
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
-            self._weight_totals(context, element, padding),
+            [] if device_map else self._weight_totals(context, element, padding),
             None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
         if context.num_replicas_in_sync > 1:
@@ -350,7 +367,7 @@ class ReplicaTrainer:
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
-            self._weight_totals(context, element, padding),
+            [] if device_map else self._weight_totals(context, element, padding),
         )
         if context.num_replicas_in_sync > 1:
             self._reduce(context, [], outcome.non_trainable, padding)
@@ -506,6 +523,8 @@ class ReplicaTrainer:
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     _predict_map: Any = None
+    _fit_callbacks: Any = None
+    _latest_batches: Batches | None = None
 
 
 def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:

@@ -67,20 +67,22 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
     optimizer = config.optimizer or "sgd"
     sgd = optimizer == "sgd"
     batch_size = config.batch_size
+    # With fewer examples than replicas some of them get padding alone.
+    most = max(num_examples // replicas, 1) * replicas
     if batch_size is None:
-        batch_size = min(32 if small else 128, num_examples)
-        batch_size = math.ceil(batch_size / replicas) * replicas
-    elif batch_size % replicas:
-        below = batch_size // replicas * replicas
-        raise RequestError(
-            f"--batch_size={batch_size} does not divide among {replicas} replicas; use "
-            + (f"{below} or " if below else "")
-            + f"{below + replicas}"
-        )
-    elif batch_size > num_examples:
+        batch_size = min(math.ceil((32 if small else 128) / replicas) * replicas, most)
+    elif batch_size > most:
+        among = f" over {replicas} replicas" if replicas > 1 else ""
         raise RequestError(
             f"--batch_size={batch_size} is larger than the training set of {num_examples} "
-            f"examples; use at most {num_examples // replicas * replicas}"
+            f"examples; use at most {most}{among}"
+        )
+    elif batch_size % replicas:
+        below = batch_size // replicas * replicas
+        near = [str(near) for near in (below, below + replicas) if 0 < near <= most]
+        raise RequestError(
+            f"--batch_size={batch_size} does not divide among {replicas} replicas; use "
+            f"{' or '.join(near)}"
         )
     epochs = config.epochs or (40 if small else 6)
     steps = math.ceil(num_examples / batch_size)

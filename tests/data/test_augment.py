@@ -5,7 +5,14 @@ import pytest
 import tensorflow as tf
 
 from tfgpu.config import AUGMENTATIONS
-from tfgpu.data.augment import CROP_PADDING, TRANSFORMATIONS, augment, random_crop, random_flip
+from tfgpu.data.augment import (
+    CROP_PADDING,
+    TRANSFORMATIONS,
+    augment,
+    draw,
+    random_crop,
+    random_flip,
+)
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (40, 9, 7, 3), np.uint8)
@@ -22,9 +29,9 @@ def numpy_crop(images, draws, padding):
     """Pads by reflection and cuts a window out, image by image."""
     height, width = images.shape[1:3]
     windows = []
-    for image, draw in zip(images, draws, strict=True):
+    for image, shift in zip(images, draws, strict=True):
         padded = np.pad(image, [(padding, padding)] * 2 + [(0, 0)], mode="reflect")
-        top, left = (draw * np.float32(2 * padding + 1)).astype(int)
+        top, left = (shift * np.float32(2 * padding + 1)).astype(int)
         windows.append(padded[top : top + height, left : left + width])
     return np.stack(windows)
 
@@ -54,42 +61,53 @@ def test_flip_mirrors_below_one_half():
     np.testing.assert_array_equal(flipped[2:], IMAGES[2:4])
 
 
-def changed(rows, *, names=("crop", "flip"), seed=3, batch_size=20, jit_compile=False):
-    @tf.function(jit_compile=jit_compile)
-    def apply(images, rows):
-        return augment(images, rows, names=names, seed=seed, batch_size=batch_size)
+def changed(*, names=("crop", "flip"), seed=3, step=2, rows=slice(20), jit_compile=False):
+    """A batch of 20 as the step gets it: draws from a pipeline, images changed in the step."""
+    [draws] = tf.data.Dataset.from_tensors(np.int64(step)).map(
+        lambda step: draw(20, names=names, seed=seed, step=step)
+    )
 
-    rows = np.asarray(rows, np.int64)
-    return apply(tf.constant(IMAGES[rows % len(IMAGES)]), tf.constant(rows)).numpy()
+    @tf.function(jit_compile=jit_compile)
+    def apply(images, draws):
+        return augment(images, draws, names=names)
+
+    return apply(tf.constant(IMAGES[:20][rows]), draws[rows]).numpy()
 
 
 def test_no_names_change_nothing():
-    np.testing.assert_array_equal(changed(range(20), names=()), IMAGES[:20])
+    np.testing.assert_array_equal(changed(names=()), IMAGES[:20])
 
 
 def test_names_apply_in_order_with_draws_of_their_own():
-    draws = tf.random.stateless_uniform([20, 3], seed=[3, 2], alg="philox").numpy()
+    draws = draw(20, names=("crop", "flip"), seed=3, step=tf.constant(2, tf.int64)).numpy()
+    assert draws.shape == (20, 3) and 0 <= draws.min() <= draws.max() < 1
     expected = numpy_flip(numpy_crop(IMAGES[:20], draws[:, :2], CROP_PADDING), draws[:, 2:])
-    np.testing.assert_array_equal(changed(range(40, 60)), expected)
+    np.testing.assert_array_equal(changed(), expected)
 
 
 def test_the_same_arguments_give_the_same_images():
-    np.testing.assert_array_equal(changed(range(20)), changed(range(20)))
+    np.testing.assert_array_equal(changed(), changed())
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"rows": range(40, 60)}])
-def test_another_seed_or_step_gives_others(other):
-    assert (changed(range(20)) != changed(**{"rows": range(20), **other})).any()
+@pytest.mark.parametrize("other", [{"seed": 4}, {"step": 3}, {"names": ("flip", "crop")}])
+def test_other_arguments_give_others(other):
+    assert (changed() != changed(**other)).any()
+
+
+def test_the_draws_never_change():
+    # A run that goes on under another version must go on with the same images.
+    draws = draw(2, names=("flip",), seed=3, step=tf.constant(2, tf.int64))
+    np.testing.assert_allclose(draws[:, 0], [0.8747889, 0.37485957], rtol=1e-6)
 
 
 def test_a_share_of_the_batch_is_changed_as_in_the_whole():
-    whole = changed(range(20))
-    np.testing.assert_array_equal(changed(range(0, 7)), whole[:7])
-    np.testing.assert_array_equal(changed(range(7, 20)), whole[7:])
+    whole = changed()
+    np.testing.assert_array_equal(changed(rows=slice(0, 7)), whole[:7])
+    np.testing.assert_array_equal(changed(rows=slice(7, 20)), whole[7:])
 
 
 def test_xla_gives_the_same_images():
-    np.testing.assert_array_equal(changed(range(20), jit_compile=True), changed(range(20)))
+    np.testing.assert_array_equal(changed(jit_compile=True), changed())
 
 
 def test_the_names_are_those_of_the_flag():

@@ -2,8 +2,9 @@
 
 The batch of a step is a pure function of (seed, epoch, step). What travels to a
 replica is, with *resident* input, the numbers of the examples, which it gathers from
-the data set in its own memory; with *streaming* input, the uint8 images. Everything
-behind that (augmentation, the model) is the same code on the same bytes.
+the data set in its own memory; with *streaming* input, the uint8 images; and with both,
+the random numbers that augmentation takes. Everything behind that (augmentation, the
+model) is the same code on the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.augment import augment
+from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
 
 
@@ -25,8 +26,6 @@ class DeviceMap:
         element_spec: Spec of what the map returns: (images, labels).
         resident: Variables that hold the images and the labels, or ().
         names: Augmentations, in order.
-        seed: Of the run.
-        batch_size: Of the global batch.
 
     Attributes:
         variables: What to read, in replica context, and pass to the call.
@@ -38,35 +37,33 @@ class DeviceMap:
         element_spec: tuple[tf.TensorSpec, tf.TensorSpec],
         resident: Sequence[tf.Variable],
         names: Sequence[str],
-        seed: int,
-        batch_size: int,
     ):
         self.element_spec = element_spec
         self.variables = tuple(resident)
         self._names = tuple(names)
-        self._seed = seed
-        self._batch_size = batch_size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the batches, besides the examples: names, seed and batch size."""
+        return {"augment": self._names, "seed": self._seed, "batch_size": self._batch_size}
 
     def __call__(self, element: Any, values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Makes a replica's batch.
 
         Args:
-            element: (rows, examples) of resident input, int64 and int32 of shape (n,); or
-                (rows, images, labels) of streaming input.
+            element: (draws, examples) of resident input, float32 of shape (n, numbers an
+                image) and int32 of shape (n,); or (draws, images, labels) of streaming input.
             values: Values of `variables`.
 
         Returns:
             uint8 images (n, height, width, channels) and int32 labels (n,).
         """
         if values:
-            rows, examples = element
+            draws, examples = element
             images, labels = (tf.gather(value, examples) for value in values)
         else:
-            rows, images, labels = element
-        images = augment(
-            images, rows, names=self._names, seed=self._seed, batch_size=self._batch_size
-        )
-        return images, labels
+            draws, images, labels = element
+        return augment(images, draws, names=self._names), labels
 
 
 class DeviceDataset(tf.data.Dataset):
@@ -144,9 +141,14 @@ def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _numbers(
-    num_examples: int, *, batch_size: int, seed: int | None, start_step: int
+    num_examples: int,
+    *,
+    batch_size: int,
+    names: Sequence[str],
+    seed: int | None,
+    start_step: int,
 ) -> tf.data.Dataset:
-    """Yields (rows, examples) of each batch: endless with a seed, one pass in order without."""
+    """Yields (draws, examples) of each batch: endless with a seed, one pass in order without."""
     steps = -(-num_examples // batch_size)
     whole = num_examples % batch_size == 0
 
@@ -162,8 +164,8 @@ def _numbers(
             examples = order[start : tf.minimum(start + batch_size, num_examples)]
             if whole:
                 examples = tf.ensure_shape(examples, [batch_size])
-            begin = (epoch * steps + step) * batch_size
-            return begin + tf.range(tf.size(examples, tf.int64)), examples
+            draws = draw(batch_size, names=names, seed=seed or 0, step=epoch * steps + step)
+            return draws[: tf.size(examples)], examples
 
         return tf.data.Dataset.range(first, steps).map(batch)
 
@@ -183,7 +185,6 @@ def _finish(
     resident: Sequence[tf.Variable],
     *,
     names: Sequence[str],
-    seed: int,
     batch_size: int,
     pad: bool,
     start_step: int | None,
@@ -192,11 +193,11 @@ def _finish(
     shape = examples.image_shape
     spec = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
 
-    def fetch(rows: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def fetch(draws: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, labels = examples.batch(tf.cast(positions, tf.int64))
-        size = rows.shape[0]
+        size = positions.shape[0]
         return (
-            rows,
+            draws,
             tf.ensure_shape(images, [size, *shape]),
             tf.ensure_shape(labels, [size]),
         )
@@ -209,9 +210,7 @@ def _finish(
 
     return DeviceDataset(
         from_step(start_step or 0),
-        device_map=DeviceMap(
-            element_spec=spec, resident=resident, names=names, seed=seed, batch_size=batch_size
-        ),
+        device_map=DeviceMap(element_spec=spec, resident=resident, names=names),
         num_examples=examples.num_examples,
         batch_size=batch_size,
         pad=pad,
@@ -269,14 +268,19 @@ def training_batches(
     """
 
     def numbers(step: int) -> tf.data.Dataset:
-        return _numbers(examples.num_examples, batch_size=batch_size, seed=seed, start_step=step)
+        return _numbers(
+            examples.num_examples,
+            batch_size=batch_size,
+            names=augment,
+            seed=seed,
+            start_step=step,
+        )
 
     return _finish(
         examples,
         numbers,
         resident,
         names=augment,
-        seed=seed,
         batch_size=batch_size,
         pad=pad,
         start_step=start_step,
@@ -303,14 +307,15 @@ def evaluation_batches(
     """
 
     def numbers(step: int) -> tf.data.Dataset:
-        return _numbers(examples.num_examples, batch_size=batch_size, seed=None, start_step=step)
+        return _numbers(
+            examples.num_examples, batch_size=batch_size, names=(), seed=None, start_step=step
+        )
 
     return _finish(
         examples,
         numbers,
         resident,
         names=(),
-        seed=0,
         batch_size=batch_size,
         pad=pad,
         start_step=None,

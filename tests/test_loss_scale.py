@@ -1,0 +1,187 @@
+"""The dynamic loss scale: one decision for all replicas, and a skipped step leaves no trace."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfgpu
+from tfgpu.loss_scale import scaled_update
+from tfgpu.replica_step import read
+
+RNG = np.random.RandomState(0)
+X = RNG.randn(256, 6).astype("float32")
+LABELS = (X @ RNG.randn(6, 3)).argmax(1).astype("int32")
+
+
+def one_device():
+    return tf.distribute.get_strategy()
+
+
+def build(strategy, *, optimizer, dtype="mixed_float16", normalize=False, **compiled):
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(dtype)
+    with strategy.scope():
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(16, "relu")(inputs)
+        if normalize:
+            x = keras.layers.BatchNormalization()(x)
+        model = tfgpu.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
+        model.compile(
+            optimizer=optimizer(),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            **compiled,
+        )
+    return model
+
+
+def fit(model, x, y, *, batch_size, **arguments):
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+    return model.fit(data, verbose=0, shuffle=False, **arguments).history
+
+
+def copies(variable):
+    """A variable's value on each replica."""
+    return [v.numpy() for v in getattr(variable.value, "values", [variable.value])]
+
+
+def adam():
+    return keras.optimizers.Adam(0.01, use_ema=True)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("replica", [0, 1])
+def test_an_overflow_on_one_replica_skips_the_step_on_all(mirrored2, replica, jit_compile):
+    model = build(mirrored2, optimizer=adam, normalize=True, jit_compile=jit_compile)
+    fit(model, X[:32], LABELS[:32], batch_size=8)
+    state = [*model.trainable_variables, *model.non_trainable_variables]
+    state += model.optimizer.inner_optimizer.variables
+    before = [copies(variable) for variable in state]
+    scale = float(model.optimizer.dynamic_scale.numpy())
+    assert int(model.optimizer.step_counter.numpy()) == 4
+
+    x = X[:8].copy()
+    x[4 * replica] = 1e30  # Infinite in float16.
+    fit(model, x, LABELS[:8], batch_size=8)
+
+    for variable, old in zip(state, before, strict=True):
+        np.testing.assert_array_equal(old, copies(variable), err_msg=variable.path)
+    assert set(map(float, copies(model.optimizer.dynamic_scale))) == {scale / 2}
+    assert set(map(int, copies(model.optimizer.step_counter))) == {0}
+    fit(model, X[:32], LABELS[:32], batch_size=8)
+    assert np.isfinite(model.get_weights()[0]).all()
+    assert int(model.optimizer.inner_optimizer.iterations.numpy()) == 8
+
+
+def test_the_scale_doubles_after_so_many_good_steps(mirrored2):
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.01), initial_scale=8.0, dynamic_growth_steps=3
+        )
+
+    model = build(mirrored2, optimizer=optimizer, steps_per_execution=4)
+    fit(model, X[:56], LABELS[:56], batch_size=8)  # 7 steps
+    assert list(map(float, copies(model.optimizer.dynamic_scale))) == [32.0, 32.0]
+    assert list(map(int, copies(model.optimizer.step_counter))) == [1, 1]
+
+
+def test_a_scale_too_large_comes_down_and_the_run_learns(mirrored2):
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.Adam(0.02), initial_scale=2.0**40
+        )
+
+    model = build(mirrored2, optimizer=optimizer, steps_per_execution=8)
+    losses = fit(model, X, LABELS, batch_size=32, epochs=8)["loss"]
+    assert float(model.optimizer.dynamic_scale.numpy()) < 2.0**30
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_float16_is_as_accurate_as_float32(mirrored2):
+    accuracies = {}
+    for dtype in ("float32", "mixed_float16"):
+        model = build(
+            mirrored2,
+            optimizer=lambda: keras.optimizers.Adam(0.02),
+            dtype=dtype,
+            steps_per_execution=8,
+        )
+        accuracies[dtype] = fit(model, X, LABELS, batch_size=32, epochs=12)["accuracy"][-1]
+    assert accuracies["float32"] > 0.93
+    assert abs(accuracies["mixed_float16"] - accuracies["float32"]) < 0.02
+
+
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_a_constant_scale_changes_nothing_in_float32(mirrored2, accumulation):
+    weights = []
+    for factor in (None, 1024.0):
+        model = build(
+            mirrored2,
+            optimizer=lambda factor=factor: keras.optimizers.SGD(
+                0.05,
+                momentum=0.9,
+                global_clipnorm=0.5,
+                loss_scale_factor=factor,
+                gradient_accumulation_steps=accumulation,
+            ),
+            dtype="float32",
+        )
+        fit(model, X[:64], LABELS[:64], batch_size=16, epochs=2)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)  # A power of 2 changes no digit.
+
+
+# ---- the pure function ---------------------------------------------------------------------
+
+
+def _scaled_sgd(**settings):
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, momentum=0.9, **settings), initial_scale=4.0
+    )
+    variable = keras.Variable(np.ones((2, 2), "float32"))
+    optimizer.build([variable])
+    return optimizer, read(optimizer.variables), read([variable])
+
+
+def _value(optimizer, values, variable):
+    return float(values[[id(v) for v in optimizer.variables].index(id(variable))])
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_scaled_update_skips_what_is_not_finite(bad):
+    optimizer, values, trainable = _scaled_sgd()
+    gradient = tf.constant([[1.0, 2.0], [bad, 0.0]])
+    new_trainable, new_values, finite = scaled_update(optimizer, values, [gradient], trainable)
+    assert not finite
+    np.testing.assert_array_equal(trainable[0], new_trainable[0])
+    for variable, old, new in zip(optimizer.variables, values, new_values, strict=True):
+        if variable is optimizer.dynamic_scale:
+            assert float(new) == 2.0
+        else:
+            np.testing.assert_array_equal(old, new)
+
+
+def test_scaled_update_divides_by_the_scale():
+    optimizer, values, trainable = _scaled_sgd()
+    new_trainable, new_values, finite = scaled_update(
+        optimizer, values, [tf.fill((2, 2), 4.0)], trainable
+    )
+    assert finite
+    np.testing.assert_allclose(new_trainable[0], np.full((2, 2), 0.9))
+    assert _value(optimizer, new_values, optimizer.step_counter) == 1
+    assert _value(optimizer, new_values, optimizer.inner_optimizer.iterations) == 1
+
+
+def test_a_skipped_step_does_not_count_for_accumulation():
+    optimizer, values, trainable = _scaled_sgd(gradient_accumulation_steps=2)
+    scale = 4.0
+    for gradient in (1.0, np.inf, 3.0):
+        trainable, values, _ = scaled_update(
+            optimizer, values, [tf.fill((2, 2), np.float32(gradient * scale))], trainable
+        )
+        scale = _value(optimizer, values, optimizer.dynamic_scale)
+    assert scale == 2.0
+    assert _value(optimizer, values, optimizer.inner_optimizer._iterations) == 2
+    np.testing.assert_allclose(trainable[0], np.full((2, 2), 1 - 0.1 * (1 + 3) / 2), rtol=1e-6)

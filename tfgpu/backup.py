@@ -1,0 +1,449 @@
+"""Exact resume of `tfgpu.Model.fit`: after any kill, the same bits as without it.
+
+The data need no state: a batch is a function of (seed, epoch, step), so their position is
+two integers. All else that training changes is in variables (weights, statistics, seeds,
+optimizer slots, averages, loss scale, metrics on each replica) and in a few counters of
+Keras' callbacks. A backup holds just these, at the end of an execution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpu.batches import Batches
+from tfgpu.checkpoint import Checkpoint, CheckpointStore
+from tfgpu.errors import Interrupted, ModelFileError, RequestError
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A callback with state of its own that a backup is to hold.
+
+    Both methods are called between executions. The state is what JSON can hold.
+    """
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, after `on_train_begin`."""
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Backs a training up, and continues it exactly when `fit` is called again.
+
+    The counterpart of `keras.callbacks.BackupAndRestore`, which repeats the batches of the
+    interrupted epoch and forgets the seeds of random layers. With this one, a `fit` that was
+    killed at any instant and is called again in a new process, on a model built and compiled
+    by the same code, ends with bit-identical weights, optimizer state and metrics. The
+    training data have to come from `tfgpu.data.inputs.training_batches`.
+
+    Put it last among the callbacks. Callbacks of Keras' own that count (`EarlyStopping`,
+    `ReduceLROnPlateau`) and those that are `Resumable` are restored too.
+
+    Example:
+
+    ```python
+    batches = training_batches(examples, batch_size=128, seed=0)
+    model.fit(
+        batches,
+        steps_per_epoch=batches.steps_per_epoch,
+        epochs=30,
+        shuffle=False,
+        callbacks=[early_stopping, tfgpu.BackupAndRestore("backup", save_freq=100)],
+    )
+    ```
+
+    Args:
+        backup_dir: Directory of the backups; made when it is missing.
+        save_freq: Steps between two backups, or "epoch" for one at the end of each.
+        keep: The newest ones to keep, beside the best.
+        monitor: Log by which the best is told, such as "val_loss" (lower is better; one
+            that ends in "accuracy", higher). Ignored while it is not in the logs.
+        background: Whether to write in a thread of its own.
+        write: Whether this process writes: False on all workers but the chief.
+        warn: What to do with a warning's text.
+
+    Attributes:
+        resumed_from: Steps that had been done when this training began; None for a new one.
+        exact: Whether the result is bit-identical to an uninterrupted run. False when
+            replicas, precision, XLA or steps per execution were changed.
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        *,
+        save_freq: int | str = "epoch",
+        keep: int = 2,
+        monitor: str = "val_loss",
+        background: bool = True,
+        write: bool = True,
+        warn: Callable[[str], None] | None = None,
+    ):
+        super().__init__()
+        if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
+            raise ValueError(f"save_freq must be 'epoch' or a positive integer, not {save_freq!r}")
+        self.backup_dir = Path(backup_dir)
+        self.resumed_from: int | None = None
+        self.exact = True
+        self._save_freq = save_freq
+        self._keep = keep
+        self._monitor = monitor
+        self._background = background
+        self._write = write
+        self._warn = warn or _warn
+        self._stop: int | None = None
+        self._store: CheckpointStore | None = None
+        self._batches: Batches | None = None
+        self._restored: Checkpoint | None = None
+        self._epoch = 0
+        self._done = 0  # In this epoch.
+        self._best: float | None = None
+        self._pending: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
+        self._saved_at: int | None = None
+
+    # ---- what the owner of the training may ask ------------------------------------------
+
+    def request_stop(self, signum: int) -> None:
+        """Asks for a backup and an end at the next opportunity; safe in a signal handler.
+
+        Args:
+            signum: The signal, for the `Interrupted` that then leaves `fit`.
+        """
+        self._stop = signum
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the beginning of the training, in all processes together."""
+        return self._epoch * self._steps_per_epoch + self._done
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        assert self._batches is not None
+        return self._batches.steps_per_epoch or 0
+
+    # ---- Keras' hooks --------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        batches = getattr(self.model, "_latest_batches", None)
+        if batches is None or not hasattr(batches.source, "from_step"):
+            raise RequestError(
+                "BackupAndRestore needs a tfgpu.Model and training data from "
+                "tfgpu.data.inputs.training_batches: only their batches can be made again"
+            )
+        if not batches.steps_per_epoch:
+            raise RequestError(
+                "BackupAndRestore needs fit(..., steps_per_epoch=batches.steps_per_epoch)"
+            )
+        self._batches = batches
+        self._store = CheckpointStore(
+            self.backup_dir, run_id=self._identity(), keep=self._keep, warn=self._warn
+        )
+        batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
+        batches.exact = True
+        checkpoint = self._store.newest()
+        if checkpoint is None:
+            return
+        self._restore(checkpoint)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._epoch = epoch
+        if self._restored is not None:
+            # `fit` has just reset the metrics, which hold the part of the epoch that is done.
+            self._done = self._restored.state["step"]
+            self._restore_metrics(self._restored)
+            self._restored = None
+        else:
+            self._done = 0
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._done = batch + 1
+        if self._done >= self._steps_per_epoch:
+            # Written when the epoch's validation is through, which says whether it is the
+            # best; kept, because validation overwrites the metrics.
+            self._pending = self._capture() if self._write else None
+            if self._stop is not None:
+                self._leave()
+            return
+        due = isinstance(self._save_freq, int) and self.steps_done % self._save_freq == 0
+        if self._stop is not None or due:
+            self._save(self._capture() if self._write else None)
+        if self._stop is not None:
+            self._leave()
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._stop is not None and self._pending is not None:
+            self._leave()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._pending = None
+        self._epoch, self._done = epoch + 1, 0
+        due = self._save_freq == "epoch" or self.steps_done % int(self._save_freq) == 0
+        best = self._is_best(logs or {})
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        if due or best or last or self._stop is not None:
+            self._save(self._capture() if self._write else None, best=best)
+        if self._stop is not None:
+            self._leave()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self.model._initial_epoch = None
+        if self._store is not None:
+            self._store.wait()
+
+    def close(self) -> None:
+        """Waits for the writer and ends it; call it when `fit` was left by an exception."""
+        if self._store is not None:
+            self._store.close()
+
+    # ---- saving --------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        if self._pending is not None:
+            self._save(self._pending)
+            self._pending = None
+        assert self._store is not None and self._stop is not None
+        self._store.wait()
+        raise Interrupted(self._stop)
+
+    def _save(
+        self,
+        captured: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None,
+        *,
+        best: bool = False,
+    ) -> None:
+        if captured is None:
+            return
+        assert self._store is not None
+        step, arrays, state = captured
+        if (broken := _not_finite(arrays)) is not None:
+            self._warn(
+                f"no backup after step {step}: {broken} is not finite; the last good one is kept"
+            )
+            return
+        if self._background:
+            self._store.save_in_background(step, arrays, state, best=best)
+        else:
+            self._store.save(step, arrays, state, best=best)
+        self._saved_at = step
+
+    def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
+        """Copies all state to the host: the only part of saving that training waits for."""
+        arrays = {
+            name: np.asarray(variable.numpy()) for name, variable in self._variables().items()
+        }
+        for name, variable in self._metrics().items():
+            for replica, value in enumerate(_local(self.model, variable)):
+                arrays[f"{name}/replica{replica}"] = np.asarray(value.numpy())
+        for i, callback in enumerate(self._callbacks()):
+            for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
+                arrays[f"callbacks/{i}/best_weights/{j}"] = np.asarray(weight)
+        state = {
+            "epoch": self._epoch,
+            "step": self._done,
+            "steps_per_epoch": self._steps_per_epoch,
+            "stopped": bool(self.model.stop_training),
+            "best": self._best,
+            "how": self._how(),
+            "callbacks": [_callback_state(callback) for callback in self._callbacks()],
+        }
+        return self.steps_done, arrays, state
+
+    def _is_best(self, logs: Mapping[str, Any]) -> bool:
+        value = logs.get(self._monitor)
+        if value is None:
+            return False
+        value = float(value)
+        if self._monitor.endswith("accuracy"):
+            value = -value
+        if self._best is not None and not value < self._best:
+            return False
+        self._best = value
+        return True
+
+    # ---- restoring -----------------------------------------------------------------------
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        if state["steps_per_epoch"] != self._steps_per_epoch:
+            raise RequestError(
+                f"{checkpoint.path} is of a run with {state['steps_per_epoch']} steps an epoch, "
+                f"this one has {self._steps_per_epoch}"
+            )
+        how = self._how()
+        changed = [
+            f"{k}: {state['how'].get(k)} there, {how[k]} now"
+            for k in how
+            if state["how"].get(k) != how[k]
+        ]
+        if changed:
+            self.exact = False
+            self._warn(
+                "resuming with another set-up, so the result will not be bit-identical ("
+                + "; ".join(changed)
+                + ")"
+            )
+        wanted = self._variables()
+        known = set(wanted)
+        for name, variable in wanted.items():
+            if name not in checkpoint.arrays:
+                if name.startswith("loss_scale/"):
+                    continue  # The run so far had none: begin with a fresh one.
+                raise ModelFileError(f"{checkpoint.path} lacks {name}; it is of another model")
+            value = checkpoint.arrays[name]
+            if tuple(value.shape) != tuple(variable.shape):
+                raise ModelFileError(
+                    f"{checkpoint.path} has {name} of shape {value.shape}, the model has "
+                    f"{tuple(variable.shape)}"
+                )
+            variable.assign(value)
+        superfluous = [
+            name
+            for name in checkpoint.arrays
+            if name not in known and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
+        ]
+        if superfluous:
+            raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
+        self._best = state["best"]
+        for i, (callback, saved) in enumerate(
+            zip(self._callbacks(), state["callbacks"], strict=False)
+        ):
+            _set_callback_state(callback, saved)
+            prefix = f"callbacks/{i}/best_weights/"
+            weights = [v for name, v in checkpoint.arrays.items() if name.startswith(prefix)]
+            if weights:
+                callback.best_weights = weights
+        epochs = self.params.get("epochs", 0)
+        self.resumed_from = checkpoint.step
+        self._saved_at = checkpoint.step
+        self._epoch, self._done = state["epoch"], state["step"]
+        # `fit` reads this after `on_train_begin`; 0 is "not set" to it, and right then too.
+        self.model._initial_epoch = epochs if state["stopped"] else state["epoch"]
+        assert self._batches is not None
+        self._batches.seek(checkpoint.step, done=state["step"])
+        self._restored = checkpoint
+
+    def _restore_metrics(self, checkpoint: Checkpoint) -> None:
+        for name, variable in self._metrics().items():
+            values = []
+            while (key := f"{name}/replica{len(values)}") in checkpoint.arrays:
+                values.append(checkpoint.arrays[key])
+            local = _local(self.model, variable)
+            if len(values) != len(local):
+                # Another number of replicas: only the sum matters.
+                zeros = [np.zeros_like(values[0])] * (len(local) - 1)
+                values = [np.sum(values, axis=0, dtype=values[0].dtype), *zeros]
+            for own, value in zip(local, values, strict=True):
+                own.assign(value)
+
+    # ---- what there is -------------------------------------------------------------------
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        """Every variable that training changes, but for the metrics', by a stable name."""
+        model, optimizer = self.model, self.model.optimizer
+        metrics = {id(variable) for variable in model.metrics_variables}
+        named: dict[str, keras.Variable] = {}
+        for i, variable in enumerate(v for v in model.variables if id(v) not in metrics):
+            named[f"model/{i}/{variable.path}"] = variable
+        inner = optimizer
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            inner = optimizer.inner_optimizer
+            for i, variable in enumerate(optimizer._variables):
+                named[f"loss_scale/{i}/{variable.path.rsplit('/', 1)[-1]}"] = variable
+        for i, variable in enumerate(inner.variables):
+            named[f"optimizer/{i}/{variable.path.rsplit('/', 1)[-1]}"] = variable
+        return named
+
+    def _metrics(self) -> dict[str, keras.Variable]:
+        return {f"metrics/{i}": v for i, v in enumerate(self.model.metrics_variables)}
+
+    def _callbacks(self) -> list[Any]:
+        """The other callbacks of this `fit` that have state to save."""
+        given = self.model._fit_callbacks or []
+        if isinstance(given, keras.callbacks.CallbackList):
+            given = given.callbacks
+        given = given if isinstance(given, list | tuple) else [given]
+        return [c for c in given if isinstance(c, Resumable) or type(c) in _COUNTERS]
+
+    def _how(self) -> dict[str, Any]:
+        """What may change between two processes, at the price of other bits."""
+        model = self.model
+        return {
+            "replicas": model.distribute_strategy.num_replicas_in_sync,
+            "precision": model.dtype_policy.name,
+            "jit_compile": bool(model.jit_compile),
+            "steps_per_execution": model.steps_per_execution,
+        }
+
+    def _identity(self) -> str:
+        """A digest of what may not change: another run's backups are not this one's."""
+        assert self._batches is not None
+        source: Any = self._batches.source
+        optimizer = self.model.optimizer
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        identity = {
+            "variables": [list(v.shape) for v in self.model.variables],
+            "optimizer": type(inner).__name__,
+            "examples": source.num_examples,
+            "batch_size": source.batch_size,
+            "data": source.device_map.settings,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
+    """The copies of a variable on this process's replicas."""
+    return model.distribute_strategy.experimental_local_results(variable._value)
+
+
+def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The first of the model's weights that is not finite."""
+    for name, array in arrays.items():
+        # Sums are enough: they are not finite when an element is not, but for an overflow
+        # that the second look tells apart.
+        if name.startswith("model/") and array.dtype.kind == "f":
+            if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+                return name.partition("/")[2].partition("/")[2]
+    return None
+
+
+# Attributes in which Keras' callbacks count.
+_COUNTERS: dict[type, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
+}
+
+
+def _callback_state(callback: Any) -> dict[str, Any]:
+    if isinstance(callback, Resumable):
+        return {"state": callback.get_state()}
+    state = {}
+    for name in _COUNTERS[type(callback)]:
+        value = getattr(callback, name)
+        state[name] = None if value is None else float(value)
+    return state
+
+
+def _set_callback_state(callback: Any, state: dict[str, Any]) -> None:
+    if isinstance(callback, Resumable):
+        callback.set_state(state["state"])
+        return
+    for name, value in state.items():
+        whole = name in ("wait", "stopped_epoch", "best_epoch", "cooldown_counter")
+        setattr(callback, name, int(value) if whole and value is not None else value)
+
+
+def _warn(text: str) -> None:
+    import warnings
+
+    warnings.warn(text, stacklevel=3)
