@@ -59,7 +59,8 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(mirrored2, replica, ji
     state += model.optimizer.inner_optimizer.variables
     before = [copies(variable) for variable in state]
     scale = float(model.optimizer.dynamic_scale.numpy())
-    assert int(model.optimizer.step_counter.numpy()) == 4
+    iterations = int(model.optimizer.iterations.numpy())
+    assert iterations > 0
 
     x = X[:8].copy()
     x[4 * replica] = 1e30  # Infinite in float16.
@@ -71,7 +72,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(mirrored2, replica, ji
     assert set(map(int, copies(model.optimizer.step_counter))) == {0}
     fit(model, X[:32], LABELS[:32], batch_size=8)
     assert np.isfinite(model.get_weights()[0]).all()
-    assert int(model.optimizer.inner_optimizer.iterations.numpy()) == 8
+    assert int(model.optimizer.iterations.numpy()) == iterations + 4
 
 
 def test_the_scale_doubles_after_so_many_good_steps(mirrored2):

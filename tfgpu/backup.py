@@ -395,8 +395,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             "variables": [list(v.shape) for v in self.model.variables],
             "optimizer": type(inner).__name__,
             "examples": source.num_examples,
-            "batch_size": source.batch_size,
-            "data": source.device_map.settings,
+            "data": source.settings,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

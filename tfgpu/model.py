@@ -336,14 +336,16 @@ class ReplicaTrainer:
             update = loss_scale.scaled_update if dynamic else apply_optimizer
 
             def step(values, gradients, trainable):
-                return update(optimizer, values, gradients, trainable)[:2]
+                return update(optimizer, values, gradients, trainable)
 
-            new_trainable, new_values = self._jit(step)(
+            new_trainable, new_values, *finite = self._jit(step)(
                 read(optimizer.variables), gradients, read(self.trainable_variables)
             )
             _assign(
                 [*self.trainable_variables, *optimizer.variables], [*new_trainable, *new_values]
             )
+            if finite:
+                self._keep_unless(finite[0], outcome.non_trainable)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         self._assign_non_trainable(outcome)
@@ -474,6 +476,13 @@ class ReplicaTrainer:
         for i, value in zip(floats, reduced[len(gradients) :], strict=True):
             non_trainable[i] = value
         return reduced[: len(gradients)]
+
+    def _keep_unless(self, finite: tf.Tensor, non_trainable: dict[int, tf.Tensor]) -> None:
+        """Keeps the old statistics, in place, in a step whose gradients overflowed."""
+        for i, new in non_trainable.items():
+            if new.dtype.is_floating:
+                (old,) = read([self.non_trainable_variables[i]])
+                non_trainable[i] = tf.where(finite, new, old)
 
     def _assign_non_trainable(self, outcome: Outcome) -> None:
         variables = self.non_trainable_variables

@@ -313,8 +313,6 @@ def _train(
         if chief:
             _save(model, directory.model_path)
     with stopwatch.during("test"):
-        # The function made for validation has the device map of those batches traced in it.
-        model.make_test_function(force=True)
         test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
     outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
     _close(outcome, "finished", directory, stopwatch)

@@ -42,11 +42,6 @@ class DeviceMap:
         self.variables = tuple(resident)
         self._names = tuple(names)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the batches, besides the examples: names, seed and batch size."""
-        return {"augment": self._names, "seed": self._seed, "batch_size": self._batch_size}
-
     def __call__(self, element: Any, values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Makes a replica's batch.
 
@@ -77,6 +72,7 @@ class DeviceDataset(tf.data.Dataset):
         num_examples: In one epoch.
         batch_size: Of the global batch.
         steps_per_epoch: Batches in one epoch.
+        settings: What decides the batches besides the examples, as JSON holds it.
     """
 
     def __init__(
@@ -87,8 +83,10 @@ class DeviceDataset(tf.data.Dataset):
         num_examples: int,
         batch_size: int,
         pad: bool,
+        settings: dict[str, Any],
         from_step: Callable[[int], tf.data.Dataset] | None = None,
     ):
+        self.settings = settings
         self._dataset = dataset
         self._from_step = from_step
         self._pad = pad
@@ -113,6 +111,7 @@ class DeviceDataset(tf.data.Dataset):
             num_examples=self.num_examples,
             batch_size=self.batch_size,
             pad=self._pad,
+            settings=self.settings,
             from_step=self._from_step,
         )
 
@@ -185,6 +184,7 @@ def _finish(
     resident: Sequence[tf.Variable],
     *,
     names: Sequence[str],
+    seed: int,
     batch_size: int,
     pad: bool,
     start_step: int | None,
@@ -214,11 +214,31 @@ def _finish(
         num_examples=examples.num_examples,
         batch_size=batch_size,
         pad=pad,
+        settings={"augment": list(names), "seed": seed, "batch_size": batch_size},
         from_step=None if start_step is None else from_step,
     )
 
 
-def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple[tf.Variable, ...]:
+class _LocalCopies:
+    """An array on each device of this worker; reads as the copy of the replica that asks.
+
+    The first of several workers would send a variable's value to the others, which TensorFlow
+    cannot do with uint8 and need not: every worker reads the data itself.
+    """
+
+    def __init__(self, array: np.ndarray, *, devices: Sequence[str], name: str):
+        self._copies = []
+        for device in devices:
+            with tf.device(device):
+                self._copies.append(tf.Variable(array, trainable=False, name=name))
+
+    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        copy = self._copies[int(replica) % len(self._copies)]
+        return tf.convert_to_tensor(copy, dtype=dtype, name=name)
+
+
+def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple[Any, ...]:
     """Reads all examples into the memory of each of the strategy's devices.
 
     Args:
@@ -226,12 +246,19 @@ def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple
         strategy: Its replicas each get a copy.
 
     Returns:
-        Variables: uint8 images (n, height, width, channels) and int32 labels (n,).
+        What a replica reads as tensors: uint8 images (n, height, width, channels) and int32
+        labels (n,).
 
     Raises:
         DataError: An image or a record is damaged.
     """
     arrays = examples.load_arrays()
+    devices = strategy.extended.worker_devices
+    if strategy.num_replicas_in_sync > len(devices):
+        return tuple(
+            _LocalCopies(array, devices=devices, name=name)
+            for array, name in zip(arrays, ("resident_images", "resident_labels"), strict=True)
+        )
     with strategy.scope():
         return tuple(
             tf.Variable(array, trainable=False, name=name)
@@ -281,6 +308,7 @@ def training_batches(
         numbers,
         resident,
         names=augment,
+        seed=seed,
         batch_size=batch_size,
         pad=pad,
         start_step=start_step,
@@ -316,6 +344,7 @@ def evaluation_batches(
         numbers,
         resident,
         names=(),
+        seed=0,
         batch_size=batch_size,
         pad=pad,
         start_step=None,
