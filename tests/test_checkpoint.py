@@ -101,6 +101,14 @@ def test_big_endian_arrays_are_stored_little_endian(tmp_path):
     same(store(tmp_path).newest().arrays, {"a": np.array([1, 2], "<i4")})
 
 
+def test_a_write_that_takes_less_is_gone_on_with(tmp_path, monkeypatch):
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:7]))
+        save(tmp_path, 1)
+    assert sound(store(tmp_path).newest(), 1)
+
+
 def test_the_manifest_is_json(tmp_path):
     manifest = json.loads((save(tmp_path, 5) / "manifest.json").read_text())
     assert manifest["step"] == 5 and manifest["run_id"] == "run" and not manifest["best"]
@@ -987,9 +995,8 @@ def test_the_same_process_is_refused_too_and_an_error_gives_the_lock_back(tmp_pa
 @posix
 def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
     # In a process of its own: this one may have threads, and those do not go with fork.
-    script = HOLD.replace(
-        "print(", "child = os.fork() or time.sleep(60)\n    print(child, "
-    ).replace("import ", "import os, ", 1)
+    fork = "child = os.fork() or time.sleep(60)\n    print(child, "
+    script = "import os" + HOLD.replace("print(", fork)
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )

@@ -171,7 +171,8 @@ def everything(folder):
 
 def test_the_files_of_a_run_and_their_fields(run, place):
     this = run(tensorboard="default")
-    assert {path.name for path in this.path.iterdir()} == {
+    names = {path.name for path in this.path.iterdir()}
+    assert names - {"checkpoints", ".lock"} == {
         "config.json",
         "environment.json",
         "log.txt",
@@ -342,9 +343,9 @@ def test_executions_of_another_size_give_the_same_run(run):
 
 
 def test_one_device_is_one_replica(run):
-    this = run(strategy="one_device", devices="all", epochs=1)
+    this = run(strategy="one_device", devices="all")
     assert this.result["replicas"] == 1
-    assert this.metrics[0]["loss"] == pytest.approx(run().metrics[0]["loss"], rel=1e-5)
+    assert this.result["test_loss"] == pytest.approx(run().result["test_loss"], rel=1e-4)
 
 
 # ---- what trains --------------------------------------------------------------------------
@@ -459,24 +460,12 @@ def test_a_finished_run_says_so(copy, capsys):
     assert contents(copy.path) == before
 
 
-@pytest.mark.parametrize(
-    ("status", "changes", "said"),
-    [
-        ("finished", {"epochs": 4, "seed": 2}, ["epochs: 3 there, 4 now", "seed: 0 there, 2 now"]),
-        ("interrupted", {}, ["the same run, unfinished"]),
-        ("failed", {}, ["the same run, unfinished"]),
-        (None, {}, ["the same run, unfinished"]),
-    ],
-)
-def test_what_is_not_the_finished_run_is_refused(copy, capsys, status, changes, said):
-    result = copy.path / "result.json"
-    result.write_text(json.dumps(copy.result | {"status": status}))
-    if status is None:
-        result.unlink()
+def test_other_settings_are_named(copy, capsys):
     before = contents(copy.path)
-    assert command(*argv_of(changes), f"--run_dir={copy.path}") == 2
+    assert command(*argv_of({"augment": "flip", "seed": 2}), f"--run_dir={copy.path}") == 2
     line = the_line(capsys)
-    assert str(copy.path) in line and all(text in line for text in said)
+    said = [str(copy.path), 'augment: "crop" there, "flip" now', "seed: 0 there, 2 now"]
+    assert all(text in line for text in said), line
     assert contents(copy.path) == before
 
 
@@ -563,7 +552,7 @@ def test_a_damaged_image_that_is_streamed_is_named(bad_folders, tmp_path, capsys
     assert "broken/train/light/03.png cannot be read" in line
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed" and list(result) == list(RESULT_FIELDS)
-    assert line in (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert (tmp_path / "run" / "log.txt").read_text().endswith(line + "\n")
 
 
 def test_a_damaged_test_image_costs_no_training(place, tmp_path, capsys):
@@ -703,7 +692,8 @@ def test_a_signal_stops_it_cleanly(place, tmp_path, number, code):
     path = tmp_path / "run"
     process = start(*argv_of({"epochs": 100_000}), f"--run_dir={path}")
     for line in process.stdout:
-        if line.lstrip().startswith("epoch"):
+        # The line of the first epoch comes just before what the run keeps of it.
+        if re.match(r"epoch +2/", line):
             break
     process.send_signal(number)
     sent = time.monotonic()
@@ -711,9 +701,7 @@ def test_a_signal_stops_it_cleanly(place, tmp_path, number, code):
     assert time.monotonic() - sent < 5
     assert process.returncode == code
     [line] = err.splitlines()
-    assert re.fullmatch(
-        rf"tfgpu: stopped by {number.name} after [1-9]\d* steps; {path} holds .*", line
-    )
+    assert re.fullmatch(rf"tfgpu: stopped by {number.name} after [1-9]\d* steps; .*{path}.*", line)
     this = Run(path)
     assert this.result["status"] == "interrupted"
     assert list(this.result) == list(RESULT_FIELDS)

@@ -8,6 +8,7 @@ Keras' callbacks. A backup holds just these, at the end of an execution.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import tensorflow as tf
 from tfgpu.batches import Batches
 from tfgpu.checkpoint import Checkpoint, CheckpointStore
 from tfgpu.errors import Interrupted, ModelFileError, RequestError
+from tfgpu.nonfinite import Breakage, first_breakage
 
 
 @runtime_checkable
@@ -72,6 +74,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         background: Whether to write in a thread of its own.
         write: Whether this process writes: False on all workers but the chief.
         warn: What to do with a warning's text.
+        during: Makes a context that is entered while training waits for a backup.
 
     Attributes:
         resumed_from: Steps that had been done when this training began; None for a new one.
@@ -89,6 +92,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         background: bool = True,
         write: bool = True,
         warn: Callable[[str], None] | None = None,
+        during: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ):
         super().__init__()
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
@@ -102,6 +106,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._background = background
         self._write = write
         self._warn = warn or _warn
+        self._during = during
         self._stop: int | None = None
         self._store: CheckpointStore | None = None
         self._batches: Batches | None = None
@@ -110,7 +115,6 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._done = 0  # In this epoch.
         self._best: float | None = None
         self._pending: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
-        self._saved_at: int | None = None
 
     # ---- what the owner of the training may ask ------------------------------------------
 
@@ -152,9 +156,13 @@ class BackupAndRestore(keras.callbacks.Callback):
         batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
         batches.exact = True
         checkpoint = self._store.newest()
-        if checkpoint is None:
-            return
-        self._restore(checkpoint)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        elif self._write:
+            # What other callbacks write before the next backup is then known to be theirs to
+            # take back, and a training that breaks at once can be looked into.
+            with self._during():
+                self._save(self._capture(), background=False)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -171,13 +179,15 @@ class BackupAndRestore(keras.callbacks.Callback):
         if self._done >= self._steps_per_epoch:
             # Written when the epoch's validation is through, which says whether it is the
             # best; kept, because validation overwrites the metrics.
-            self._pending = self._capture() if self._write else None
+            if self._write:
+                with self._during():
+                    self._pending = self._capture()
             if self._stop is not None:
                 self._leave()
             return
         due = isinstance(self._save_freq, int) and self.steps_done % self._save_freq == 0
         if self._stop is not None or due:
-            self._save(self._capture() if self._write else None)
+            self._back_up()
         if self._stop is not None:
             self._leave()
 
@@ -192,7 +202,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         best = self._is_best(logs or {})
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         if due or best or last or self._stop is not None:
-            self._save(self._capture() if self._write else None, best=best)
+            self._back_up(best=best)
         if self._stop is not None:
             self._leave()
 
@@ -206,6 +216,26 @@ class BackupAndRestore(keras.callbacks.Callback):
         if self._store is not None:
             self._store.close()
 
+    def first_breakage(self, steps_done: int) -> Breakage | None:
+        """Repeats the training from the last backup until a gradient is not finite.
+
+        Leaves the model in the state in which it broke.
+
+        Args:
+            steps_done: Where to end.
+
+        Returns:
+            The step and the variable; None when nothing broke or there is no backup.
+        """
+        assert self._store is not None and self._batches is not None
+        self._store.close()
+        checkpoint = self._store.newest()
+        if checkpoint is None or checkpoint.step >= steps_done:
+            return None
+        self._restore(checkpoint)
+        steps = steps_done - checkpoint.step
+        return first_breakage(self.model, self._batches, start_step=checkpoint.step, steps=steps)
+
     # ---- saving --------------------------------------------------------------------------
 
     def _leave(self) -> None:
@@ -216,14 +246,18 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._store.wait()
         raise Interrupted(self._stop)
 
+    def _back_up(self, *, best: bool = False) -> None:
+        if self._write:
+            with self._during():
+                self._save(self._capture(), best=best, background=self._background)
+
     def _save(
         self,
-        captured: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None,
+        captured: tuple[int, dict[str, np.ndarray], dict[str, Any]],
         *,
         best: bool = False,
+        background: bool = True,
     ) -> None:
-        if captured is None:
-            return
         assert self._store is not None
         step, arrays, state = captured
         if (broken := _not_finite(arrays)) is not None:
@@ -231,11 +265,10 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"no backup after step {step}: {broken} is not finite; the last good one is kept"
             )
             return
-        if self._background:
+        if background:
             self._store.save_in_background(step, arrays, state, best=best)
         else:
             self._store.save(step, arrays, state, best=best)
-        self._saved_at = step
 
     def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
         """Copies all state to the host: the only part of saving that training waits for."""
@@ -325,7 +358,6 @@ class BackupAndRestore(keras.callbacks.Callback):
                 callback.best_weights = weights
         epochs = self.params.get("epochs", 0)
         self.resumed_from = checkpoint.step
-        self._saved_at = checkpoint.step
         self._epoch, self._done = state["epoch"], state["step"]
         # `fit` reads this after `on_train_begin`; 0 is "not set" to it, and right then too.
         self.model._initial_epoch = epochs if state["stopped"] else state["epoch"]

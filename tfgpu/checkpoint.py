@@ -377,7 +377,6 @@ class CheckpointStore:
     def _remove_unneeded(self, newest: _Name) -> None:
         """Removes what `newest`, just saved, and the others known to be sound make superfluous."""
         names = sorted(self._names(), reverse=True)
-        self._sound.intersection_update(names)
         kept: dict[int, _Name] = {}  # By step: two checkpoints of one step are as good as one.
         for name in names:
             if name in self._sound and len(kept) < self._keep:
@@ -390,10 +389,8 @@ class CheckpointStore:
                 if name in self._sound:
                     break
         for name in names:
-            superseded = (
-                name in self._sound
-                or name.step in kept
-                or (len(kept) == self._keep and name < min(kept.values()))
+            superseded = name in self._sound or (
+                len(kept) == self._keep and name < min(kept.values())
             )
             if name not in needed and superseded and name.step <= newest.step:
                 # Renamed first, so that no half of a checkpoint bears a checkpoint's name.
@@ -401,7 +398,6 @@ class CheckpointStore:
                 with _named(self.directory / str(name)):
                     os.rename(self.directory / str(name), temporary)
                 _remove(temporary)
-                self._sound.discard(name)
         for left in self._left_over():
             _remove(self.directory / left)
 

@@ -35,9 +35,28 @@ LR_SCHEDULES = ("constant", "cosine", "linear")
 AUGMENTATIONS = ("crop", "flip")
 TENSORBOARD = ("default", "none")
 PROGRESS = ("auto", "bar", "plain", "none")
+RESUME = ("auto", "never", "must")
 
 # Two runs that differ in these alone are the same run.
-NOT_OF_THE_RUN = frozenset({"run_dir", "verbosity", "progress"})
+NOT_OF_THE_RUN = frozenset({"run_dir", "resume", "verbosity", "progress"})
+
+# A run may be continued with others of these: they decide how it is computed and not what. Its
+# result is then no longer the same to the bit.
+MAY_CHANGE = frozenset(
+    {
+        "strategy",
+        "devices",
+        "virtual_devices",
+        "precision",
+        "jit_compile",
+        "steps_per_execution",
+        "deterministic",
+        "data_dir",
+        "input",
+        "checkpoint_every",
+        "tensorboard",
+    }
+)
 
 # Seeds and step counters are int32 somewhere below us; nothing sensible is larger.
 _LARGEST = 2**31 - 1
@@ -70,7 +89,8 @@ class Config:
 
     `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
     run starts. The exceptions are `clip_norm`, `ema_momentum` and `early_stopping`, where `None`
-    is "off", and `data_dir`, where it is TFDS's own choice.
+    is "off", `data_dir`, where it is TFDS's own choice, and `checkpoint_every`, where it is one
+    epoch.
 
     Whole numbers given for a fraction or a rate become floats, and a list given for `image_size`
     a tuple, so that equal settings are equal objects.
@@ -112,6 +132,8 @@ class Config:
     seed: int = 0
 
     run_dir: str | None = None
+    resume: str = "auto"
+    checkpoint_every: int | None = None  # steps; None is one epoch
     tensorboard: str = "default"
     progress: str = "auto"
     verbosity: int = 0
@@ -256,6 +278,9 @@ class Config:
     def _check_output(self) -> None:
         if self.run_dir is not None:
             self._text("run_dir", "name a folder, or leave it out for one under runs/")
+        self._choice("resume", RESUME)
+        if self.checkpoint_every is not None:
+            self._whole("checkpoint_every", minimum=1, instead="leave it out for once an epoch")
         self._choice("tensorboard", TENSORBOARD)
         self._choice("progress", PROGRESS)
         self._whole("verbosity", minimum=0, instead="0 is quiet")
@@ -290,6 +315,11 @@ class Config:
             raise RequestError(
                 f"--warmup_epochs={self.warmup_epochs:g} is longer than the run of "
                 f"--epochs={self.epochs}; shorten the one or lengthen the other"
+            )
+
+        if self.resume == "must" and self.run_dir is None:
+            raise RequestError(
+                "--resume=must needs --run_dir: name the directory of the run to continue"
             )
 
     def _refuse(self, name: str, why: str) -> NoReturn:

@@ -346,6 +346,21 @@ _OUTPUT = _Group(
             help="Where the run writes its settings, metrics, result and model.",
         ),
         _Flag(
+            name="resume",
+            values=_one_of(config_lib.RESUME),
+            help=(
+                "Continue the run that --run_dir holds, exactly where its last checkpoint is. "
+                "`never` starts new runs only, `must` continues only."
+            ),
+        ),
+        _Flag(
+            name="checkpoint_every",
+            values="epoch|N",
+            parse=_whole,
+            unset="epoch",
+            help="Steps between two checkpoints: what a run that is killed loses at most.",
+        ),
+        _Flag(
             name="tensorboard",
             values=_one_of(config_lib.TENSORBOARD),
             help="What to write for TensorBoard.",
@@ -605,6 +620,7 @@ def _from_json(path: Path, text: str) -> dict[str, Any]:
         )
     # The file of an earlier run names that run's own directory, which is taken.
     settings.pop("run_dir", None)
+    settings.pop("resume", None)
     return settings
 
 

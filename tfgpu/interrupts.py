@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from tfgpu.errors import Interrupted
@@ -24,6 +24,20 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._instead: Callable[[int], None] | None = None
+
+    @contextlib.contextmanager
+    def deferred(self, instead: Callable[[int], None]) -> Iterator[None]:
+        """Has the first signal call a function in place of stopping; the second one stops.
+
+        Args:
+            instead: Takes the signal's number. It is to see to a stop at a good moment.
+        """
+        self._instead = instead
+        try:
+            yield
+        finally:
+            self._instead = None
 
     def check(self) -> None:
         """Stops again where the first attempt was lost.
@@ -49,8 +63,12 @@ def caught() -> Iterator[Interrupts]:
     interrupts = Interrupts()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if interrupts.received is None:
+        first = interrupts.received is None
+        if first:
             interrupts.received = signal.Signals(number)
+            if interrupts._instead is not None:
+                interrupts._instead(number)
+                return
         raise _Stop
 
     before = {}

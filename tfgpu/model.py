@@ -301,13 +301,11 @@ class ReplicaTrainer:
             return tf.function(function, jit_compile=True, autograph=False)
         return function
 
-    def _train_replica(
-        self, element: Any, padding: Padding | None, device_map: Callable | None
-    ) -> Any:
-        context = tf.distribute.get_replica_context()
-        optimizer = self.optimizer
-        dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        scale = loss_scale.current(optimizer)
+    def _forward_backward(
+        self, context: Any, element: Any, padding: Padding | None, device_map: Callable | None
+    ) -> tuple[Outcome, Tensors, tuple[Any, Any, Any]]:
+        """This replica's outcome, its gradients (scaled, not reduced), and what metrics take."""
+        scale = loss_scale.current(self.optimizer)
         seeds = self._replica_seeds(context)
 
         def compute(element, resident, trainable, non_trainable, metrics, totals, scale):
@@ -321,7 +319,7 @@ class ReplicaTrainer:
             return outcome, gradients, batch.for_metrics
 
         synchronized = context.num_replicas_in_sync > 1 and self._has_synchronized_layers()
-        outcome, gradients, batch = (compute if synchronized else self._jit(compute))(
+        return (compute if synchronized else self._jit(compute))(
             element,
             read(device_map.variables) if device_map else (),
             read(self.trainable_variables),
@@ -330,6 +328,14 @@ class ReplicaTrainer:
             [] if device_map else self._weight_totals(context, element, padding),
             None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
+
+    def _train_replica(
+        self, element: Any, padding: Padding | None, device_map: Callable | None
+    ) -> Any:
+        context = tf.distribute.get_replica_context()
+        optimizer = self.optimizer
+        dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        outcome, gradients, batch = self._forward_backward(context, element, padding, device_map)
         if context.num_replicas_in_sync > 1:
             gradients = self._reduce(context, gradients, outcome.non_trainable, padding)
         if self.trainable_variables:

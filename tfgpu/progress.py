@@ -96,11 +96,25 @@ class Timing(keras.callbacks.Callback):
         # and their seconds.
         self._samples = 0
         self._epoch_base = (0, 0.0)
+        # Of the processes before this one, when the run was resumed.
+        self._earlier = {"train_seconds": 0.0, "steady_seconds": 0.0, "samples": 0}
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the times until now, for a run that is resumed."""
+        return {
+            "train_seconds": self.train_seconds,
+            "steady_seconds": self._earlier["steady_seconds"] + self._steady_seconds,
+            "samples": self._earlier["samples"] + self._samples,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Counts on from what `get_state` returned."""
+        self._earlier = dict(state)
 
     @property
     def train_seconds(self) -> float:
         """Seconds of all training executions and the input they waited for, first ones included."""
-        return self._spent(FIRST) + self._steady_seconds
+        return self._earlier["train_seconds"] + self._spent(FIRST) + self._steady_seconds
 
     @property
     def run_samples_per_second(self) -> float | None:
@@ -108,8 +122,9 @@ class Timing(keras.callbacks.Callback):
 
         None when there were none but those.
         """
-        seconds = self._steady_seconds
-        return self._samples / seconds if self._samples and seconds > 0 else None
+        seconds = self._earlier["steady_seconds"] + self._steady_seconds
+        samples = self._earlier["samples"] + self._samples
+        return samples / seconds if samples and seconds > 0 else None
 
     @property
     def _steady_seconds(self) -> float:

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from tfgpu.config import NOT_OF_THE_RUN
+from tfgpu.checkpoint import RunLock
+from tfgpu.config import MAY_CHANGE, NOT_OF_THE_RUN
 from tfgpu.errors import RequestError
 
 _MISSING = object()
@@ -37,13 +38,23 @@ class RunDirectory:
         chief: Whether this process writes.
         finished: `result.json` of the same run when it is finished already, else None. Nothing
             is to be written then.
+        resuming: Whether it holds the same run, unfinished, to be continued.
     """
 
-    def __init__(self, path: Path, *, chief: bool = True, finished: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        chief: bool = True,
+        finished: dict[str, Any] | None = None,
+        resuming: bool = False,
+    ):
         self.path = path
         self.chief = chief
         self.finished = finished
+        self.resuming = resuming
         self._log: TextIO | None = None
+        self._lock: RunLock | None = None
 
     @classmethod
     def create(
@@ -53,40 +64,59 @@ class RunDirectory:
         config: Mapping[str, Any],
         dataset: str,
         model: str,
+        resume: str = "auto",
         chief: bool = True,
     ) -> RunDirectory:
-        """Makes the directory with its `config.json`, or finds the same run finished in it.
+        """Makes the directory with its `config.json`, or finds the same run in it.
+
+        The directory is locked until `close`.
 
         Args:
             path: The directory; None for `runs/<dataset>-<model>-<time>`, a new one.
             config: Every setting of the run, as JSON holds it.
             dataset: Name of the data set, for the default path.
             model: Name of the model, for the default path.
+            resume: "auto", "never" or "must".
             chief: Whether this process writes; False writes nothing at all.
 
         Raises:
-            RequestError: The directory cannot be written, holds another run, an unfinished one,
-                or files of something else. Nothing has been changed then.
+            RequestError: The directory cannot be written, holds another run, files of something
+                else, a run of another process, or what `resume` rules out. Nothing has been
+                changed then.
             OSError: The disk is full.
         """
         if path is None:
             return cls._create_default(config, dataset=dataset, model=model, chief=chief)
         place = Path(path).expanduser()
         if not chief:
-            return cls(place, chief=False, finished=cls.find(path, config=config, chief=False))
+            finished = cls.find(path, config=config, resume=resume, chief=False)
+            return cls(place, chief=False, finished=finished, resuming=place.exists())
         with _refusals(place):
             if place.is_symlink() and not place.exists():
                 raise RequestError(f"run_dir {str(place)!r} is a link to nothing")
             if place.exists() and not place.is_dir():
                 raise RequestError(f"run_dir {str(place)!r} is not a directory; name another")
-            if not place.exists() and _make(place, config):
-                return cls(place)
+            if _is_new(place, resume) and not place.exists() and _make(place, config):
+                return cls(place)._locked()
             # It was there, or another process has just made it.
-            if next(place.iterdir(), None) is None:
+            if next((file for file in place.iterdir() if file.name != ".lock"), None) is None:
                 # Kept and not replaced: it may be a mount point, or have rights of its own.
+                directory = cls(place)._locked()
                 _write_json(place / "config.json", config)
-                return cls(place)
-            return cls(place, finished=_existing(place, config))
+                return directory
+            finished = _existing(place, config, resume)
+            if finished is not None:
+                return cls(place, finished=finished)
+            directory = cls(place, resuming=True)._locked()
+            _write_json(place / "config.json", config)
+            return directory
+
+    def _locked(self) -> RunDirectory:
+        """Keeps other processes out until `close`."""
+        lock = RunLock(self.path)
+        lock.__enter__()
+        self._lock = lock
+        return self
 
     @classmethod
     def find(
@@ -94,6 +124,7 @@ class RunDirectory:
         path: str | os.PathLike[str] | None,
         *,
         config: Mapping[str, Any],
+        resume: str = "auto",
         chief: bool = True,
     ) -> dict[str, Any] | None:
         """Looks, before long work, at what `create` will find; writes nothing.
@@ -101,27 +132,28 @@ class RunDirectory:
         Args:
             path: As for `create`.
             config: As for `create`.
+            resume: As for `create`.
             chief: As for `create`; of other workers nothing is refused.
 
         Returns:
             `result.json` when the directory holds the same run, finished.
 
         Raises:
-            RequestError: It holds another run, an unfinished one, or files of something else.
+            RequestError: It holds another run, files of something else, or what `resume` rules
+                out.
         """
         if path is None:
             return None
         place = Path(path).expanduser()
         if not chief:
-            # The chief may be making it right now, so that an unfinished run is no error here.
+            # The chief may be making it right now: what is wrong with it, it says.
             with contextlib.suppress(RequestError, OSError):
-                if not differences(_read_json(place / "config.json"), config):
-                    return _finished(place)
+                return _existing(place, config, resume)
             return None
         with _refusals(place):
-            if not place.is_dir() or next(place.iterdir(), None) is None:
+            if _is_new(place, resume):
                 return None
-            return _existing(place, config)
+            return _existing(place, config, resume)
 
     @classmethod
     def _create_default(
@@ -136,7 +168,8 @@ class RunDirectory:
                 while not _make(place, config):
                     number += 1
                     place = Path("runs") / f"{name}-{number}"
-        return cls(place, chief=chief)
+            return cls(place)._locked()
+        return cls(place, chief=False)
 
     @property
     def model_path(self) -> Path:
@@ -192,6 +225,19 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
+    def metrics_size(self) -> int:
+        """Bytes in metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def truncate_metrics(self, size: int) -> None:
+        """Takes back the lines of metrics.jsonl behind its first `size` bytes."""
+        path = self.path / "metrics.jsonl"
+        if self.chief and path.exists() and path.stat().st_size > size:
+            with _named(path), open(path, "r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+
     def log(self, text: str) -> None:
         """Appends lines to log.txt, without waiting for the disk.
 
@@ -211,7 +257,10 @@ class RunDirectory:
             self._log.flush()
 
     def close(self) -> None:
-        """Closes log.txt; a later `log` opens it again."""
+        """Closes log.txt, which a later `log` opens again, and lets other processes in."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            lock.__exit__()
         if self._log is not None:
             log, self._log = self._log, None
             with _named(self.path / "log.txt"):
@@ -222,15 +271,21 @@ class RunDirectory:
             _write_json(self.path / name, value)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    ignoring: frozenset[str] = NOT_OF_THE_RUN,
+) -> list[str]:
     """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
 
     Args:
         old: Settings read from config.json.
         new: Settings asked for now.
+        ignoring: Names of settings that do not count.
 
     Returns:
-        One text a setting, sorted; settings of `config.NOT_OF_THE_RUN` do not count.
+        One text a setting, sorted.
     """
 
     def show(value: Any) -> str:
@@ -238,36 +293,57 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
     found = []
     new = _plain(new)
-    for name in sorted((old.keys() | new.keys()) - NOT_OF_THE_RUN):
+    for name in sorted((old.keys() | new.keys()) - ignoring):
         before, now = old.get(name, _MISSING), new.get(name, _MISSING)
         if before != now:
             found.append(f"{name}: {show(before)} there, {show(now)} now")
     return found
 
 
-def _existing(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of the finished run in a directory.
+def _is_new(place: Path, resume: str) -> bool:
+    """Whether there is no run in a directory.
 
     Raises:
-        RequestError: It holds no run, another one, or one that is not finished.
+        RequestError: There is none and there must be one.
+    """
+    new = not place.is_dir() or all(file.name == ".lock" for file in place.iterdir())
+    if new and resume == "must":
+        raise RequestError(
+            f"run_dir {str(place)!r} holds no run that --resume=must could continue; check the "
+            "name, or leave --resume out to start one"
+        )
+    return new
+
+
+def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, Any] | None:
+    """Looks at the run in a directory: its result when it is finished, None to continue it.
+
+    Raises:
+        RequestError: It holds no run, another one, or one that `resume` rules out.
     """
     if not (place / "config.json").exists():
         raise RequestError(
             f"run_dir {str(place)!r} holds files but no run (no config.json); name another"
         )
-    other = differences(_read_json(place / "config.json"), config)
-    if other:
+    old = _read_json(place / "config.json")
+    other = differences(old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
+    # More epochs are the same run for longer where no epoch before depends on their number.
+    longer = (
+        len(other) == 1
+        and config.get("lr_schedule") == "constant"
+        and config.get("epochs", 0) > old.get("epochs", 0)
+    )
+    if other and not longer:
         raise RequestError(
             f"run_dir {str(place)!r} holds a run with other settings ({'; '.join(other)}); "
             "name another --run_dir, or give the same settings"
         )
-    result = _finished(place)
-    if result is None:
+    if resume == "never":
         raise RequestError(
-            f"run_dir {str(place)!r} holds the same run, unfinished; name another --run_dir, or "
-            "remove it to start again"
+            f"run_dir {str(place)!r} holds this run already, and --resume=never overwrites "
+            "nothing; name another --run_dir"
         )
-    return result
+    return None if longer else _finished(place)
 
 
 def _finished(place: Path) -> dict[str, Any] | None:

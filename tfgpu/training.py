@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu import interrupts, recipe, runtime
+from tfgpu import flags, interrupts, recipe, runtime
+from tfgpu.backup import BackupAndRestore
 from tfgpu.config import Config
 from tfgpu.console import Console, Stopwatch, summary
 from tfgpu.data import sources
@@ -30,10 +32,11 @@ from tfgpu.data.inputs import (
     make_resident,
     training_batches,
 )
-from tfgpu.errors import Interrupted, RequestError, WorkError
+from tfgpu.errors import Error, Interrupted, RequestError, WorkError
 from tfgpu.progress import Progress, Timing
 from tfgpu.recipe import Resolved
 from tfgpu.run_directory import RunDirectory
+from tfgpu.tensorboard import TensorBoard
 
 EVALUATION_BATCH = 512
 """Examples in a batch of evaluation, over all replicas; its size changes no result."""
@@ -111,7 +114,10 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
         mode, mode_reason = _choose_input(settings, machine, data)
         settings = dataclasses.replace(settings, input=mode, jit_compile=machine.jit_compile)
         finished = RunDirectory.find(
-            config.run_dir, config=settings.to_json(), chief=machine.is_chief
+            config.run_dir,
+            config=settings.to_json(),
+            resume=config.resume,
+            chief=machine.is_chief,
         )
         if finished is not None:
             console.say(
@@ -138,7 +144,12 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
                 config=settings.to_json(),
                 dataset=data.name,
                 model=config.model,
+                resume=config.resume,
                 chief=machine.is_chief,
+            )
+            again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
+            job = dataclasses.replace(
+                job, command=shlex.join(["tfgpu", "train", *flags.to_argv(again)])
             )
             with contextlib.closing(directory):
                 return _record(job, directory, console, stopwatch, signals)
@@ -171,20 +182,23 @@ def _record(
     try:
         console.log_to(directory.log)
         directory.write_environment(runtime.environment(machine, dataset=_provenance(data)))
-        _train(job, directory, console, stopwatch, outcome, signals)
-    except KeyboardInterrupt:
+        # Here and not only around it all, so that the log has what the terminal shows.
+        with _failures(config, machine):
+            _train(job, directory, console, stopwatch, outcome, signals)
+    except (KeyboardInterrupt, Interrupted):
         _close(outcome, "interrupted", directory, stopwatch)
         signal_ = signals.received or signal.SIGINT
         message = (
             f"stopped by {signal_.name} after {outcome['steps']} steps; "
-            f"{directory.path} holds what was done"
+            f"continue with: {job.command}"
         )
         directory.log(f"tfgpu: {message}")
         raise Interrupted(signal_, message) from None
     except BaseException as error:
         with contextlib.suppress(OSError):
             _close(outcome, "failed", directory, stopwatch)
-            directory.log(f"tfgpu: {type(error).__name__}: {error}")
+            name = "" if isinstance(error, Error) else f"{type(error).__name__}: "
+            directory.log(f"tfgpu: {name}{error}")
         raise
     return outcome
 
@@ -201,6 +215,7 @@ class _Job:
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
+        command: What continues the run.
     """
 
     config: Resolved
@@ -210,6 +225,7 @@ class _Job:
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
+    command: str = ""
 
 
 def _prepare(
@@ -284,26 +300,36 @@ def _train(
         stopwatch=stopwatch,
     )
     progress = Progress(console=console, timing=timing, epochs=config.epochs)
-    record = _Record(directory, timing, outcome, config, signals)
+    backup = BackupAndRestore(
+        directory.checkpoints_dir,
+        save_freq=config.checkpoint_every or "epoch",
+        monitor="val_loss",
+        write=chief,
+        warn=lambda text: console.say(f"warning: {text}"),
+        during=lambda: timing.apart("checkpoints"),
+    )
+    record = _Record(directory, timing, outcome, config, backup)
     callbacks: list[Any] = [timing, progress, record]
     if config.tensorboard == "default" and chief:
         callbacks.append(
-            keras.callbacks.TensorBoard(
-                log_dir=directory.tensorboard_dir, write_graph=False, update_freq="epoch"
+            TensorBoard(directory.tensorboard_dir, write_graph=False, update_freq="epoch")
+        )
+    callbacks += [*recipe.make_callbacks(config), backup, timing.closing]
+    if directory.resuming:
+        console.say(f"continuing the run in {directory.path}")
+    try:
+        with progress, signals.deferred(backup.request_stop):
+            model.fit(
+                job.batches,
+                steps_per_epoch=job.batches.steps_per_epoch,
+                epochs=config.epochs,
+                validation_data=job.validation,
+                shuffle=False,  # The order is the data set's own.
+                callbacks=callbacks,
+                verbose=0,
             )
-        )
-    callbacks += recipe.make_callbacks(config)
-    callbacks.append(timing.closing)
-    with progress:
-        model.fit(
-            job.batches,
-            steps_per_epoch=job.batches.steps_per_epoch,
-            epochs=config.epochs,
-            validation_data=job.validation,
-            shuffle=False,  # The order is the data set's own.
-            callbacks=callbacks,
-            verbose=0,
-        )
+    finally:
+        backup.close()
     outcome["samples_per_second"] = timing.run_samples_per_second
     outcome["train_seconds"] = timing.train_seconds
 
@@ -328,25 +354,46 @@ class _Record(keras.callbacks.Callback):
         timing: Timing,
         outcome: dict[str, Any],
         config: Resolved,
-        signals: interrupts.Interrupts,
+        backup: BackupAndRestore,
     ):
         super().__init__()
         self._directory = directory
         self._timing = timing
         self._outcome = outcome
         self._config = config
-        self._signals = signals
+        self._backup = backup
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         done = self._outcome["epochs"] * self._timing.steps_per_epoch
         self._outcome["steps"] = done + self._timing.steps_done
-        self._signals.check()
-        loss = self._timing.latest.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise WorkError(
-                f"the loss is {loss} after {self._outcome['steps']} steps with "
-                f"--learning_rate={self._config.learning_rate}; lower it, or set --clip_norm=1"
-            )
+        if not math.isfinite(self._timing.latest.get("loss", 0.0)):
+            self._stop_broken()
+
+    def _stop_broken(self) -> None:
+        """Ends a training that is not finite any more, and says where it broke."""
+        steps = self._outcome["steps"]
+        broken = self._backup.first_breakage(steps)
+        where = f"within {steps} steps"
+        if broken is not None:
+            self._outcome["steps"] = broken.step
+            where = f"at step {broken.step}, first in the gradient of {broken.variable}"
+        raise WorkError(
+            f"the training is not finite any more, {where}; the checkpoints before it are kept; "
+            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1"
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a resumed run has to know of the files and of the outcome."""
+        names = ("epochs", "steps", "loss", "accuracy", "val_loss", "val_accuracy")
+        return {
+            "metrics_bytes": self._directory.metrics_size(),
+            "outcome": {name: self._outcome[name] for name in names},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        self._directory.truncate_metrics(state["metrics_bytes"])
+        self._outcome.update(state["outcome"])
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         values = {

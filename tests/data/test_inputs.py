@@ -144,3 +144,9 @@ def test_sizes_are_static_where_every_batch_is_full(examples):
     full = training_batches(examples.take(np.arange(18)), batch_size=BATCH, seed=0)
     assert all(spec.shape[0] == BATCH for spec in full.element_spec)
     assert (full.steps_per_epoch, full.pad_to) == (3, None)
+
+
+def test_training_batches_say_that_they_have_no_end(examples):
+    # A model watches data that may end; that costs each execution.
+    dataset = training_batches(examples, batch_size=BATCH, seed=5)
+    assert int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY

@@ -175,7 +175,10 @@ def _numbers(
     def from_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         return batches(epoch, tf.where(epoch == first_epoch, np.int64(first_step), np.int64(0)))
 
-    return tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(from_epoch)
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    # Said, because a `flat_map` has no known size, and one that may end has to be watched.
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return epochs.flat_map(from_epoch).apply(endless)
 
 
 def _finish(
@@ -233,8 +236,8 @@ class _LocalCopies:
                 self._copies.append(tf.Variable(array, trainable=False, name=name))
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        copy = self._copies[int(replica) % len(self._copies)]
+        replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        copy = self._copies[replica % len(self._copies)]
         return tf.convert_to_tensor(copy, dtype=dtype, name=name)
 
 

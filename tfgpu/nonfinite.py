@@ -1,0 +1,72 @@
+"""Finds where a training broke, by doing its last steps again.
+
+Nothing has to be recorded while training goes well: from the last backup every step can be
+repeated exactly, with a look at each gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfgpu.batches import Batches, PaddedBatch
+from tfgpu.replica_step import all_finite
+
+
+class Breakage(NamedTuple):
+    """Where a training broke.
+
+    Attributes:
+        step: The first step with a gradient that is not finite, counted from 1.
+        variable: Path of the variable whose gradient it is; of several, the one nearest to the
+            loss, which the backward pass comes to first.
+    """
+
+    step: int
+    variable: str
+
+
+def first_breakage(
+    model: keras.Model, batches: Batches, *, start_step: int, steps: int
+) -> Breakage | None:
+    """Repeats training steps until a gradient is not finite.
+
+    The model has to be in the state it had after `start_step` steps, and is trained on.
+
+    Args:
+        model: A compiled `tfgpu.Model`.
+        batches: Its training data.
+        start_step: Steps done.
+        steps: How many to repeat at most.
+
+    Returns:
+        Where it broke; None when all gradients were finite.
+    """
+    strategy = model.distribute_strategy
+    device_map = batches.device_map
+
+    def look(share: Any) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        padding = None
+        if isinstance(share, PaddedBatch):
+            share, padding = share.data, share.padding
+        _, gradients, _ = model._forward_backward(context, share, padding, device_map)
+        broken = [tf.constant(False) if g is None else ~all_finite([g]) for g in gradients]
+        return tf.cast(tf.stack(broken), tf.int32)
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def inspect(source: Any) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(look, args=(next(source),)), axis=None)
+
+    batches.seek(start_step)
+    batches.cut_every = 1
+    looked_at, trained_on = iter(batches), iter(batches)
+    for step in range(start_step + 1, start_step + steps + 1):
+        broken = inspect(looked_at.source).numpy()
+        if broken.any():
+            names = [variable.path for variable in model.trainable_variables]
+            return Breakage(step, [n for n, b in zip(names, broken, strict=True) if b][-1])
+        model.train_function(trained_on)
+    return None
