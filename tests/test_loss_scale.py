@@ -50,8 +50,15 @@ def adam():
     return keras.optimizers.Adam(0.01, use_ema=True)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize(
+    ("replica", "jit_compile"),
+    [
+        (0, True),
+        (1, False),
+        pytest.param(0, False, marks=pytest.mark.slow),
+        pytest.param(1, True, marks=pytest.mark.slow),
+    ],
+)
 def test_an_overflow_on_one_replica_skips_the_step_on_all(mirrored2, replica, jit_compile):
     model = build(mirrored2, optimizer=adam, normalize=True, jit_compile=jit_compile)
     fit(model, X[:32], LABELS[:32], batch_size=8)
@@ -99,6 +106,7 @@ def test_a_scale_too_large_comes_down_and_the_run_learns(mirrored2):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_float16_is_as_accurate_as_float32(mirrored2):
     accuracies = {}
     for dtype in ("float32", "mixed_float16"):

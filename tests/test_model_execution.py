@@ -18,6 +18,11 @@ X = RNG.randn(80, 6).astype("float32")
 Y = (X @ RNG.randn(6, 3)).astype("float32")
 
 
+def slow(*values):
+    """A case of which others are tried on each run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(params=[1, 2], ids=["x1", "x2"])
 def strategy(request, mirrored2):
     return tf.distribute.get_strategy() if request.param == 1 else mirrored2
@@ -69,8 +74,10 @@ class AfterEpoch(keras.callbacks.Callback):
 # ---- traces and compilations ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 4, 100])
-@pytest.mark.parametrize("batch_size", [8, 9], ids=["even", "partial"])
+@pytest.mark.parametrize(
+    ("steps_per_execution", "batch_size"),
+    [(4, 9), (1, 8), slow(1, 9), slow(4, 8), slow(100, 8), slow(100, 9)],
+)
 def test_nothing_is_traced_after_the_first_epoch(strategy, steps_per_execution, batch_size):
     model = build(strategy, steps_per_execution=steps_per_execution)
     after = AfterEpoch(lambda: Counter.calls)
@@ -269,7 +276,7 @@ def test_stop_training_holds_from_the_next_execution(strategy):
 # ---- the number of steps -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_execution", [3, 10, 100])
+@pytest.mark.parametrize("steps_per_execution", [slow(3), slow(10), 100])
 def test_any_number_of_steps_an_execution_trains_the_same(strategy, steps_per_execution):
     models, logs = [], []
     for steps in (1, steps_per_execution):
@@ -282,7 +289,7 @@ def test_any_number_of_steps_an_execution_trains_the_same(strategy, steps_per_ex
     assert int(models[1].optimizer.iterations.numpy()) == 18
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 4, 100])
+@pytest.mark.parametrize("steps_per_execution", [slow(1), 4, slow(100)])
 def test_endless_data_runs_steps_per_epoch_and_goes_on_where_it_was(strategy, steps_per_execution):
     model = build(strategy, steps_per_execution=steps_per_execution)
     ended = AfterEpoch(lambda: int(model.optimizer.iterations.numpy()))

@@ -18,6 +18,11 @@ LABELS = Y.argmax(1).astype("int32")
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 
 
+def slow(*values):
+    """A case of which others are tried on each run."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(params=[1, 2], ids=["x1", "x2"])
 def strategy(request, mirrored2):
     return tf.distribute.OneDeviceStrategy("CPU:0") if request.param == 1 else mirrored2
@@ -82,9 +87,16 @@ def assert_same_on_replicas(model):
 
 
 @pytest.mark.parametrize(
-    ("jit_compile", "steps_per_execution"), [(False, 1), (False, 4), (True, 8)]
+    ("jit_compile", "steps_per_execution", "batch_size"),
+    [
+        (False, 4, 32),
+        (True, 8, 33),
+        slow(False, 1, 32),
+        slow(False, 1, 33),
+        slow(False, 4, 33),
+        slow(True, 8, 32),
+    ],
 )
-@pytest.mark.parametrize("batch_size", [32, 33], ids=["even", "odd"])
 def test_two_replicas_train_as_one_device(mirrored2, jit_compile, steps_per_execution, batch_size):
     logs, models = [], []
     for strategy in (one_device(), mirrored2):
@@ -144,7 +156,7 @@ def test_augmentation_does_not_depend_on_the_replicas(mirrored2, resident):
     assert_same_weights(*models, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("clip", ["global_clipnorm", "clipnorm", "clipvalue"])
+@pytest.mark.parametrize("clip", ["global_clipnorm", slow("clipnorm"), slow("clipvalue")])
 def test_clipping_sees_the_reduced_gradient(mirrored2, clip):
     # The replicas' own gradients nearly cancel, so that clipping them would show.
     x = np.ones((8, 6), "float32")
@@ -211,7 +223,7 @@ def test_embedding_gradients(mirrored2):
     assert_same_weights(*models, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", [slow("mixed_bfloat16"), "mixed_float16"])
 def test_mixed_precision_of_two_replicas_follows_one_device(mirrored2, dtype):
     keras.config.set_dtype_policy(dtype)
     losses = []
@@ -252,7 +264,7 @@ def normalized(**settings):
     return make
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, slow(True)])
 def test_batch_statistics_are_the_weighted_mean_of_the_replicas(mirrored2, jit_compile):
     model = build(
         mirrored2,
@@ -273,7 +285,7 @@ def test_batch_statistics_are_the_weighted_mean_of_the_replicas(mirrored2, jit_c
 
 
 @pytest.mark.filterwarnings("ignore:.*synchronized.*")
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [slow(False), True])
 def test_synchronized_batch_normalization_equals_one_device(mirrored2, jit_compile):
     models = []
     for strategy in (one_device(), mirrored2):
@@ -323,7 +335,7 @@ class Recorder(keras.layers.Layer):
 ROW = np.arange(4)[:, None]
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [slow(False), True])
 def test_replicas_draw_different_dropout_masks_and_the_same_again(mirrored2, jit_compile):
     def make():
         inputs = keras.Input((6,))
@@ -373,8 +385,10 @@ def squared_error(model, x, y):
     return np.mean((model.predict(x, verbose=0) - y) ** 2, axis=-1)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("examples", [1, 9, 17], ids=["fewer", "one-left", "odd"])
+@pytest.mark.parametrize(
+    ("examples", "jit_compile"),
+    [(1, False), (17, False), (9, True), slow(9, False), slow(1, True), slow(17, True)],
+)
 def test_evaluate_is_exact_over_partial_batches(strategy, examples, jit_compile):
     x, y = X[:examples], Y[:examples]
     model = build(
@@ -488,11 +502,19 @@ def test_multiple_outputs_are_exact(strategy):
         np.testing.assert_allclose(logs[name], expected[name], rtol=1e-5, err_msg=name)
 
 
-REDUCTIONS = ["sum", "sum_over_batch_size", "mean", "mean_with_sample_weight"]
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("reduction", "weighted"),
+    [
+        ("sum", True),
+        ("mean_with_sample_weight", False),
+        ("mean_with_sample_weight", True),
+        slow("sum", False),
+        slow("sum_over_batch_size", False),
+        slow("sum_over_batch_size", True),
+        slow("mean", False),
+        slow("mean", True),
+    ],
+)
 def test_every_reduction_trains_as_one_device(mirrored2, reduction, weighted):
     tensors = (X[:11], Y[:11], WEIGHTS[:11]) if weighted else (X[:11], Y[:11])
     settings = {

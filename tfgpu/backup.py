@@ -167,9 +167,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
         if self._restored is not None:
-            # `fit` has just reset the metrics, which hold the part of the epoch that is done.
             self._done = self._restored.state["step"]
-            self._restore_metrics(self._restored)
+            if self._done:
+                # `fit` has just reset the metrics, which hold the part of the epoch that is done.
+                self._restore_metrics(self._restored)
             self._restored = None
         else:
             self._done = 0

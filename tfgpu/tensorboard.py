@@ -36,6 +36,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Cuts the event files back to those sizes and removes the ones that were not there."""
+        # `on_train_begin` has opened a file already; the next event opens another.
+        self._close_writers()
+        self._writers = {}
         for file in self._event_files():
             size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
             if size == 0:

@@ -256,8 +256,8 @@ def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple
         DataError: An image or a record is damaged.
     """
     arrays = examples.load_arrays()
-    devices = strategy.extended.worker_devices
-    if strategy.num_replicas_in_sync > len(devices):
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        devices = strategy.extended.worker_devices
         return tuple(
             _LocalCopies(array, devices=devices, name=name)
             for array, name in zip(arrays, ("resident_images", "resident_labels"), strict=True)
