@@ -368,7 +368,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _restore_metrics(self, checkpoint: Checkpoint) -> None:
         for name, variable in self._metrics().items():
-            values = []
+            values: list[np.ndarray] = []
             while (key := f"{name}/replica{len(values)}") in checkpoint.arrays:
                 values.append(checkpoint.arrays[key])
             local = _local(self.model, variable)

@@ -12,7 +12,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -59,7 +59,11 @@ def _assign(variables: list[keras.Variable], values: Tensors) -> None:
     tf.distribute.get_replica_context().merge_call(write, args=(values,))
 
 
-class ReplicaTrainer:
+# The mixin has no base; to a type checker it is what it is mixed into.
+_Trainer: Any = keras_trainer.TensorFlowTrainer if TYPE_CHECKING else object
+
+
+class ReplicaTrainer(_Trainer):
     """Overrides of Keras' TensorFlow trainer, for any class that derives from it.
 
     Put it before the Keras class: `class Mine(ReplicaTrainer, keras.Model)`. A class that
@@ -159,15 +163,16 @@ class ReplicaTrainer:
     def _build_from(self, data_batch: Any) -> None:
         """Creates all variables, which a pure step cannot create on the way."""
         optimizer = loss_scale.inner(getattr(self, "optimizer", None))
-        made_for = getattr(optimizer, "_distribution_strategy", self.distribute_strategy)
-        if made_for is not self.distribute_strategy:
+        strategy: tf.distribute.Strategy = self.distribute_strategy
+        made_for = getattr(optimizer, "_distribution_strategy", strategy)
+        if made_for is not strategy:
             raise ValueError(
                 f"The optimizer {optimizer.name!r} was made for {type(made_for).__name__} and the "
-                f"model for {type(self.distribute_strategy).__name__}. Make both under the same "
+                f"model for {type(strategy).__name__}. Make both under the same "
                 "`strategy.scope()`, and call `compile` there too."
             )
         spec = tree.map_structure(_symbolic, data_batch)
-        with self.distribute_strategy.scope():
+        with strategy.scope():
             self._symbolic_build(data_batch=spec)
 
     def _has_own_step(self, name: str) -> bool:
@@ -302,13 +307,21 @@ class ReplicaTrainer:
         return function
 
     def _forward_backward(
-        self, context: Any, element: Any, padding: Padding | None, device_map: Callable | None
+        self, context: Any, element: Any, padding: Padding | None, device_map: Any
     ) -> tuple[Outcome, Tensors, tuple[Any, Any, Any]]:
         """This replica's outcome, its gradients (scaled, not reduced), and what metrics take."""
         scale = loss_scale.current(self.optimizer)
         seeds = self._replica_seeds(context)
 
-        def compute(element, resident, trainable, non_trainable, metrics, totals, scale):
+        def compute(
+            element: Any,
+            resident: Tensors,
+            trainable: Tensors,
+            non_trainable: Tensors,
+            metrics: Tensors,
+            totals: Tensors,
+            scale: tf.Tensor | None,
+        ) -> tuple[Outcome, Tensors, tuple[Any, Any, Any]]:
             batch = self._batch(element, resident, padding, totals, device_map)
             before = [v + seeds[i] if i in seeds else v for i, v in enumerate(non_trainable)]
             outcome, gradients = loss_and_gradients(
@@ -321,7 +334,7 @@ class ReplicaTrainer:
         synchronized = context.num_replicas_in_sync > 1 and self._has_synchronized_layers()
         return (compute if synchronized else self._jit(compute))(
             element,
-            read(device_map.variables) if device_map else (),
+            read(device_map.variables if device_map else ()),
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
@@ -329,9 +342,7 @@ class ReplicaTrainer:
             None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
 
-    def _train_replica(
-        self, element: Any, padding: Padding | None, device_map: Callable | None
-    ) -> Any:
+    def _train_replica(self, element: Any, padding: Padding | None, device_map: Any) -> Any:
         context = tf.distribute.get_replica_context()
         optimizer = self.optimizer
         dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -341,7 +352,7 @@ class ReplicaTrainer:
         if self.trainable_variables:
             update = loss_scale.scaled_update if dynamic else apply_optimizer
 
-            def step(values, gradients, trainable):
+            def step(values: Tensors, gradients: Tensors, trainable: Tensors) -> Any:
                 return update(optimizer, values, gradients, trainable)
 
             new_trainable, new_values, *finite = self._jit(step)(
@@ -357,12 +368,17 @@ class ReplicaTrainer:
         self._assign_non_trainable(outcome)
         return self._update_metrics(outcome, batch, padding)
 
-    def _test_replica(
-        self, element: Any, padding: Padding | None, device_map: Callable | None
-    ) -> Any:
+    def _test_replica(self, element: Any, padding: Padding | None, device_map: Any) -> Any:
         context = tf.distribute.get_replica_context()
 
-        def compute(element, resident, trainable, non_trainable, metrics, totals):
+        def compute(
+            element: Any,
+            resident: Tensors,
+            trainable: Tensors,
+            non_trainable: Tensors,
+            metrics: Tensors,
+            totals: Tensors,
+        ) -> tuple[Outcome, tuple[Any, Any, Any]]:
             batch = self._batch(element, resident, padding, totals, device_map)
             outcome = forward(
                 self, trainable, non_trainable, metrics, *batch.for_loss, training=False
@@ -371,7 +387,7 @@ class ReplicaTrainer:
 
         outcome, batch = self._jit(compute)(
             element,
-            read(device_map.variables) if device_map else (),
+            read(device_map.variables if device_map else ()),
             read(self.trainable_variables),
             read(self.non_trainable_variables),
             read(self.metrics_variables),
@@ -406,7 +422,7 @@ class ReplicaTrainer:
             outputs = self(x, **arguments)
         else:
 
-            def compute(trainable, non_trainable, x):
+            def compute(trainable: Tensors, non_trainable: Tensors, x: Any) -> Any:
                 return self.stateless_call(trainable, non_trainable, x, **arguments)[0]
 
             outputs = self._jit(compute)(
@@ -446,7 +462,7 @@ class ReplicaTrainer:
         resident: Tensors,
         padding: Padding | None,
         totals: Tensors,
-        device_map: Callable | None,
+        device_map: Any,
     ) -> _Batch:
         """Turns what travelled to the device into what the loss and the metrics take."""
         if device_map is not None:
@@ -537,13 +553,17 @@ class ReplicaTrainer:
         )
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+    _distribute_strategy: Any
     _predict_map: Any = None
     _fit_callbacks: Any = None
     _latest_batches: Batches | None = None
 
 
 def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
-    found = []
+    found: list[keras.random.SeedGenerator] = []
     for layer in model._flatten_layers():
         found.extend(getattr(layer, "_seed_generators", []))
     return found
@@ -596,7 +616,7 @@ class Model(ReplicaTrainer, keras.Model):
     ```
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is Model and keras_model.functional_init_arguments(args, kwargs):
             return Functional.__new__(Functional, *args, **kwargs)
         return super().__new__(cls)

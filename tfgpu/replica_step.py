@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -163,7 +163,7 @@ def loss_and_gradients(
     return outcome, [g if g is None else tf.convert_to_tensor(g) for g in gradients]
 
 
-def pack(tensors: Sequence[tf.Tensor | None]) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
+def pack(tensors: Sequence[Any]) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
     """Lays tensors end to end, one vector a dtype, for a single all-reduce.
 
     Args:
@@ -202,7 +202,11 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(probe) for probe in probes])
 
 
-class _PureFormulas:
+# The mixin has no base; to a type checker it is what it is mixed into.
+_Optimizer: Any = TFOptimizer if TYPE_CHECKING else object
+
+
+class _PureFormulas(_Optimizer):
     """Gives a Keras optimizer the backend-neutral half of its own code back.
 
     Keras' TensorFlow optimizers write to `tf.Variable`s, which is why Keras
@@ -215,11 +219,11 @@ class _PureFormulas:
     assign_sub = BaseOptimizer.assign_sub
     _clip_by_norm = BaseOptimizer._clip_by_norm
 
-    def _var_key(self, variable):
+    def _var_key(self, variable: Any) -> Any:
         # In a stateless scope `variable.value` is a tensor, which has no identity.
         return super()._var_key(getattr(variable, "_value", variable))
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(self, grads: Tensors, trainable_variables: list[Any]) -> None:
         # Keras' own, without its `ops.cond` around assignments: accumulation is
         # `apply_optimizer`'s, and overwriting by the average is a selection.
         grads = self._clip_gradients(grads)
@@ -261,7 +265,7 @@ def _base_formulas() -> Iterator[None]:
 def _pure(optimizer: BaseOptimizer) -> Any:
     """A view of `optimizer` that shares its variables and writes through Keras' scopes."""
     kind = type(optimizer)
-    view = object.__new__(type(kind.__name__, (_PureFormulas, kind), {}))
+    view: Any = object.__new__(type(kind.__name__, (_PureFormulas, kind), {}))
     view.__dict__.update(optimizer.__dict__)
     view.__dict__["gradient_accumulation_steps"] = None
     return view

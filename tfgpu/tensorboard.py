@@ -38,7 +38,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """Cuts the event files back to those sizes and removes the ones that were not there."""
         # `on_train_begin` has opened a file already; the next event opens another.
         self._close_writers()
-        self._writers = {}
+        self._writers: dict[str, Any] = {}
         for file in self._event_files():
             size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
             if size == 0:

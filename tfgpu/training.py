@@ -511,9 +511,12 @@ def _save(model: keras.Model, path: Path) -> None:
     """Writes the model whole or not at all, so that plain Keras can read it."""
     beside = path.with_name(f".{path.name}.partial.keras")
     compiled = model.compiled
-    # A schedule or a loss of tfgpu's own would be all that plain Keras does not know.
-    model.compiled = compiled and "tfgpu>" not in json.dumps(
-        model.get_compile_config(), default=str
+    # A schedule or a loss of tfgpu's own would be all that plain Keras does not know; and it
+    # makes another optimizer of one with a loss scale, unless its policy is set before.
+    model.compiled = (
+        compiled
+        and not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        and "tfgpu>" not in json.dumps(model.get_compile_config(), default=str)
     )
     try:
         model.save(beside)
