@@ -121,6 +121,8 @@ def command(*argv):
     """Runs the command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as stop:
         cli.run(train.main, list(argv))
+    # The command's own, which a process has once; here tests go on.
+    keras.config.set_dtype_policy("float32")
     return stop.value.code or 0
 
 

@@ -272,13 +272,13 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._store.save(step, arrays, state, best=best)
 
     def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
-        """Copies all state to the host: the only part of saving that training waits for."""
+        """Takes hold of all state: with the check, all of saving that training waits for."""
         arrays = {
-            name: np.asarray(variable.numpy()) for name, variable in self._variables().items()
+            name: _host_array(variable._value) for name, variable in self._variables().items()
         }
         for name, variable in self._metrics().items():
             for replica, value in enumerate(_local(self.model, variable)):
-                arrays[f"{name}/replica{replica}"] = np.asarray(value.numpy())
+                arrays[f"{name}/replica{replica}"] = _host_array(value)
         for i, callback in enumerate(self._callbacks()):
             for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
                 arrays[f"callbacks/{i}/best_weights/{j}"] = np.asarray(weight)
@@ -438,14 +438,25 @@ def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, .
     return model.distribute_strategy.experimental_local_results(variable._value)
 
 
+def _host_array(variable: tf.Variable) -> np.ndarray:
+    """The value of a variable that later assignments do not change."""
+    value = tf.convert_to_tensor(variable)
+    if "CPU" not in value.device:
+        return value.numpy()
+    try:
+        # Without a copy: a variable whose buffer somebody holds is given a new one when it is
+        # assigned to. Copying 200 MB took 0.1 s here, which is 1 % of 10 s.
+        return np.asarray(memoryview(value)).reshape(value.shape)
+    except (BufferError, TypeError, ValueError):  # Python knows no bfloat16.
+        return value.numpy()
+
+
 def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
     """The first of the model's weights that is not finite."""
     for name, array in arrays.items():
-        # Sums are enough: they are not finite when an element is not, but for an overflow
-        # that the second look tells apart.
-        if name.startswith("model/") and array.dtype.kind == "f":
-            if not np.isfinite(array.sum()) and not np.isfinite(array).all():
-                return name.partition("/")[2].partition("/")[2]
+        # 25 million numbers take 5 ms.
+        if name.startswith("model/") and array.dtype.kind == "f" and not np.isfinite(array).all():
+            return name.partition("/")[2].partition("/")[2]
     return None
 
 
