@@ -16,7 +16,9 @@ def create(path, config=CONFIG, **kwargs):
 
 
 def everything(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """The files of a run; the lock is no part of it."""
+    files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock")
+    return sorted(files)
 
 
 def full_disk(monkeypatch):
@@ -75,12 +77,71 @@ def test_a_finished_run_is_given_back(tmp_path):
 
 
 @pytest.mark.parametrize("status", [None, "interrupted"])
-def test_an_unfinished_run_is_refused(tmp_path, status):
+def test_an_unfinished_run_is_continued(tmp_path, status):
     run = create(tmp_path / "run")
+    assert not run.resuming
     if status:
         run.write_result({"status": status})
-    with pytest.raises(RequestError, match="unfinished; name another --run_dir"):
+    run.close()
+    again = create(tmp_path / "run")
+    assert again.resuming and again.finished is None
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    first = create(tmp_path / "run")
+    with pytest.raises(RequestError, match="in use by process"):
         create(tmp_path / "run")
+    first.close()
+    create(tmp_path / "run")
+
+
+@pytest.mark.parametrize("status", ["interrupted", "finished"])
+def test_never_resume_refuses_a_directory_with_the_run(tmp_path, status):
+    run = create(tmp_path / "run")
+    run.write_result({"status": status})
+    run.close()
+    with pytest.raises(RequestError, match="--resume=never"):
+        create(tmp_path / "run", resume="never")
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_must_resume_refuses_a_directory_without_a_run(tmp_path, made):
+    if made:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(RequestError, match="holds no run"):
+        create(tmp_path / "run", resume="must")
+    assert (tmp_path / "run").exists() == made
+
+
+def test_a_run_may_be_continued_on_other_devices(tmp_path):
+    create(tmp_path / "run", {**CONFIG, "virtual_devices": 0}).close()
+    assert create(tmp_path / "run", {**CONFIG, "virtual_devices": 2}).resuming
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["virtual_devices"] == 2
+
+
+@pytest.mark.parametrize(("schedule", "allowed"), [("constant", True), ("cosine", False)])
+def test_more_epochs_extend_a_run_whose_schedule_does_not_depend_on_them(
+    tmp_path, schedule, allowed
+):
+    config = {**CONFIG, "lr_schedule": schedule, "epochs": 2}
+    run = create(tmp_path / "run", config)
+    run.write_result({"status": "finished"})
+    run.close()
+    longer = {**config, "epochs": 3}
+    if allowed:
+        assert create(tmp_path / "run", longer).resuming
+    else:
+        with pytest.raises(RequestError, match="epochs: 2 there, 3 now"):
+            create(tmp_path / "run", longer)
+
+
+def test_cutting_the_metrics_back_takes_the_later_lines(tmp_path):
+    run = create(tmp_path / "run")
+    run.append_metrics({"epoch": 1})
+    size = run.metrics_size()
+    run.append_metrics({"epoch": 2})
+    run.truncate_metrics(size)
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
 
 
 def test_other_settings_are_named(tmp_path):

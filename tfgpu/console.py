@@ -189,7 +189,11 @@ def summary(
         line = f"test accuracy {accuracy:.4f}"
         if loss is not None:
             line += f", loss {loss:.4f}"
-        done = [f"{result[name]} {name}" for name in ("epochs", "steps") if result.get(name)]
+        done = [
+            f"{count} {unit}{'' if count == 1 else 's'}"
+            for unit in ("epoch", "step")
+            if (count := result.get(f"{unit}s"))
+        ]
         lines.append(line + (f", after {', '.join(done)}" if done else ""))
     speed = result.get("samples_per_second")
     if speed is not None:

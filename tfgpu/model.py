@@ -655,7 +655,11 @@ for _ours, _theirs in (
     (Model, keras_model.Model),
     (Sequential, keras_sequential.Sequential),
 ):
-    api_export.REGISTERED_OBJS_TO_NAMES[_ours] = api_export.get_name_from_symbol(_theirs)
+    _name = api_export.get_name_from_symbol(_theirs)
+    if _name is not None:
+        api_export.REGISTERED_OBJS_TO_NAMES[_ours] = _name
+    else:  # Not a public one: Keras writes where the class is defined.
+        _ours.__module__ = _theirs.__module__
 
 
 def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
