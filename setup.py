@@ -26,10 +26,10 @@ INSTALL_REQUIRES = [
     "absl-py>=2.1.0",
     # The checksums of TFRecord files.
     "google-crc32c>=1.7.1",
+    # bfloat16 in checkpoints.
+    "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",
     "pillow>=10.4.0",
-    # Asks whether there is a network, the way tensorflow-datasets does.
-    "requests>=2.32.3",
     "rich>=13.7.0",
     # The images of the `digits` data set.
     "scikit-learn>=1.5.0",

@@ -23,7 +23,8 @@ EVERY_FLAG = """
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
     --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2 --early_stopping=3
     --seed=12
-    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=none --progress=plain --verbosity=1
+    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=none
+    --progress=plain --verbosity=1
 """.split()
 
 
@@ -183,7 +184,9 @@ def test_a_value_that_a_flag_replaces_need_not_be_possible(experiment):
 def test_the_config_of_a_run_repeats_it_in_another_directory(experiment):
     config = flags.parse(EVERY_FLAG)
     path = experiment("config.json", config.to_json())
-    assert flags.parse([f"--experiment={path}"]) == dataclasses.replace(config, run_dir=None)
+    assert flags.parse([f"--experiment={path}"]) == dataclasses.replace(
+        config, run_dir=None, resume="auto"
+    )
 
 
 @pytest.mark.parametrize(
