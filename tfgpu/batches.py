@@ -80,7 +80,7 @@ class Batches:
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
 
         replicas = strategy.num_replicas_in_sync
-        rows = _static_rows(dataset.element_spec)
+        rows = _static_rows(dataset.element_spec) if replicas > 1 else None
         # A data set of our own says what size to pad to, so that XLA sees one shape.
         pad_to = getattr(dataset, "pad_to", None)
         self.padded = pad_to is not None or (
@@ -210,7 +210,9 @@ class BatchIterator:
         if self.exhausted:
             return 0
         batches = self.batches
-        if epoch := batches.steps_per_epoch:
+        # Of data of known size Keras reads full executions, past the end of an epoch that
+        # `steps_per_epoch` cuts out of it: its callbacks count them so.
+        if (epoch := batches.steps_per_epoch) and (batches.exact or batches.num_batches is None):
             steps = min(steps, epoch - self._position % epoch)
         if batches.num_batches is not None:
             steps = min(steps, batches.num_batches - (self._position - self._first))
@@ -224,12 +226,47 @@ class BatchIterator:
         return self.batches.num_batches is not None or self.batches.endless
 
 
-def can_pad(spec: Any) -> bool:
-    """Whether every component of `spec` is a dense tensor with rows."""
+def can_deal(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> bool:
+    """Whether `dataset` can be made `Batches`: every component is a dense tensor with rows.
+
+    For one replica, which gets the elements as they are, an optional component will do.
+    """
+    alone = strategy.num_replicas_in_sync == 1
     return all(
-        isinstance(leaf, tf.TensorSpec) and leaf.shape.rank is not None and leaf.shape.rank > 0
-        for leaf in tf.nest.flatten(spec)
+        (isinstance(leaf, tf.TensorSpec) and bool(leaf.shape.rank))
+        or (alone and isinstance(leaf, tf.OptionalSpec))
+        for leaf in tf.nest.flatten(dataset.element_spec)
     )
+
+
+def share_out(batch: Any, strategy: tf.distribute.Strategy) -> Any:
+    """Deals one global batch out to the replicas.
+
+    Args:
+        batch: Arrays, tensors and None; (rows, ...) each. Anything else makes each
+            replica get all of it, as in Keras.
+        strategy: Of more than one replica.
+
+    Returns:
+        What `strategy.run` takes: a `PaddedBatch` for each replica, or `batch`.
+    """
+    replicas = strategy.num_replicas_in_sync
+    flat = [
+        leaf if leaf is None or tf.is_tensor(leaf) else tf.convert_to_tensor(leaf)
+        for leaf in tf.nest.flatten(batch)
+    ]
+    if not all(leaf is None or (isinstance(leaf, tf.Tensor) and leaf.shape.rank) for leaf in flat):
+        return batch
+    shares = _spread(tf.nest.pack_sequence_as(batch, flat), replicas=replicas, pad_to=None)
+
+    def share(tensor: tf.Tensor | None) -> Any:
+        if tensor is None:
+            return None
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tensor[context.replica_id_in_sync_group]
+        )
+
+    return tf.nest.map_structure(share, shares)
 
 
 def _is_default(strategy: tf.distribute.Strategy) -> bool:
@@ -249,24 +286,31 @@ def _pad(dataset: tf.data.Dataset, *, replicas: int, pad_to: int | None) -> tf.d
     @tf.autograph.experimental.do_not_convert
     def pad(*data: Any) -> PaddedBatch:
         structure = data[0] if len(data) == 1 else data
-        total = tf.shape(tf.nest.flatten(structure)[0])[0]
-        each = tf.constant(pad_to // replicas) if pad_to else -(-total // replicas)
-        rows = each * replicas
-        source = tf.minimum(tf.range(rows), total - 1)
-
-        def spread(tensor: tf.Tensor) -> tf.Tensor:
-            shape = tf.concat([[replicas, each], tf.shape(tensor)[1:]], axis=0)
-            spread = tf.reshape(tf.gather(tensor, source), shape)
-            static = pad_to // replicas if pad_to else None
-            return tf.ensure_shape(spread, [replicas, static, *tensor.shape[1:]])
-
-        real = tf.clip_by_value(total - each * tf.range(replicas), 0, each)
-        everywhere = tf.ones([replicas], tf.int32)
-        return PaddedBatch(
-            tf.nest.map_structure(spread, structure), real, total * everywhere, rows * everywhere
-        )
+        return _spread(structure, replicas=replicas, pad_to=pad_to)
 
     return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _spread(batch: Any, *, replicas: int, pad_to: int | None) -> PaddedBatch:
+    """Pads a global batch: (replicas, rows each, ...) a tensor."""
+    total = tf.shape(next(t for t in tf.nest.flatten(batch) if t is not None))[0]
+    each = tf.constant(pad_to // replicas) if pad_to else -(-total // replicas)
+    rows = each * replicas
+    source = tf.minimum(tf.range(rows), total - 1)
+
+    def spread(tensor: tf.Tensor | None) -> tf.Tensor | None:
+        if tensor is None:
+            return None
+        shape = tf.concat([[replicas, each], tf.shape(tensor)[1:]], axis=0)
+        spread = tf.reshape(tf.gather(tensor, source), shape)
+        static = pad_to // replicas if pad_to else None
+        return tf.ensure_shape(spread, [replicas, static, *tensor.shape[1:]])
+
+    real = tf.clip_by_value(total - each * tf.range(replicas), 0, each)
+    everywhere = tf.ones([replicas], tf.int32)
+    return PaddedBatch(
+        tf.nest.map_structure(spread, batch), real, total * everywhere, rows * everywhere
+    )
 
 
 @tf.autograph.experimental.do_not_convert

@@ -26,12 +26,13 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.trainer import model_supports_jit
 
 from tfgpu import loss_scale, loss_weights
-from tfgpu.batches import Batches, BatchIterator, PaddedBatch, can_pad, end_of_data
+from tfgpu.batches import Batches, BatchIterator, PaddedBatch, can_deal, end_of_data, share_out
 from tfgpu.loss_weights import Padding
 from tfgpu.replica_step import (
     Outcome,
     Tensors,
     apply_optimizer,
+    changed,
     first_tensor,
     forward,
     loss_and_gradients,
@@ -91,12 +92,13 @@ class ReplicaTrainer(_Trainer):
         """Builds `self.predict_function`, which runs one execution of prediction steps."""
         if self.predict_function is not None and not force:
             return self.predict_function
-        if self.run_eagerly or self._has_own_step("predict_step"):
-            return super().make_predict_function(force=force)
         strategy = self.distribute_strategy
+        step = None
+        if self._runs_keras_step("predict_step"):
+            step = self._keras_step("predict_step")
 
         def replica(data: Any) -> Any:
-            return self._predict_replica(_none_for_optional(data))
+            return self._predict_replica(_none_for_optional(data), step)
 
         def predict(batches: list[Any]) -> Any:
             outputs = [
@@ -107,8 +109,18 @@ class ReplicaTrainer(_Trainer):
             ]
             return tree.map_structure(lambda *parts: keras_trainer.concat(parts), *outputs)
 
-        self.predict_function = tf.function(predict, reduce_retracing=True, autograph=False)
+        if not self.run_eagerly:
+            predict = tf.function(predict, reduce_retracing=True, autograph=False)
+        self.predict_function = predict
         return self.predict_function
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Keras' `predict_on_batch`, with the batch shared out to the replicas."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return super().predict_on_batch(x)
+        self.make_predict_function()
+        outputs = self.predict_function([share_out((x,), self.distribute_strategy)])
+        return tree.map_structure(keras_trainer.convert_to_np_if_not_ragged, outputs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Keras' `predict`, which also takes the inputs of `tfgpu.data`."""
@@ -129,7 +141,8 @@ class ReplicaTrainer(_Trainer):
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # An epoch that was resumed after its last step has no logs of its own.
-        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+        missing = isinstance(logs, dict) and not logs
+        return super()._get_metrics_result_or_logs(self.get_metrics_result() if missing else logs)
 
     def _resolve_auto_jit_compile(self) -> bool:
         # Keras turns XLA off under every strategy; here it works there.
@@ -137,16 +150,17 @@ class ReplicaTrainer(_Trainer):
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Called by `fit` and `evaluate` with the epoch's iterator, before it is read.
+        strategy = self.distribute_strategy
         if iterator is not None:
             batches = iterator._distributed_dataset
             if not isinstance(batches, Batches):
                 dataset = iterator.data_adapter.get_tf_dataset()
-                if not isinstance(dataset, tf.data.Dataset) or not can_pad(dataset.element_spec):
+                if not isinstance(dataset, tf.data.Dataset) or not can_deal(dataset, strategy):
                     super()._maybe_symbolic_build(iterator=iterator)
                     return
                 batches = Batches(
                     dataset,
-                    self.distribute_strategy,
+                    strategy,
                     num_batches=iterator.data_adapter.num_batches,
                     steps_per_epoch=iterator.steps_per_epoch,
                 )
@@ -156,12 +170,21 @@ class ReplicaTrainer(_Trainer):
             data_batch = batches.element_spec
             if batches.device_map is not None:
                 data_batch = batches.device_map.element_spec
-        self._build_from(data_batch)
+        self._check_optimizer()
+        keras_step = self._has_own_step("train_step")
+        if self._distribute_strategy is None and (keras_step or self.run_eagerly):
+            return  # As in Keras: the first step builds.
+        try:
+            self._build_from(data_batch)
+        except (RuntimeError, ValueError) as error:
+            # The model cannot be called on `data_batch`, or not on a stand-in for it.
+            unbuildable = self._distribute_strategy is None and isinstance(error, RuntimeError)
+            if not keras_step and not unbuildable:
+                raise
 
     # ---- building -----------------------------------------------------------------------
 
-    def _build_from(self, data_batch: Any) -> None:
-        """Creates all variables, which a pure step cannot create on the way."""
+    def _check_optimizer(self) -> None:
         optimizer = loss_scale.inner(getattr(self, "optimizer", None))
         strategy: tf.distribute.Strategy = self.distribute_strategy
         made_for = getattr(optimizer, "_distribution_strategy", strategy)
@@ -171,31 +194,55 @@ class ReplicaTrainer(_Trainer):
                 f"model for {type(strategy).__name__}. Make both under the same "
                 "`strategy.scope()`, and call `compile` there too."
             )
+
+    def _build_from(self, data_batch: Any) -> None:
+        """Creates all variables, which a pure step cannot create on the way."""
         spec = tree.map_structure(_symbolic, data_batch)
-        with strategy.scope():
+        with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=spec)
+
+    # ---- Keras' steps -------------------------------------------------------------------
 
     def _has_own_step(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(keras_trainer.TensorFlowTrainer, name)
 
+    def _runs_keras_step(self, name: str) -> bool:
+        """Whether every step is `self.train_step` (or such): its own, or to step through it."""
+        alone = self.distribute_strategy.num_replicas_in_sync == 1
+        return self._has_own_step(name) or (alone and self.run_eagerly)
+
+    def _keras_step(self, name: str) -> Callable:
+        """`self.train_step`, or such, as Keras runs it."""
+        step: Callable = getattr(self, name)
+        if not self.jit_compile or self.run_eagerly:
+            return step
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            return tf.function(step, jit_compile=True, reduce_retracing=True)
+        if self._has_own_step(name):
+            warnings.warn(
+                f"{type(self).__name__}.{name} is custom: it may touch variables, which XLA "
+                f"cannot compile for {replicas} replicas, so it runs without XLA. Override "
+                "compute_loss or compute_metrics instead to keep XLA.",
+                stacklevel=2,
+            )
+        return step
+
+    def _can_be_pure(self, element: Any) -> bool:
+        """Whether a pure step can take `element`: dense tensors, and a model that is built."""
+        parts = (self, self._compile_loss, self._compile_metrics)
+        return all(part is None or part.built for part in parts) and all(
+            leaf is None or (isinstance(leaf, tf.Tensor) and bool(leaf.shape.rank))
+            for leaf in tree.flatten(element)
+        )
+
     # ---- one execution ------------------------------------------------------------------
 
-    def _make_execution(self, own_step: str, replica_step: Callable) -> Callable:
+    def _make_execution(self, name: str, pure_step: Callable) -> Callable:
         """Returns the function that Keras calls with an iterator, once an execution."""
         strategy = self.distribute_strategy
-        own = self._has_own_step(own_step)
-        if own:
-            replica_step = getattr(self, own_step)
-            if self.jit_compile and strategy.num_replicas_in_sync > 1:
-                warnings.warn(
-                    f"{type(self).__name__}.{own_step} is custom: it may touch variables, which "
-                    f"XLA cannot compile for {strategy.num_replicas_in_sync} replicas, so it "
-                    "runs without XLA. Override compute_loss or compute_metrics instead to "
-                    "keep XLA.",
-                    stacklevel=2,
-                )
-            elif self.jit_compile and not self.run_eagerly:
-                replica_step = tf.function(replica_step, jit_compile=True, reduce_retracing=True)
+        own = self._has_own_step(name)
+        keras_step, always_keras = self._keras_step(name), self._runs_keras_step(name)
         # Results that only the step knows have to leave the loop with it.
         own_results = own or (
             type(self).compute_metrics is not keras_trainer.TensorFlowTrainer.compute_metrics
@@ -208,14 +255,19 @@ class ReplicaTrainer(_Trainer):
             if isinstance(element, PaddedBatch):
                 element, padding = element.data, element.padding
             element = _none_for_optional(element)
-            if own:
+            if always_keras or not self._can_be_pure(element):
                 if device_map is not None:
                     element = device_map(element, read(device_map.variables))
-                return replica_step(_without_padding(element, padding))
-            return replica_step(element, padding, device_map)
+                return keras_step(_without_padding(element, padding))
+            return pure_step(element, padding, device_map)
 
-        def run_step(element: Any, device_map: Any) -> Any:
-            return strategy.run(lambda share: step(share, device_map), args=(element,))
+        def run_step(element: Any, device_map: Any, may_end: bool = False) -> Any:
+            def run(share: Any) -> Any:
+                # Data that has ended must not be found out beside an assignment.
+                with tf.control_dependencies(_tensors(share) if may_end else []):
+                    return step(share, device_map)
+
+            return strategy.run(run, args=(element,))
 
         def results(last: Any) -> Any:
             if own_results:
@@ -229,9 +281,11 @@ class ReplicaTrainer(_Trainer):
             looped = steps - 1 if own_results else steps
 
             def body(count: tf.Tensor) -> list[tf.Tensor]:
-                run_step(next(source), device_map)
+                element = next(source)
+                run_step(element, device_map, may_end=done is not None)
                 if done is not None:
-                    done.assign(count + 1)
+                    with tf.control_dependencies(_tensors(element)):
+                        done.assign(count + 1)
                 return [count + 1]
 
             # One step at a time: when the data ends inside an execution, no step may
@@ -239,11 +293,11 @@ class ReplicaTrainer(_Trainer):
             tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
             return results(run_step(next(source), device_map) if own_results else None)
 
-        def run_one(element: Any, device_map: Any = None) -> Any:
-            return results(run_step(element, device_map))
+        def run_one(element: Any) -> Any:
+            return results(run_step(element, None))
 
-        def run_next(source: Any, device_map: Any) -> Any:
-            return run_one(next(source), device_map)
+        def run_next(source: Any, device_map: Any, may_end: bool) -> Any:
+            return results(run_step(next(source), device_map, may_end))
 
         if not self.run_eagerly:
             options = {"reduce_retracing": True, "autograph": False}
@@ -260,7 +314,7 @@ class ReplicaTrainer(_Trainer):
             try:
                 if own_results or steps == 1:
                     for _ in range(steps):
-                        logs = run_next(iterator.source, device_map)
+                        logs = run_next(iterator.source, device_map, True)
                     return logs
                 return run_steps(iterator.source, device_map, tf.constant(steps), done)
             except (StopIteration, tf.errors.OpError) as error:
@@ -281,19 +335,23 @@ class ReplicaTrainer(_Trainer):
             if not iterator.sized:
                 return run_unsized(iterator, steps)
             if self.steps_per_execution == 1:
-                return run_next(iterator.source, device_map)
+                return run_next(iterator.source, device_map, False)
             return run_steps(iterator.source, device_map, tf.constant(steps), None)
 
         return execution
 
     def _run_given(self, iterator: Any, run_one: Callable) -> Any:
         """Runs batches that do not come from a `BatchIterator`."""
-        outputs = None
+        strategy, outputs = self.distribute_strategy, None
+        # `train_on_batch` gives what it was given.
+        whole = not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
         for _ in range(self.steps_per_execution):
             try:
                 data = next(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 break
+            if whole and strategy.num_replicas_in_sync > 1:
+                data = share_out(data, strategy)
             outputs = run_one(data)
         if outputs is None:
             raise StopIteration
@@ -323,12 +381,11 @@ class ReplicaTrainer(_Trainer):
             scale: tf.Tensor | None,
         ) -> tuple[Outcome, Tensors, tuple[Any, Any, Any]]:
             batch = self._batch(element, resident, padding, totals, device_map)
-            before = [v + seeds[i] if i in seeds else v for i, v in enumerate(non_trainable)]
+            before = _vary(non_trainable, seeds)
             outcome, gradients = loss_and_gradients(
                 self, trainable, before, metrics, *batch.for_loss, scale
             )
-            for i in seeds.keys() & outcome.non_trainable.keys():
-                outcome.non_trainable[i] -= seeds[i]
+            outcome = outcome._replace(non_trainable=_unvary(outcome.non_trainable, seeds))
             return outcome, gradients, batch.for_metrics
 
         synchronized = context.num_replicas_in_sync > 1 and self._has_synchronized_layers()
@@ -365,11 +422,12 @@ class ReplicaTrainer(_Trainer):
                 self._keep_unless(finite[0], outcome.non_trainable)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        self._assign_non_trainable(outcome)
+        self._assign_non_trainable(outcome.non_trainable)
         return self._update_metrics(outcome, batch, padding)
 
     def _test_replica(self, element: Any, padding: Padding | None, device_map: Any) -> Any:
         context = tf.distribute.get_replica_context()
+        seeds = self._replica_seeds(context)
 
         def compute(
             element: Any,
@@ -380,9 +438,9 @@ class ReplicaTrainer(_Trainer):
             totals: Tensors,
         ) -> tuple[Outcome, tuple[Any, Any, Any]]:
             batch = self._batch(element, resident, padding, totals, device_map)
-            outcome = forward(
-                self, trainable, non_trainable, metrics, *batch.for_loss, training=False
-            )
+            before = _vary(non_trainable, seeds)
+            outcome = forward(self, trainable, before, metrics, *batch.for_loss, training=False)
+            outcome = outcome._replace(non_trainable=_unvary(outcome.non_trainable, seeds))
             return outcome, batch.for_metrics
 
         outcome, batch = self._jit(compute)(
@@ -395,42 +453,38 @@ class ReplicaTrainer(_Trainer):
         )
         if context.num_replicas_in_sync > 1:
             self._reduce(context, [], outcome.non_trainable, padding)
-        self._assign_non_trainable(outcome)
+        self._assign_non_trainable(outcome.non_trainable)
         return self._update_metrics(outcome, batch, padding)
 
-    def _predict_replica(self, data: Any) -> Any:
+    def _predict_replica(self, data: Any, keras_step: Callable | None) -> Any:
+        context, padding = tf.distribute.get_replica_context(), None
+        if isinstance(data, PaddedBatch):
+            data, padding = data.data, data.padding
         if self._predict_map is not None:
             data = self._predict_map(data, read(self._predict_map.variables))
-        x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data)
-        rows = tf.shape(first_tensor(x))[0]
-
-        def one_row_at_least(tensor: Any) -> Any:
-            if not isinstance(tensor, tf.Tensor) or tensor.shape.rank == 0:
-                return tensor
-            missing = tf.maximum(1 - rows, 0)
-            padding = tf.concat([[[0, missing]], tf.zeros([tf.rank(tensor) - 1, 2], tf.int32)], 0)
-            padded = tf.pad(tensor, padding)
-            padded.set_shape([None, *tensor.shape[1:]])
-            return padded
-
-        several = tf.distribute.get_replica_context().num_replicas_in_sync > 1
-        if several and first_tensor(x).shape[0] is None:
-            x = tree.map_structure(one_row_at_least, x)
-        arguments = {"training": False} if self._call_has_training_arg else {}
-        if not all(layer.built for layer in self._flatten_layers()):
+        if context.num_replicas_in_sync > 1 and padding is None:
+            # Keras deals these batches out, and the last one may leave this replica nothing.
+            data, padding = _one_row_at_least(data)
+        if keras_step is not None or not all(layer.built for layer in self._flatten_layers()):
             # Keras builds a model on its first batch, outside any pure function.
-            outputs = self(x, **arguments)
+            outputs = (keras_step or self.predict_step)(data)
         else:
+            x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data)
+            arguments = {"training": False} if self._call_has_training_arg else {}
+            seeds = self._replica_seeds(context)
 
             def compute(trainable: Tensors, non_trainable: Tensors, x: Any) -> Any:
-                return self.stateless_call(trainable, non_trainable, x, **arguments)[0]
+                before = _vary(non_trainable, seeds)
+                outputs, after = self.stateless_call(trainable, before, x, **arguments)
+                return outputs, _unvary(changed(before, after), seeds)
 
-            outputs = self._jit(compute)(
+            outputs, state = self._jit(compute)(
                 read(self.trainable_variables), read(self.non_trainable_variables), x
             )
-        if several:
-            outputs = tree.map_structure(lambda output: output[:rows], outputs)
-        return outputs
+            if context.num_replicas_in_sync > 1:
+                self._reduce(context, [], state, None)
+            self._assign_non_trainable(state)
+        return _without_padding(outputs, padding)
 
     # ---- details of a step --------------------------------------------------------------
 
@@ -506,10 +560,9 @@ class ReplicaTrainer(_Trainer):
                 (old,) = read([self.non_trainable_variables[i]])
                 non_trainable[i] = tf.where(finite, new, old)
 
-    def _assign_non_trainable(self, outcome: Outcome) -> None:
+    def _assign_non_trainable(self, values: dict[int, tf.Tensor]) -> None:
         variables = self.non_trainable_variables
-        changed = outcome.non_trainable
-        _assign([variables[i] for i in changed], list(changed.values()))
+        _assign([variables[i] for i in values], list(values.values()))
 
     def _has_synchronized_layers(self) -> bool:
         """Whether layers exchange statistics in the forward pass; says that XLA cannot."""
@@ -569,6 +622,14 @@ def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     return found
 
 
+def _vary(values: Tensors, seeds: dict[int, tf.Tensor]) -> Tensors:
+    return [v + seeds[i] if i in seeds else v for i, v in enumerate(values)]
+
+
+def _unvary(values: dict[int, tf.Tensor], seeds: dict[int, tf.Tensor]) -> dict[int, tf.Tensor]:
+    return {i: v - seeds[i] if i in seeds else v for i, v in values.items()}
+
+
 def _is_synchronized(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
 
@@ -581,6 +642,29 @@ def _without_padding(structure: Any, padding: Padding | None) -> Any:
     )
 
 
+def _one_row_at_least(data: Any) -> tuple[Any, Padding | None]:
+    """Gives a batch without rows one, to be cut off again."""
+    if first_tensor(data).shape[0] is not None:
+        return data, None
+    rows = tf.shape(first_tensor(data))[0]
+
+    def pad(tensor: Any) -> Any:
+        if not isinstance(tensor, tf.Tensor) or tensor.shape.rank == 0:
+            return tensor
+        missing = tf.maximum(1 - rows, 0)
+        padding = tf.concat([[[0, missing]], tf.zeros([tf.rank(tensor) - 1, 2], tf.int32)], 0)
+        padded = tf.pad(tensor, padding)
+        padded.set_shape([None, *tensor.shape[1:]])
+        return padded
+
+    return tree.map_structure(pad, data), Padding(real=rows, total=rows, rows=rows)
+
+
+def _tensors(structure: Any) -> list[tf.Tensor]:
+    leaves = tf.nest.flatten(structure, expand_composites=True)
+    return [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
+
+
 def _none_for_optional(data: Any) -> Any:
     # Keras stands a tf Optional in for a None in the inputs.
     return tree.map_structure(
@@ -590,6 +674,8 @@ def _none_for_optional(data: Any) -> Any:
 
 def _symbolic(leaf: Any) -> Any:
     """A stand-in with a shape and a dtype, which is all that building looks at."""
+    if isinstance(leaf, tf.OptionalSpec):
+        return None
     if isinstance(leaf, tf.TensorSpec):
         return keras.KerasTensor(
             [None, *leaf.shape[1:]], keras.backend.standardize_dtype(leaf.dtype)

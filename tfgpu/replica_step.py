@@ -112,12 +112,12 @@ def forward(
     return Outcome(
         loss=loss,
         y_pred=y_pred,
-        non_trainable=_changed(non_trainable, new_non_trainable),
-        metrics=_changed(metrics, new_metrics),
+        non_trainable=changed(non_trainable, new_non_trainable),
+        metrics=changed(metrics, new_metrics),
     )
 
 
-def _changed(before: Tensors, after: Tensors) -> dict[int, tf.Tensor]:
+def changed(before: Tensors, after: Tensors) -> dict[int, tf.Tensor]:
     """The values that a stateless call replaced, by position."""
     return {
         position: new

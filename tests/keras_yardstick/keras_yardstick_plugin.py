@@ -52,13 +52,14 @@ def pytest_collection(session):
 
     classes = {"Model": ours.Model, "Functional": ours.Functional, "Sequential": ours.Sequential}
     # Some names are looked up while a test runs: the modules that tests hold stay replaced.
-    models = types.ModuleType(src.models.__name__)
-    models.__dict__.update({**vars(src.models), **classes})
+    models = _like(src.models, **classes)
+    saving = _like(src.saving, load_model=ours.load_model)
     for module in (keras, keras.models):
         for name in vars(module).keys() & classes.keys():
             setattr(module, name, classes[name])
     patch = pytest.MonkeyPatch()
     patch.setattr(src, "models", models)
+    patch.setattr(src, "saving", saving)
     patch.setitem(sys.modules, models.__name__, models)
     patch.setattr(sequential, "Sequential", ours.Sequential)
     patch.setattr(trainer, "TensorFlowTrainer", Trainer)
@@ -66,6 +67,12 @@ def pytest_collection(session):
         return (yield)
     finally:
         patch.undo()
+
+
+def _like(module, **replaced):
+    copy = types.ModuleType(module.__name__)
+    copy.__dict__.update({**vars(module), **replaced})
+    return copy
 
 
 class _Outcomes:
