@@ -72,16 +72,13 @@ def worker(library: str, strategy_name: str, precision: str, jit: bool, place: s
             data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH)
             return data, {}
         from tfgpu.data.examples import Examples
-        from tfgpu.data.inputs import training_batches
+        from tfgpu.data.inputs import make_resident, training_batches
 
         def read(positions: Any) -> tuple[Any, Any]:
             return tf.gather(images, positions), tf.gather(labels, positions)
 
         examples = Examples(EXAMPLES, read, lambda image, label: (image, label))
-        resident: Any = ()
-        if input_mode == "resident":
-            with strategy.scope():
-                resident = tuple(tf.Variable(a, trainable=False) for a in (images, labels))
+        resident = make_resident(examples, strategy) if input_mode == "resident" else ()
         data = training_batches(
             examples, batch_size=BATCH, seed=0, augment=("crop",), resident=resident
         )
@@ -205,13 +202,20 @@ def table(cells: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs all groups."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, help="measure this one again, and keep the others"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(*json.loads(options.worker))
         return
     cells = []
-    for kind in itertools.product(INPUTS, STRATEGIES, PRECISIONS, (False, True)):
+    if options.strategy:
+        known = json.loads((Path(__file__).parent / "results" / "combinations.json").read_text())
+        cells = [cell for cell in known["cells"] if cell["strategy"] != options.strategy]
+    chosen = [options.strategy] if options.strategy else STRATEGIES
+    for kind in itertools.product(INPUTS, chosen, PRECISIONS, (False, True)):
         outcomes = group(*kind)
         cells += outcomes
         works = sum(outcome["works"] for outcome in outcomes)
