@@ -4,25 +4,30 @@
 the public names below arrive on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfgpu.backup import BackupAndRestore
     from tfgpu.model import Model, Sequential, load_model
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "Sequential", "__version__", "load_model"]
+__all__ = ["BackupAndRestore", "Model", "Sequential", "__version__", "load_model"]
 
-_FROM_MODEL = ("Model", "Sequential", "load_model")
+_MODULES = {
+    "BackupAndRestore": "tfgpu.backup",
+    "Model": "tfgpu.model",
+    "Sequential": "tfgpu.model",
+    "load_model": "tfgpu.model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_MODEL:
-        import tfgpu.model
-
-        return getattr(tfgpu.model, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_MODEL})
+    return sorted({*globals(), *_MODULES})

@@ -177,6 +177,8 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._done = batch + 1
+        assert self._store is not None
+        self._store.poll()
         if self._done >= self._steps_per_epoch:
             # Written when the epoch's validation is through, which says whether it is the
             # best; kept, because validation overwrites the metrics.
@@ -263,7 +265,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         step, arrays, state = captured
         if (broken := _not_finite(arrays)) is not None:
             self._warn(
-                f"no backup after step {step}: {broken} is not finite; the last good one is kept"
+                f"no backup after step {step}: {self._variables()[broken].path} is not finite; "
+                "the last good one is kept"
             )
             return
         if background:
@@ -382,19 +385,22 @@ class BackupAndRestore(keras.callbacks.Callback):
     # ---- what there is -------------------------------------------------------------------
 
     def _variables(self) -> dict[str, keras.Variable]:
-        """Every variable that training changes, but for the metrics', by a stable name."""
+        """Every variable that training changes, but for the metrics', by a stable name.
+
+        Keras numbers the layers of a process, so the paths are no names to rely on.
+        """
         model, optimizer = self.model, self.model.optimizer
         metrics = {id(variable) for variable in model.metrics_variables}
         named: dict[str, keras.Variable] = {}
         for i, variable in enumerate(v for v in model.variables if id(v) not in metrics):
-            named[f"model/{i}/{variable.path}"] = variable
+            named[f"model/{i}/{variable.name}"] = variable
         inner = optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             inner = optimizer.inner_optimizer
             for i, variable in enumerate(optimizer._variables):
-                named[f"loss_scale/{i}/{variable.path.rsplit('/', 1)[-1]}"] = variable
+                named[f"loss_scale/{i}"] = variable
         for i, variable in enumerate(inner.variables):
-            named[f"optimizer/{i}/{variable.path.rsplit('/', 1)[-1]}"] = variable
+            named[f"optimizer/{i}"] = variable
         return named
 
     def _metrics(self) -> dict[str, keras.Variable]:
@@ -452,11 +458,11 @@ def _host_array(variable: tf.Variable) -> np.ndarray:
 
 
 def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """The first of the model's weights that is not finite."""
+    """The name of the first of the model's weights that is not finite."""
     for name, array in arrays.items():
         # 25 million numbers take 5 ms.
         if name.startswith("model/") and array.dtype.kind == "f" and not np.isfinite(array).all():
-            return name.partition("/")[2].partition("/")[2]
+            return name
     return None
 
 

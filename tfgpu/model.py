@@ -214,12 +214,14 @@ class ReplicaTrainer(_Trainer):
     def _keras_step(self, name: str) -> Callable:
         """`self.train_step`, or such, as Keras runs it."""
         step: Callable = getattr(self, name)
-        if not self.jit_compile or self.run_eagerly:
+        if self.run_eagerly:
             return step
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == 1:
-            return tf.function(step, jit_compile=True, reduce_retracing=True)
-        if self._has_own_step(name):
+            return tf.function(
+                step, jit_compile=self.jit_compile, reduce_retracing=True, autograph=False
+            )
+        if self.jit_compile and self._has_own_step(name):
             warnings.warn(
                 f"{type(self).__name__}.{name} is custom: it may touch variables, which XLA "
                 f"cannot compile for {replicas} replicas, so it runs without XLA. Override "
@@ -759,7 +761,10 @@ def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
         A `tfgpu` functional or sequential model; a model of a class of your own as it is.
     """
     model = keras.models.load_model(filepath, **kwargs)
-    for ours, theirs in ((Functional, keras_functional.Functional), (Sequential, keras.Sequential)):
+    for ours, theirs in (
+        (Functional, keras_functional.Functional),
+        (Sequential, keras_sequential.Sequential),
+    ):
         if type(model) is theirs:
             # The classes differ in methods alone.
             model.__class__ = ours

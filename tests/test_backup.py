@@ -1,0 +1,250 @@
+"""A training that was interrupted and resumed ends with the bits of one that was not."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfgpu
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
+from tfgpu.errors import Interrupted, ModelFileError, RequestError
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 4, 50, dtype=np.int32)
+EXAMPLES = Examples(
+    50,
+    lambda positions: (tf.gather(IMAGES, positions), tf.gather(LABELS, positions)),
+    lambda image, label: (image, label),
+)
+EPOCHS, BATCH = 3, 8  # Six whole batches and a quarter.
+
+
+class Killed(Exception):
+    """Stands in for `kill -9`: nothing is saved any more."""
+
+
+class KillAfter(keras.callbacks.Callback):
+    """Raises after so many executions."""
+
+    def __init__(self, executions):
+        super().__init__()
+        self.left = executions
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def build(strategy, **settings):
+    keras.utils.set_random_seed(1)
+    settings = {"optimizer": lambda: keras.optimizers.Adam(1e-2), "together": 2} | settings
+    with strategy.scope():
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.Conv2D(3, 3)(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.Dropout(0.3)(keras.layers.Flatten()(x))
+        model = tfgpu.Model(inputs, keras.layers.Dense(4, dtype="float32")(x))
+        model.compile(
+            settings["optimizer"](),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=settings["together"],
+        )
+    return model
+
+
+def train(folder, strategy, *, streaming=False, more=(), save_freq=3, seed=3, model=None, **given):
+    """Returns the model, the last epoch's logs and the backup of one `fit`."""
+    model = model or build(strategy, **given)
+    resident = () if streaming else make_resident(EXAMPLES, strategy)
+    batches = training_batches(
+        EXAMPLES, batch_size=BATCH, seed=seed, augment=("crop", "flip"), resident=resident
+    )
+    warnings: list[str] = []
+    backup = tfgpu.BackupAndRestore(folder, save_freq=save_freq, warn=warnings.append)
+    backup.warnings = warnings
+    callbacks = [
+        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
+        backup,
+        *more,
+    ]
+    try:
+        history = model.fit(
+            batches,
+            steps_per_epoch=batches.steps_per_epoch,
+            epochs=EPOCHS,
+            validation_data=evaluation_batches(EXAMPLES, batch_size=BATCH, resident=resident),
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        ).history
+    finally:
+        backup.close()
+    return model, {name: values[-1] for name, values in history.items()}, backup
+
+
+def state(model):
+    return [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(state(first), state(second), strict=True))
+
+
+def resumed(folder, strategy, executions, **given):
+    with pytest.raises(Killed):
+        train(folder, strategy, more=[KillAfter(executions)], **given)
+    return train(folder, strategy, **given)
+
+
+@pytest.fixture
+def one():
+    return tf.distribute.OneDeviceStrategy("CPU:0")
+
+
+@pytest.mark.parametrize(
+    "executions", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6, 8))]
+)
+def test_one_replica_resumes_to_the_bit(tmp_path, one, executions):
+    whole, logs, _ = train(tmp_path / "whole", one)
+    cut, cut_logs, backup = resumed(tmp_path / "cut", one, executions)
+    assert backup.resumed_from is not None
+    assert same(whole, cut) and logs == cut_logs
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_replicas_resume_to_the_bit(tmp_path, mirrored2, streaming):
+    whole, logs, _ = train(tmp_path / "whole", mirrored2, streaming=streaming)
+    cut, cut_logs, _ = resumed(tmp_path / "cut", mirrored2, 5, streaming=streaming)
+    assert same(whole, cut) and logs == cut_logs
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
+        lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
+    ],
+    ids=["average", "accumulation"],
+)
+def test_optimizer_state_resumes_to_the_bit(tmp_path, one, optimizer):
+    whole, _, _ = train(tmp_path / "whole", one, optimizer=optimizer)
+    cut, _, _ = resumed(tmp_path / "cut", one, 5, optimizer=optimizer)
+    assert same(whole, cut)
+
+
+def test_the_loss_scale_resumes_to_the_bit(tmp_path, one):
+    keras.config.set_dtype_policy("mixed_float16")
+    whole, _, _ = train(tmp_path / "whole", one)
+    cut, _, _ = resumed(tmp_path / "cut", one, 5)
+    assert same(whole, cut)
+
+
+def test_asked_to_stop_it_saves_first(tmp_path, one):
+    class Ask(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 4:
+                backup.request_stop(15)
+
+    backup = None
+
+    class Catch(keras.callbacks.Callback):
+        def set_model(self, model):
+            nonlocal backup
+            backup = next(c for c in model._fit_callbacks if type(c) is tfgpu.BackupAndRestore)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path / "cut", one, more=[Catch(), Ask()], save_freq="epoch")
+    assert stopped.value.exit_code == 143
+    whole, logs, _ = train(tmp_path / "whole", one)
+    cut, cut_logs, again = train(tmp_path / "cut", one, save_freq="epoch")
+    assert again.resumed_from == 6
+    assert same(whole, cut) and logs == cut_logs
+
+
+def test_a_stop_during_validation_keeps_the_epoch(tmp_path, one):
+    class Ask(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            for callback in self.model._fit_callbacks:
+                if type(callback) is tfgpu.BackupAndRestore:
+                    callback.request_stop(2)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", one, more=[Ask()], save_freq="epoch")
+    whole, logs, _ = train(tmp_path / "whole", one)
+    cut, cut_logs, again = train(tmp_path / "cut", one, save_freq="epoch")
+    assert again.resumed_from == 7  # All steps of the first epoch, but not its end.
+    assert same(whole, cut) and logs == cut_logs
+
+
+def test_another_number_of_replicas_goes_on_and_says_so(tmp_path, one, mirrored2):
+    with pytest.raises(Killed):
+        train(tmp_path, one, more=[KillAfter(5)])
+    _, _, backup = train(tmp_path, mirrored2)
+    assert backup.resumed_from and not backup.exact
+    assert any("replicas: 1 there, 2 now" in text for text in backup.warnings)
+
+
+def test_another_seed_is_refused(tmp_path, one):
+    with pytest.raises(Killed):
+        train(tmp_path, one, more=[KillAfter(5)])
+    with pytest.raises(ModelFileError):
+        train(tmp_path, one, seed=4)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, one):
+    with pytest.raises(Killed):
+        train(tmp_path, one, more=[KillAfter(4)])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    model = build(one)
+
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            kernel = self.model.layers[-1].kernel
+            kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+
+    _, _, backup = train(tmp_path, one, model=model, more=[Break()])
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert any("not finite" in text for text in backup.warnings)
+
+
+def test_the_step_and_the_variable_that_broke_are_found(tmp_path, mirrored2):
+    broken_at = 9
+
+    class Explode(keras.layers.Layer):
+        """Overflows once a counter, kept as a weight, has come so far."""
+
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x, training=False):
+            if training:
+                self.count.assign(self.count + 1)
+            return x * tf.where(self.count < broken_at, 1.0, np.float32(np.inf))
+
+    keras.utils.set_random_seed(1)
+    with mirrored2.scope():
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+        x = keras.layers.Dense(5, name="before")(x)
+        x = Explode()(x)
+        model = tfgpu.Model(inputs, keras.layers.Dense(4, name="after")(x))
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            steps_per_execution=2,
+        )
+    _, _, backup = train(tmp_path, mirrored2, model=model, save_freq=4)
+    broken = backup.first_breakage(backup.steps_done)
+    assert broken.step == broken_at
+    assert broken.variable.startswith("after/")
+
+
+def test_any_other_data_set_is_refused_with_the_way_out(tmp_path, one):
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(BATCH)
+    with pytest.raises(RequestError, match="training_batches"):
+        build(one).fit(data, shuffle=False, verbose=0, callbacks=[tfgpu.BackupAndRestore(tmp_path)])
