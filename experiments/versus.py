@@ -21,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -230,29 +231,7 @@ def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int 
             steps_per_execution=min(steps_per_execution, steps),
         )
     batches = training_batches(examples, batch_size=batch_size, seed=0, resident=resident)
-    gate = _Gate()
-
-    class Wait(keras.callbacks.Callback):
-        """Hands each epoch of one endless `fit` to `_serve`."""
-
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            gate.wait_for_start()
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            gate.finished()
-
-    gate.run(
-        lambda: model.fit(
-            batches,
-            steps_per_epoch=steps,
-            epochs=10**9,
-            shuffle=False,
-            verbose=0,
-            callbacks=[Wait()],
-        ),
-        samples=steps * batch_size,
-        versions=("tensorflow", "keras", "numpy"),
-    )
+    _serve_fit(model, batches, steps=steps, batch_size=batch_size)
 
 
 def keras_worker(*, batch_size: int, devices: int = 1) -> None:
@@ -286,56 +265,27 @@ def keras_worker(*, batch_size: int, devices: int = 1) -> None:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-    gate = _Gate()
+    _serve_fit(model, dataset, steps=steps, batch_size=batch_size)
 
-    class Wait(keras.callbacks.Callback):
-        """Hands each epoch of one endless `fit` to `_serve`."""
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            gate.wait_for_start()
+def _serve_fit(model: Any, data: Any, *, steps: int, batch_size: int) -> None:
+    """Serves the epochs of one endless `fit`: one call, one warm input pipeline."""
+    import keras
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            gate.finished()
-
-    gate.run(
-        lambda: model.fit(
-            dataset,
-            steps_per_epoch=steps,
-            epochs=10**9,
-            shuffle=False,
-            verbose=0,
-            callbacks=[Wait()],
-        ),
-        samples=steps * batch_size,
-        versions=("tensorflow", "keras", "numpy"),
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    gate = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: go.acquire(),
+        on_epoch_end=lambda epoch, logs: done.release(),
     )
 
+    def train() -> int:
+        go.release()
+        done.acquire()
+        return steps * batch_size
 
-class _Gate:
-    """Lets `fit` run an epoch at a time in a thread of its own: one call, one warm pipeline."""
-
-    def __init__(self) -> None:
-        import threading
-
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._threading = threading
-
-    def wait_for_start(self) -> None:
-        self._go.acquire()
-
-    def finished(self) -> None:
-        self._done.release()
-
-    def run(self, fit: Callable[[], Any], *, samples: int, versions: Sequence[str]) -> None:
-        def train() -> int:
-            self._go.release()
-            self._done.acquire()
-            return samples
-
-        threading = self._threading
-        server = threading.Thread(target=_serve, args=(train, versions), daemon=True)
-        server.start()
-        fit()
+    versions = ("tensorflow", "keras", "numpy")
+    threading.Thread(target=_serve, args=(train, versions), daemon=True).start()
+    model.fit(data, steps_per_epoch=steps, epochs=10**9, shuffle=False, verbose=0, callbacks=[gate])
 
 
 def pytorch_worker(*, batch_size: int) -> None:
