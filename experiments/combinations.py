@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -115,11 +116,16 @@ def worker(library: str, strategy_name: str, precision: str, jit: bool, place: s
                 raise FloatingPointError(f"the loss is {loss}")
             outcome: dict[str, Any] = {"works": True, "loss": loss}
         except Exception as error:
-            text = " ".join(str(error).split())
-            outcome = {"works": False, "error": f"{type(error).__name__}: {text[:300]}"}
+            outcome = {"works": False, "error": f"{type(error).__name__}: {first_words(error)}"}
         if os.environ.get("TFGPU_WORKER", "0") == "0":
             with open(place, "a") as file:
                 file.write(json.dumps({"steps": steps, "input": input_mode, **outcome}) + "\n")
+
+
+def first_words(error: object) -> str:
+    """The beginning of a message, without the places in files that it names."""
+    text = re.sub(r'File "[^"]*", line \d+, in \S+', "", str(error))
+    return " ".join(text.split())[:200]
 
 
 def group(library: str, strategy: str, precision: str, jit: bool) -> list[dict[str, Any]]:
