@@ -21,7 +21,7 @@ def config() -> dict[str, object]:
         "optimizer": "sgd",
         "learning_rate": 0.06,
         "momentum": 0.9,
-        "weight_decay": 0.02,
+        "weight_decay": 0.01,
         "lr_schedule": "cosine",
         "warmup_epochs": 1.2,
         "augment": "none",

@@ -100,7 +100,7 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         momentum = 0.9 if sgd else 0.0
     weight_decay = config.weight_decay
     if weight_decay is None:
-        weight_decay = 0.02 if sgd else 0.004 if optimizer == "adamw" else 0.0
+        weight_decay = 0.01 if sgd else 0.004 if optimizer == "adamw" else 0.0
     decided = dict(
         batch_size=batch_size,
         epochs=epochs,
