@@ -40,6 +40,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from tfgpu import disk
 from tfgpu.errors import ModelFileError, RequestError
 
 FORMAT = 1
@@ -63,7 +64,6 @@ _NUMPY_DTYPES = frozenset(
 # google_crc32c takes bytes alone and holds the interpreter while it runs: 0.1 ms for so many.
 _CHUNK = 1 << 20
 
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, getattr(errno, "EOPNOTSUPP", errno.ENOSYS), errno.EINVAL}
 
 _FLAG_BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has it.
@@ -324,9 +324,9 @@ class CheckpointStore:
         temporary = self.directory / _temporary_name(name)
         arrays: int | None = None
         try:
-            with _named(temporary):
+            with disk.named(temporary):
                 os.mkdir(temporary)
-            with _named(temporary / _ARRAYS):
+            with disk.named(temporary / _ARRAYS):
                 arrays = _create(temporary / _ARRAYS)
                 # Held until the rename: it tells others that the directory is not left over.
                 if sys.platform != "win32":
@@ -336,7 +336,7 @@ class CheckpointStore:
             if sys.platform == "win32":  # A directory with open files cannot be renamed there.
                 os.close(arrays)
                 arrays = None
-            with _named(temporary / _MANIFEST):
+            with disk.named(temporary / _MANIFEST):
                 manifest = _create(temporary / _MANIFEST)
                 try:
                     _write_all(manifest, plan.manifest(name))
@@ -344,7 +344,7 @@ class CheckpointStore:
                 finally:
                     os.close(manifest)
             _sync_directory(temporary)
-            with _named(place):
+            with disk.named(place):
                 os.rename(temporary, place)
         except BaseException:
             # By name, so that it does nothing when an interrupt came right after the rename.
@@ -352,7 +352,7 @@ class CheckpointStore:
             raise
         finally:
             if arrays is not None:
-                with _named(place):
+                with disk.named(place):
                     _unlock(arrays)
         # Nothing is removed before the new one is sure to be found after a power failure too.
         _sync_directory(self.directory)
@@ -395,7 +395,7 @@ class CheckpointStore:
             if name not in needed and superseded and name.step <= newest.step:
                 # Renamed first, so that no half of a checkpoint bears a checkpoint's name.
                 temporary = self.directory / _temporary_name(name)
-                with _named(self.directory / str(name)):
+                with disk.named(self.directory / str(name)):
                     os.rename(self.directory / str(name), temporary)
                 _remove(temporary)
         for left in self._left_over():
@@ -510,7 +510,7 @@ class RunLock:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | _FLAG_BINARY, 0o666)
         except OSError as error:
-            if error.errno in _DISK_FULL:
+            if error.errno in disk.FULL:
                 raise
             raise RequestError(
                 f"run_dir {str(self.path)!r} cannot be locked ({error.strerror}); name another"
@@ -704,7 +704,7 @@ def _make_directory(path: Path) -> None:
     """Makes a directory and its parents, and puts them on the disk."""
     missing = [place for place in [path, *path.parents] if not place.exists()]
     for place in reversed(missing):
-        with _named(place), contextlib.suppress(FileExistsError):
+        with disk.named(place), contextlib.suppress(FileExistsError):
             os.mkdir(place)
         _sync_directory(place.parent)
 
@@ -717,7 +717,7 @@ def _sync_directory(path: Path) -> None:
     """
     if sys.platform == "win32":
         return
-    with _named(path):
+    with disk.named(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -801,15 +801,6 @@ def _unlock(descriptor: int) -> None:
     """Closes a file, and with it its lock."""
     _our_descriptors.discard(descriptor)
     os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Gives an OSError the path: a failing write or flush knows none of its own."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 `tfgpu COMMAND ...` and `python -m tfgpu.COMMAND ...` are the same: both end in `run`.
 """
 
-import errno
 import importlib
 import os
 import sys
@@ -11,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tfgpu import flags
+from tfgpu import disk, flags
 from tfgpu.config import did_you_mean
 from tfgpu.errors import Error, RequestError, WorkError
 
@@ -19,8 +18,6 @@ from tfgpu.errors import Error, RequestError, WorkError
 _COMMANDS = {
     "train": "train a model",
 }
-
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -52,7 +49,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     except MemoryError:
         _fail("out of memory; lower --batch_size, or choose --input=streaming", WorkError.exit_code)
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in disk.FULL:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         _fail(

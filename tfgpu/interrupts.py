@@ -39,17 +39,6 @@ class Interrupts:
         finally:
             self._instead = None
 
-    def check(self) -> None:
-        """Stops again where the first attempt was lost.
-
-        Python drops an exception that arrives in a destructor or a C callback.
-
-        Raises:
-            KeyboardInterrupt: A signal was received.
-        """
-        if self.received is not None:
-            raise _Stop
-
 
 @contextlib.contextmanager
 def caught() -> Iterator[Interrupts]:

@@ -366,6 +366,19 @@ class ReplicaTrainer(_Trainer):
             return tf.function(function, jit_compile=True, autograph=False)
         return function
 
+    def _tensors_of_step(
+        self, context: Any, element: Any, padding: Padding | None, device_map: Any
+    ) -> tuple[Any, Tensors, Tensors, Tensors, Tensors, Tensors]:
+        """Reads all that the pure part of a step takes, in the order of its arguments."""
+        return (
+            element,
+            read(device_map.variables if device_map else ()),
+            read(self.trainable_variables),
+            read(self.non_trainable_variables),
+            read(self.metrics_variables),
+            [] if device_map else self._weight_totals(context, element, padding),
+        )
+
     def _forward_backward(
         self, context: Any, element: Any, padding: Padding | None, device_map: Any
     ) -> tuple[Outcome, Tensors, tuple[Any, Any, Any]]:
@@ -392,12 +405,7 @@ class ReplicaTrainer(_Trainer):
 
         synchronized = context.num_replicas_in_sync > 1 and self._has_synchronized_layers()
         return (compute if synchronized else self._jit(compute))(
-            element,
-            read(device_map.variables if device_map else ()),
-            read(self.trainable_variables),
-            read(self.non_trainable_variables),
-            read(self.metrics_variables),
-            [] if device_map else self._weight_totals(context, element, padding),
+            *self._tensors_of_step(context, element, padding, device_map),
             None if scale is None else tf.convert_to_tensor(scale, tf.float32),
         )
 
@@ -446,12 +454,7 @@ class ReplicaTrainer(_Trainer):
             return outcome, batch.for_metrics
 
         outcome, batch = self._jit(compute)(
-            element,
-            read(device_map.variables if device_map else ()),
-            read(self.trainable_variables),
-            read(self.non_trainable_variables),
-            read(self.metrics_variables),
-            [] if device_map else self._weight_totals(context, element, padding),
+            *self._tensors_of_step(context, element, padding, device_map),
         )
         if context.num_replicas_in_sync > 1:
             self._reduce(context, [], outcome.non_trainable, padding)

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from tfgpu import disk
 from tfgpu.checkpoint import RunLock
 from tfgpu.config import MAY_CHANGE, NOT_OF_THE_RUN
 from tfgpu.errors import RequestError
@@ -220,7 +221,7 @@ class RunDirectory:
         if not self.chief:
             return
         path = self.path / "metrics.jsonl"
-        with _named(path), open(path, "a", encoding="utf-8") as file:
+        with disk.named(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(metrics)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -234,7 +235,7 @@ class RunDirectory:
         """Takes back the lines of metrics.jsonl behind its first `size` bytes."""
         path = self.path / "metrics.jsonl"
         if self.chief and path.exists() and path.stat().st_size > size:
-            with _named(path), open(path, "r+b") as file:
+            with disk.named(path), open(path, "r+b") as file:
                 file.truncate(size)
                 os.fsync(file.fileno())
 
@@ -250,7 +251,7 @@ class RunDirectory:
         if not self.chief or self.finished is not None:
             return
         path = self.path / "log.txt"
-        with _named(path):
+        with disk.named(path):
             if self._log is None:
                 self._log = open(path, "a", encoding="utf-8")
             self._log.write(text if text.endswith("\n") else text + "\n")
@@ -263,7 +264,7 @@ class RunDirectory:
             lock.__exit__()
         if self._log is not None:
             log, self._log = self._log, None
-            with _named(self.path / "log.txt"):
+            with disk.named(self.path / "log.txt"):
                 log.close()
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
@@ -429,7 +430,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file that is either the old or the new one, whatever happens."""
     text = json.dumps(_plain(value), indent=2) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _named(path):
+    with disk.named(path):
         try:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -451,15 +452,6 @@ def _sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Gives an OSError the path: a failing write or flush knows none of its own."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _plain(value: Any) -> Any:
