@@ -35,7 +35,7 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.5.0",
 ]
 
-TEST = ["pytest>=8.2.0"]
+TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0"]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],

@@ -251,6 +251,20 @@ def test_regularisers_and_added_losses_count_once(mirrored2):
     assert_same_weights(*models)
 
 
+def test_models_of_different_sizes_train_under_one_strategy_after_another(mirrored2):
+    # TensorFlow's own numbering of collectives is the same for each: see _leave_collective_keys.
+    for width in (5, 7, 5):
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        model = build(
+            strategy,
+            lambda: tfgpu.Sequential(
+                [keras.Input((6,)), keras.layers.Dense(width), keras.layers.Dense(3)]
+            ),
+        )
+        (loss,) = fit(model, dataset(X, Y, batch_size=32))["loss"]
+        assert np.isfinite(loss)
+
+
 # ---- statistics ----------------------------------------------------------------------------
 
 

@@ -60,6 +60,18 @@ def _assign(variables: list[keras.Variable], values: Tensors) -> None:
     tf.distribute.get_replica_context().merge_call(write, args=(values,))
 
 
+def _leave_collective_keys(strategy: tf.distribute.Strategy) -> None:
+    """Has strategies that are made from now on number their collectives apart from this one's.
+
+    TensorFlow numbers the collectives of every MirroredStrategy from the same start and keeps
+    their shapes as long as the process lives, so a second strategy over the same devices failed
+    with "Shape mismatch in the collective instance" once a model of another size trained under it.
+    """
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        # A group of devices takes one key; a strategy meets no more than a few groups.
+        tf.distribute.MirroredStrategy._collective_key_base += 100
+
+
 # The mixin has no base; to a type checker it is what it is mixed into.
 _Trainer: Any = keras_trainer.TensorFlowTrainer if TYPE_CHECKING else object
 
@@ -243,6 +255,7 @@ class ReplicaTrainer(_Trainer):
     def _make_execution(self, name: str, pure_step: Callable) -> Callable:
         """Returns the function that Keras calls with an iterator, once an execution."""
         strategy = self.distribute_strategy
+        _leave_collective_keys(strategy)
         own = self._has_own_step(name)
         keras_step, always_keras = self._keras_step(name), self._runs_keras_step(name)
         # Results that only the step knows have to leave the loop with it.
