@@ -995,8 +995,9 @@ def test_the_same_process_is_refused_too_and_an_error_gives_the_lock_back(tmp_pa
 @posix
 def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
     # In a process of its own: this one may have threads, and those do not go with fork.
-    fork = "child = os.fork() or time.sleep(60)\n    print(child, "
-    script = "import os" + HOLD.replace("print(", fork)
+    # The child speaks: its parent could before the child has let go of the lock.
+    fork = "os.fork() and time.sleep(60)\n    print(os.getpid(), "
+    script = "import os\n" + HOLD.replace("print(", fork)
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )

@@ -798,8 +798,12 @@ else:
 
 
 def _unlock(descriptor: int) -> None:
-    """Closes a file, and with it its lock."""
+    """Gives up the lock of a file and closes it."""
     _our_descriptors.discard(descriptor)
+    if sys.platform != "win32":
+        # Closing is not enough while a child that another thread starts has a copy of it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
