@@ -209,7 +209,14 @@ def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int 
     import keras
     import tensorflow as tf
 
-    machine = runtime.start(virtual_devices=devices if devices > 1 else 0)
+    from tfgpu import recipe
+    from tfgpu.config import Config
+
+    # As `tfgpu train --batch_size=... --virtual_devices=...` does.
+    machine = runtime.start(
+        virtual_devices=devices if devices > 1 else 0,
+        small_steps=recipe.has_small_steps(Config(batch_size=batch_size)),
+    )
     from tfgpu.data.examples import Examples
     from tfgpu.data.inputs import training_batches
     from tfgpu.models.lenet import lenet

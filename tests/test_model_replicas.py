@@ -257,7 +257,7 @@ def test_models_of_different_sizes_train_under_one_strategy_after_another(mirror
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         model = build(
             strategy,
-            lambda: tfgpu.Sequential(
+            lambda width=width: tfgpu.Sequential(
                 [keras.Input((6,)), keras.layers.Dense(width), keras.layers.Dense(3)]
             ),
         )

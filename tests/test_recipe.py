@@ -264,3 +264,19 @@ def test_a_builder_that_cannot_be_had_is_refused(here, name, said):
 def test_resolved_settings_are_those_of_config():
     names = [field.name for field in dataclasses.fields(recipe.Resolved)]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "small"),
+    [
+        ({}, False),
+        ({"batch_size": 4}, True),
+        ({"batch_size": 16}, True),
+        ({"batch_size": 17}, False),
+        ({"batch_size": 4, "image_size": (64, 64)}, True),
+        ({"batch_size": 4, "image_size": (224, 224)}, False),
+        ({"batch_size": 4, "model": "mine:build"}, False),
+    ],
+)
+def test_steps_too_small_to_share(settings, small):
+    assert recipe.has_small_steps(Config(**settings)) is small

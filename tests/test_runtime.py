@@ -96,6 +96,57 @@ print(json.dumps({
     assert said["variables"]["TF_ENABLE_ONEDNN_OPTS"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("asked", "replicas", "small_steps", "threads"),
+    [
+        ("auto", 1, False, 8),
+        ("auto", 1, True, 1),
+        ("auto", 2, False, 4),
+        ("auto", 3, True, 2),
+        ("auto", 16, False, 1),
+        (3, 2, True, 3),
+    ],
+)
+def test_threads_of_an_operation(asked, replicas, small_steps, threads):
+    decided, reason = runtime.decide_intra_op_threads(
+        asked, replicas=replicas, small_steps=small_steps, cores=8
+    )
+    assert decided == threads
+    assert reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "threads"),
+    [
+        ("virtual_devices=2", {}, None),
+        ("small_steps=True", {}, 1),
+        ("intra_op_threads=3", {"TF_NUM_INTRAOP_THREADS": "5"}, 3),
+        ("virtual_devices=2", {"TF_NUM_INTRAOP_THREADS": "5"}, 5),
+    ],
+)
+def test_threads_are_set_before_tensorflow_starts_them(arguments, environment, threads):
+    done = python(
+        f"""
+from tfgpu import runtime
+runtime.prepare_environment()
+tf = runtime.import_tensorflow()
+made = runtime.start({arguments})
+print(made.intra_op_threads, tf.config.threading.get_intra_op_parallelism_threads())
+""",
+        CUDA_VISIBLE_DEVICES="-1",
+        **environment,
+    )
+    said, in_effect = map(int, done.stdout.split())
+    assert said == (threads or max(1, runtime._usable_cores() // 2))
+    # 0: TensorFlow reads the variable itself.
+    assert in_effect == (0 if threads == 5 else said)
+
+
+def test_threads_asked_for_too_late_are_refused(tensorflow):
+    with pytest.raises(RequestError, match="intra_op_threads 7: .* ask for them before"):
+        runtime.start(devices="CPU:0", intra_op_threads=7)
+
+
 def test_a_failing_import_says_what_was_said(tmp_path):
     fake = tmp_path / "tensorflow"
     fake.mkdir()

@@ -50,6 +50,7 @@ MAY_CHANGE = frozenset(
         "precision",
         "jit_compile",
         "steps_per_execution",
+        "intra_op_threads",
         "deterministic",
         "data_dir",
         "input",
@@ -105,6 +106,7 @@ class Config:
     precision: str = "float32"
     jit_compile: bool | Literal["auto"] = "auto"
     steps_per_execution: int | Literal["auto"] = "auto"
+    intra_op_threads: int | Literal["auto"] = "auto"
     deterministic: bool = False
 
     dataset: str = "digits"
@@ -209,6 +211,8 @@ class Config:
             self._refuse("jit_compile", "must be auto, true or false")
         if self.steps_per_execution != "auto":
             self._whole("steps_per_execution", minimum=1, instead="or `auto`")
+        if self.intra_op_threads != "auto":
+            self._whole("intra_op_threads", minimum=1, instead="or `auto`")
         if not isinstance(self.deterministic, bool):
             self._refuse("deterministic", "must be true or false")
 

@@ -172,6 +172,13 @@ _DEVICES = _Group(
             help="Training steps for each call from Python.",
         ),
         _Flag(
+            name="intra_op_threads",
+            values="auto|N",
+            parse=_whole_or_auto,
+            help="CPU threads that share one operation. `auto` is all cores, divided among the "
+            "replicas of the CPU, and one where steps are too small to share.",
+        ),
+        _Flag(
             name="deterministic",
             values="true|false",
             parse=_truth,

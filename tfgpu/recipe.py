@@ -30,6 +30,9 @@ STEPS_PER_EXECUTION_GPU = 64
 
 MODELS = ("lenet",)
 
+SMALL_STEP_PIXELS = 16 * 32 * 32
+"""Pixels of a batch up to which a step of `lenet` is not worth sharing among threads."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolved(Config):
@@ -115,6 +118,24 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
         augment=config.augment or ("crop" if small else "none"),
     )
     return Resolved(**config.to_json() | decided)
+
+
+def has_small_steps(config: Config) -> bool:
+    """Whether threads that shared an operation of a training step would cost more than they save.
+
+    Measured with `lenet` on 32x32 images and two cores: one thread an operation trains 1.9 times
+    as fast at 4 images a step, as fast at 32, and 0.7 times as fast at 128. A model of the user's
+    is not known before it is built, which is too late.
+
+    Args:
+        config: As the user gave it.
+    """
+    height, width = config.image_size or (32, 32)
+    return (
+        config.model == "lenet"
+        and config.batch_size is not None
+        and config.batch_size * height * width <= SMALL_STEP_PIXELS
+    )
 
 
 def augmentations(config: Resolved) -> tuple[str, ...]:

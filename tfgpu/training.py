@@ -96,6 +96,8 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             jit_compile=config.jit_compile,
             seed=config.seed,
             deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
         )
         stopwatch.switch("data")
         data = sources.load(
@@ -112,7 +114,12 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             on_gpu=machine.on_gpu,
         )
         mode, mode_reason = _choose_input(settings, machine, data)
-        settings = dataclasses.replace(settings, input=mode, jit_compile=machine.jit_compile)
+        settings = dataclasses.replace(
+            settings,
+            input=mode,
+            jit_compile=machine.jit_compile,
+            intra_op_threads=machine.intra_op_threads or "auto",
+        )
         finished = RunDirectory.find(
             config.run_dir,
             config=settings.to_json(),
