@@ -522,6 +522,8 @@ def test_multiple_outputs_are_exact(strategy):
         ("sum", True),
         ("mean_with_sample_weight", False),
         ("mean_with_sample_weight", True),
+        (None, True),
+        slow(None, False),
         slow("sum", False),
         slow("sum_over_batch_size", False),
         slow("sum_over_batch_size", True),

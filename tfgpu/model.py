@@ -606,9 +606,17 @@ class ReplicaTrainer(_Trainer):
         else:
             count = tf.cast(padding.total, tf.float32)
         if self._loss_tracker is not None:
+            loss, weight = outcome.loss * replicas, count / replicas
+            if loss.shape.rank:
+                # reduction=None: a loss an example, of which Keras shows the mean.
+                losses = _without_padding(outcome.loss, padding)
+                loss = tf.math.divide_no_nan(
+                    tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype)
+                )
+                weight = tf.cast(tf.shape(losses)[0], tf.float32)
             # Over the replicas the shares add up to the global loss and the weights to
             # the number of examples.
-            self._loss_tracker.update_state(outcome.loss * replicas, sample_weight=count / replicas)
+            self._loss_tracker.update_state(loss, sample_weight=weight)
         own = {id(v) for m in getattr(self._compile_loss, "metrics", []) for v in m.variables}
         for position, new in outcome.metrics.items():
             variable = self.metrics_variables[position]
