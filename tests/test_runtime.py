@@ -137,7 +137,7 @@ print(made.intra_op_threads, tf.config.threading.get_intra_op_parallelism_thread
         **environment,
     )
     said, in_effect = map(int, done.stdout.split())
-    assert said == (threads or max(1, runtime._usable_cores() // 2))
+    assert said == (threads or max(1, runtime.usable_cores() // 2))
     # 0: TensorFlow reads the variable itself.
     assert in_effect == (0 if threads == 5 else said)
 

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfgpu.backup import BackupAndRestore
     from tfgpu.model import Model, Sequential, load_model
+    from tfgpu.tensorboard import TensorBoard
 
 __version__ = "0.1.0"
 
-__all__ = ["BackupAndRestore", "Model", "Sequential", "__version__", "load_model"]
+__all__ = ["BackupAndRestore", "Model", "Sequential", "TensorBoard", "__version__", "load_model"]
 
 _MODULES = {
     "BackupAndRestore": "tfgpu.backup",
     "Model": "tfgpu.model",
     "Sequential": "tfgpu.model",
+    "TensorBoard": "tfgpu.tensorboard",
     "load_model": "tfgpu.model",
 }
 

@@ -53,6 +53,7 @@ class Batches:
     Attributes:
         exact: Whether executions have to end where `cut_every` and the epoch say.
         cut_every: Steps, of the run, at whose multiples executions end; None: wherever.
+        alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
         padded: Whether an element is a `PaddedBatch`; otherwise it is what the data
             set yields, or its share of it.
     """
@@ -71,6 +72,7 @@ class Batches:
         self.device_map = getattr(dataset, "device_map", None)
         self.exact = False
         self.cut_every: int | None = None
+        self.alone: range | None = None
         self._strategy = strategy
         self._start_step = 0
         self._done = 0
@@ -218,6 +220,11 @@ class BatchIterator:
             steps = min(steps, batches.num_batches - (self._position - self._first))
         if batches.cut_every:
             steps = min(steps, batches.cut_every - self._position % batches.cut_every)
+        if batches.exact and batches.alone is not None:
+            if self._position in batches.alone:
+                steps = min(steps, 1)
+            elif self._position < batches.alone.start:
+                steps = min(steps, batches.alone.start - self._position)
         return steps
 
     @property

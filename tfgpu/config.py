@@ -33,7 +33,7 @@ OPTIMIZERS = (
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
 AUGMENTATIONS = ("crop", "flip")
-TENSORBOARD = ("default", "none")
+TENSORBOARD = ("default", "none", "full")
 PROGRESS = ("auto", "bar", "plain", "none")
 RESUME = ("auto", "never", "must")
 
@@ -56,6 +56,7 @@ MAY_CHANGE = frozenset(
         "input",
         "checkpoint_every",
         "tensorboard",
+        "profile",
     }
 )
 
@@ -137,6 +138,7 @@ class Config:
     resume: str = "auto"
     checkpoint_every: int | None = None  # steps; None is one epoch
     tensorboard: str = "default"
+    profile: str | None = None  # "FIRST:LAST", steps of the run counted from 1
     progress: str = "auto"
     verbosity: int = 0
 
@@ -286,6 +288,12 @@ class Config:
         if self.checkpoint_every is not None:
             self._whole("checkpoint_every", minimum=1, instead="leave it out for once an epoch")
         self._choice("tensorboard", TENSORBOARD)
+        if self.profile is not None:
+            match = isinstance(self.profile, str) and re.fullmatch(r"(\d+):(\d+)", self.profile)
+            if not match or not 1 <= int(match[1]) <= int(match[2]):
+                self._refuse("profile", "must be FIRST:LAST, steps counted from 1, such as 101:110")
+            if self.tensorboard == "none":
+                self._refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
         self._choice("progress", PROGRESS)
         self._whole("verbosity", minimum=0, instead="0 is quiet")
 

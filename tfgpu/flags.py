@@ -370,7 +370,15 @@ _OUTPUT = _Group(
         _Flag(
             name="tensorboard",
             values=_one_of(config_lib.TENSORBOARD),
-            help="What to write for TensorBoard.",
+            help="What to write for TensorBoard: `full` adds histograms and pictures of every "
+            "epoch.",
+        ),
+        _Flag(
+            name="profile",
+            values="off|FIRST:LAST",
+            unset="off",
+            help="Steps to profile, counted from 1, for TensorBoard's Profile tab "
+            "(pip install 'tfgpu[profile]').",
         ),
         _Flag(
             name="progress",

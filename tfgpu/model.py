@@ -27,6 +27,7 @@ from keras.src.trainers.trainer import model_supports_jit
 
 from tfgpu import loss_scale, loss_weights
 from tfgpu.batches import Batches, BatchIterator, PaddedBatch, can_deal, end_of_data, share_out
+from tfgpu.gauges import Gauges
 from tfgpu.loss_weights import Padding
 from tfgpu.replica_step import (
     Outcome,
@@ -276,6 +277,12 @@ class ReplicaTrainer(_Trainer):
                 return keras_step(_without_padding(element, padding))
             return pure_step(element, padding, device_map)
 
+        gauges = self._gauges if name == "train_step" else None
+
+        def read_batch(source: Any) -> Any:
+            with tf.name_scope("input"):
+                return next(source) if gauges is None else gauges.timed(lambda: next(source))
+
         def run_step(element: Any, device_map: Any, may_end: bool = False) -> Any:
             def run(share: Any) -> Any:
                 # Data that has ended must not be found out beside an assignment.
@@ -296,7 +303,7 @@ class ReplicaTrainer(_Trainer):
             looped = steps - 1 if own_results else steps
 
             def body(count: tf.Tensor) -> list[tf.Tensor]:
-                element = next(source)
+                element = read_batch(source)
                 run_step(element, device_map, may_end=done is not None)
                 if done is not None:
                     with tf.control_dependencies(_tensors(element)):
@@ -306,13 +313,13 @@ class ReplicaTrainer(_Trainer):
             # One step at a time: when the data ends inside an execution, no step may
             # have been begun.
             tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
-            return results(run_step(next(source), device_map) if own_results else None)
+            return results(run_step(read_batch(source), device_map) if own_results else None)
 
         def run_one(element: Any) -> Any:
             return results(run_step(element, None))
 
         def run_next(source: Any, device_map: Any, may_end: bool) -> Any:
-            return results(run_step(next(source), device_map, may_end))
+            return results(run_step(read_batch(source), device_map, may_end))
 
         if not self.run_eagerly:
             options = {"reduce_retracing": True, "autograph": False}
@@ -353,6 +360,8 @@ class ReplicaTrainer(_Trainer):
                 return run_next(iterator.source, device_map, False)
             return run_steps(iterator.source, device_map, tf.constant(steps), None)
 
+        # For those who want to see what was traced.
+        execution.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
         return execution
 
     def _run_given(self, iterator: Any, run_one: Callable) -> Any:
@@ -383,14 +392,15 @@ class ReplicaTrainer(_Trainer):
         self, context: Any, element: Any, padding: Padding | None, device_map: Any
     ) -> tuple[Any, Tensors, Tensors, Tensors, Tensors, Tensors]:
         """Reads all that the pure part of a step takes, in the order of its arguments."""
-        return (
-            element,
-            read(device_map.variables if device_map else ()),
-            read(self.trainable_variables),
-            read(self.non_trainable_variables),
-            read(self.metrics_variables),
-            [] if device_map else self._weight_totals(context, element, padding),
-        )
+        with tf.name_scope("variables"):
+            return (
+                element,
+                read(device_map.variables if device_map else ()),
+                read(self.trainable_variables),
+                read(self.non_trainable_variables),
+                read(self.metrics_variables),
+                [] if device_map else self._weight_totals(context, element, padding),
+            )
 
     def _forward_backward(
         self, context: Any, element: Any, padding: Padding | None, device_map: Any
@@ -428,25 +438,35 @@ class ReplicaTrainer(_Trainer):
         dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         outcome, gradients, batch = self._forward_backward(context, element, padding, device_map)
         if context.num_replicas_in_sync > 1:
-            gradients = self._reduce(context, gradients, outcome.non_trainable, padding)
+            with tf.name_scope("all_reduce"):
+                gradients = self._reduce(context, gradients, outcome.non_trainable, padding)
         if self.trainable_variables:
             update = loss_scale.scaled_update if dynamic else apply_optimizer
 
             def step(values: Tensors, gradients: Tensors, trainable: Tensors) -> Any:
                 return update(optimizer, values, gradients, trainable)
 
-            new_trainable, new_values, *finite = self._jit(step)(
-                read(optimizer.variables), gradients, read(self.trainable_variables)
-            )
-            _assign(
-                [*self.trainable_variables, *optimizer.variables], [*new_trainable, *new_values]
-            )
+            if self._gauges is not None:
+                # Before the update, which may change the scale.
+                scale = loss_scale.current(optimizer)
+                scale = None if scale is None else tf.convert_to_tensor(scale, tf.float32)
+                with tf.name_scope("gauges"):
+                    norm = self._jit(self._gauges.norm)(gradients, scale)
+                    _assign([self._gauges.gradient_norm], [norm])
+            with tf.name_scope("update"):
+                new_trainable, new_values, *finite = self._jit(step)(
+                    read(optimizer.variables), gradients, read(self.trainable_variables)
+                )
+                _assign(
+                    [*self.trainable_variables, *optimizer.variables], [*new_trainable, *new_values]
+                )
             if finite:
                 self._keep_unless(finite[0], outcome.non_trainable)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         self._assign_non_trainable(outcome.non_trainable)
-        return self._update_metrics(outcome, batch, padding)
+        with tf.name_scope("metrics"):
+            return self._update_metrics(outcome, batch, padding)
 
     def _test_replica(self, element: Any, padding: Padding | None, device_map: Any) -> Any:
         context = tf.distribute.get_replica_context()
@@ -538,7 +558,8 @@ class ReplicaTrainer(_Trainer):
     ) -> _Batch:
         """Turns what travelled to the device into what the loss and the metrics take."""
         if device_map is not None:
-            element = device_map(element, resident)
+            with tf.name_scope("device_map"):
+                element = device_map(element, resident)
         x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(element)
         rows = tf.shape(first_tensor(x))[0]
         shares = loss_weights.shares(self._compile_loss, sample_weight, rows, padding, totals)
@@ -638,6 +659,7 @@ class ReplicaTrainer(_Trainer):
     _distribute_strategy: Any
     _predict_map: Any = None
     _fit_callbacks: Any = None
+    _gauges: Gauges | None = None
     _latest_batches: Batches | None = None
 
 

@@ -18,6 +18,7 @@ reading a variable gives a tensor and assigning to it records one.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -151,7 +152,7 @@ def loss_and_gradients(
     Returns:
         The outcome and, for each trainable value, a dense gradient or None.
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    with tf.name_scope("forward"), tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(trainable)
         outcome = forward(model, trainable, non_trainable, metrics, x, y, shares, training=True)
         target = outcome.loss
@@ -206,6 +207,10 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
 _Optimizer: Any = TFOptimizer if TYPE_CHECKING else object
 
 
+# What a name in a graph may not hold.
+_SCOPE = re.compile(r"[^\w./>-]|^[^\w.]")
+
+
 class _PureFormulas(_Optimizer):
     """Gives a Keras optimizer the backend-neutral half of its own code back.
 
@@ -222,6 +227,11 @@ class _PureFormulas(_Optimizer):
     def _var_key(self, variable: Any) -> Any:
         # In a stateless scope `variable.value` is a tensor, which has no identity.
         return super()._var_key(getattr(variable, "_value", variable))
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        # Under the name of the variable, so that a person finds it in the graph.
+        with tf.name_scope(_SCOPE.sub("_", variable.path)):
+            return super().update_step(gradient, variable, learning_rate)
 
     def _backend_apply_gradients(self, grads: Tensors, trainable_variables: list[Any]) -> None:
         # Keras' own, without its `ops.cond` around assignments: accumulation is

@@ -533,7 +533,7 @@ def _configure_threads(
     """
     import tensorflow as tf
 
-    cores = _usable_cores()
+    cores = usable_cores()
     name = "TF_NUM_INTRAOP_THREADS"
     if asked == "auto":
         if on_gpu:
@@ -708,22 +708,22 @@ def _capability(device: str) -> tuple[int, int] | None:
 
 def _description(device: str) -> str:
     if device.startswith("CPU"):
-        count = _usable_cores()
-        return f"{_cpu_model()}, {count} core{'s' if count > 1 else ''}"
+        count = usable_cores()
+        return f"{cpu_model()}, {count} core{'s' if count > 1 else ''}"
     details = _details(device)
     name = details.get("device_name", "GPU")
     capability = _capability(device)
     return f"{name}, compute capability {'.'.join(map(str, capability))}" if capability else name
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     with contextlib.suppress(OSError):
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if match:
@@ -968,7 +968,7 @@ def environment(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -
             "cudnn": build.get("cudnn_version"),
         },
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "cores": _usable_cores()},
+        "cpu": {"model": cpu_model(), "cores": usable_cores()},
         "devices": devices,
         "nvidia_driver": _driver(gpus),
         "strategy": runtime.strategy_name,

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfgpu import flags, interrupts, recipe, runtime
 from tfgpu.backup import BackupAndRestore
-from tfgpu.config import Config
+from tfgpu.config import NOT_OF_THE_RUN, Config
 from tfgpu.console import Console, Stopwatch, summary
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples, data_errors
@@ -68,6 +68,9 @@ RESULT_FIELDS = (
     "total_seconds",
 )
 """Of result.json, always all of them: null for what the run did not come to."""
+
+POINTS_AN_EPOCH = 10
+"""Of `batch_<metric>` and `performance/` in TensorBoard."""
 
 _DISK_FULL = os.strerror(errno.ENOSPC)
 
@@ -317,10 +320,10 @@ def _train(
     )
     record = _Record(directory, timing, outcome, config, backup)
     callbacks: list[Any] = [timing, progress, record]
-    if config.tensorboard == "default" and chief:
-        callbacks.append(
-            TensorBoard(directory.tensorboard_dir, write_graph=False, update_freq="epoch")
-        )
+    tensorboard = None
+    if config.tensorboard != "none" and chief:
+        tensorboard = _tensorboard(job, directory.tensorboard_dir)
+        callbacks.append(tensorboard)
     callbacks += [*recipe.make_callbacks(config), backup, timing.closing]
     if directory.resuming:
         console.say(f"continuing the run in {directory.path}")
@@ -345,11 +348,41 @@ def _train(
     with stopwatch.during("saving"):
         if chief:
             _save(model, directory.model_path)
+    if tensorboard is not None and job.validation is not None:
+        with stopwatch.during("tensorboard"):
+            tensorboard.show_predictions(job.validation, step=outcome["steps"])
     with stopwatch.during("test"):
         test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
     outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+    if tensorboard is not None:
+        names = ("accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy", "test_loss")
+        final = {name: outcome[name] for name in (*names, "samples_per_second")}
+        tensorboard.show_result(final, step=outcome["steps"])
     _close(outcome, "finished", directory, stopwatch)
     console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+def _tensorboard(job: _Job, directory: Path) -> TensorBoard:
+    """The callback that `--tensorboard` and `--profile` ask for."""
+    config = job.config
+    full = config.tensorboard == "full"
+    settings = config.to_json()
+    hparams = {
+        name: "x".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name not in NOT_OF_THE_RUN | {"data_dir", "tensorboard", "profile", "checkpoint_every"}
+    }
+    first, _, last = (config.profile or "0:0").partition(":")
+    return TensorBoard(
+        directory,
+        histogram_freq=1 if full else 0,
+        # Some points an epoch show its course; each of them waits for the device.
+        update_freq=max(1, job.batches.steps_per_epoch // POINTS_AN_EPOCH),
+        profile_batch=(int(first), int(last)) if config.profile else 0,
+        class_names=job.data.class_names,
+        hparams=hparams,
+        write_batches="every" if full else True,
+    )
 
 
 class _Record(keras.callbacks.Callback):

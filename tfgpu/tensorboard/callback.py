@@ -1,0 +1,512 @@
+"""`tfgpu.TensorBoard`: Keras' callback, and beside its metrics where the time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpu import flops, loss_scale
+from tfgpu.batches import Batches
+from tfgpu.gauges import Gauges
+from tfgpu.peak import peak_flops
+from tfgpu.tensorboard import pictures
+from tfgpu.tensorboard.graph import step_graph
+
+# Images of a batch, and mistakes, in a picture.
+_SHOWN = 16
+
+
+@dataclasses.dataclass
+class _Interval:
+    """What was measured since the last time something was written."""
+
+    began: float
+    examples: float
+    input_seconds: float
+    saving_seconds: float
+    steps: int = 0
+    executing: float = 0.0
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Writes event files that TensorBoard shows; for `tfgpu.Model.fit`, and for Keras' own.
+
+    Tags and folders are those of `keras.callbacks.TensorBoard`: `train/` and `validation/` with
+    `epoch_<metric>` by epoch, and `batch_<metric>` by batches consumed. Neither step goes back:
+    when a `tfgpu.BackupAndRestore` in the same `fit` resumes a training, the files are cut back to
+    where they were, so that no step is in them twice and none is missing. Beside them it writes
+
+    - the graph of the training step and the conceptual graph of the model;
+    - `performance/`: samples per second, the milliseconds of a step and what of them went into
+      waiting for input, the device, the host and checkpoints, and how far the device is used: the
+      model's FLOP/s (`tfgpu.flops`) over those of a large matrix product (`tfgpu.peak`);
+    - `training/gradient_norm` and `training/loss_scale`, and `memory/` in GiB;
+    - with data of `tfgpu.data`, a batch as the network sees it, after augmentation.
+
+    The first execution of each number of steps is left out of `performance/`: it is traced and
+    compiled.
+
+    Args:
+        log_dir: Where the event files go.
+        histogram_freq: Epochs between two histograms of the weights; 0 for none.
+        write_graph: Whether to write the graphs.
+        write_images: Whether histograms come with pictures of the weights.
+        update_freq: Batches between two writings of `batch_<metric>` and `performance/`; "batch"
+            for each one (each execution, with several steps in one), "epoch" for the latter once
+            an epoch and the former not at all.
+        profile_batch: The batch, or the first and the last, to profile; counted from 1. 0 for none.
+        class_names: Names of the labels, for the pictures.
+        hparams: Settings of this training for the HParams tab: numbers, texts, booleans.
+        write_batches: Whether to show a batch: of the first epoch, or of `"every"` epoch.
+        **arguments: Others of `keras.callbacks.TensorBoard`.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | Path = "logs",
+        histogram_freq: int = 0,
+        write_graph: bool = True,
+        write_images: bool = False,
+        update_freq: int | Literal["batch", "epoch"] = "epoch",
+        profile_batch: int | Sequence[int] = 0,
+        *,
+        class_names: Sequence[str] = (),
+        hparams: Mapping[str, Any] | None = None,
+        write_batches: bool | Literal["every"] = True,
+        **arguments: Any,
+    ):
+        super().__init__(
+            log_dir=str(log_dir),
+            histogram_freq=histogram_freq,
+            write_graph=write_graph,
+            write_images=write_images,
+            update_freq=update_freq,
+            profile_batch=profile_batch,
+            **arguments,
+        )
+        self._directory = Path(log_dir)
+        self._class_names = tuple(class_names)
+        self._hparams = dict(hparams) if hparams is not None else None
+        self._write_batches = write_batches
+        self._gauges: Gauges | None = None
+        self._interval: _Interval | None = None
+        self._lengths: set[int] = set()  # Of executions that were traced.
+        self._base = self._consumed = self._written = 0
+        self._first_of_execution = 0
+        self._execution_began = 0.0
+        self._graph_written = False
+        self._flops: float | None = None
+        self._peak = 0.0
+        self._marker: Any = None
+        self._batches: Batches | None = None
+
+    # ---- going back with a resumed run -----------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the size of each event file, in bytes, and what need not be written again."""
+        for writer in self._writers.values():
+            writer.flush()
+        return {
+            "files": {
+                file.relative_to(self._directory).as_posix(): file.stat().st_size
+                for file in self._event_files()
+            },
+            "graph": self._graph_written,
+            "consumed": self._consumed,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Cuts the event files back to those sizes and removes the ones that were not there."""
+        # `on_train_begin` has opened a file already; the next event opens another.
+        self._close_writers()
+        for file in self._event_files():
+            size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
+            if size == 0:
+                file.unlink()
+            elif file.stat().st_size > size:
+                with open(file, "r+b") as opened:
+                    opened.truncate(size)
+        self._graph_written = state["graph"]
+        self._consumed = self._written = state["consumed"]
+
+    def _event_files(self) -> list[Path]:
+        if not self._directory.is_dir():
+            return []
+        return sorted(self._directory.rglob("events.out.tfevents.*"))
+
+    def _close_writers(self) -> None:
+        super()._close_writers()
+        self._writers: dict[str, Any] = {}  # What is written later opens new files.
+
+    def _push_writer(self, writer: Any, step: int) -> None:
+        # Keras goes on to record only every `update_freq`-th batch, also what it writes itself at
+        # the end of an epoch. Of a model's own summaries it records all or, above 1, none.
+        entered = contextlib.ExitStack()
+        if self.update_freq == 1:
+            entered.enter_context(writer.as_default(step))
+        self._prev_summary_state.append(entered)
+
+    def _pop_writer(self) -> None:
+        self._prev_summary_state.pop().close()
+
+    @property
+    def _root_writer(self) -> Any:
+        if "root" not in self._writers:
+            self._writers["root"] = tf.summary.create_file_writer(str(self._directory))
+        return self._writers["root"]
+
+    # ---- Keras' hooks ----------------------------------------------------------------------
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self._should_write_train_graph = False  # Keras' way to do it finds no graph.
+        if hasattr(model, "_gauges"):
+            self._gauges = Gauges.of(model)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._base = self._consumed = self._written = 0
+        self._lengths.clear()
+        self._graph_written = not self.write_graph
+        super().on_train_begin(logs)
+        if self._hparams is not None:
+            self._write_hparams()
+        counted = flops.count(self.model)
+        # A part of the operations would pass for all of them.
+        self._flops = counted.training if counted.forward and not counted.uncounted else None
+        if self._flops is not None:
+            self._peak = self._peak_of_replicas()
+        self._batches = batches = getattr(self.model, "_latest_batches", None)
+        if self._should_trace and batches is not None:
+            batches.alone = range(self._start_batch - 1, self._stop_batch)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        steps = self.params.get("steps")
+        self._base = epoch * steps if steps else self._consumed
+        if self._write_batches == "every" or (self._write_batches and epoch == 0):
+            self._show_batch(epoch)
+        self._interval = self._begin_interval()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._first_of_execution = batch
+        self._global_train_batch = self._base + batch + 1
+        # For summaries that the model itself writes.
+        self._pop_writer()
+        self._push_writer(self._train_writer, self._global_train_batch)
+        if self._should_trace:
+            self._profile(self._global_train_batch)
+        self._execution_began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        now = time.perf_counter()
+        done = min(batch + 1, self.params.get("steps") or batch + 1)
+        length = done - self._first_of_execution
+        self._consumed = max(self._consumed, self._base + done)
+        if self._marker is not None:
+            self._marker.__exit__(None, None, None)
+            self._marker = None
+        if self._profiler_started and self._consumed >= self._stop_batch:
+            self._stop_profiler()
+        if not self._graph_written:
+            self._write_step_graph()
+        if length not in self._lengths:
+            self._lengths.add(length)
+            _floats(logs)  # Waits for the device.
+            self._interval = self._begin_interval()
+        elif self._interval is not None:
+            self._interval.steps += length
+            self._interval.executing += now - self._execution_began
+        every = self.update_freq
+        if every != "epoch" and self._consumed // every > self._written // every:
+            self._written = self._consumed
+            self._write_performance(logs)
+            with self._train_writer.as_default():
+                for name, value in _floats(logs).items():
+                    tf.summary.scalar(f"batch_{name}", value, step=self._consumed)
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._end_of_steps()
+        super().on_test_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._end_of_steps()
+        super().on_epoch_end(epoch, dict(logs or {}))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._interval = None
+        self._stop_profiler()
+        if self._hparams is not None:
+            self._end_hparams()
+        super().on_train_end(logs)
+
+    def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
+        optimizer = loss_scale.inner(self.model.optimizer)
+        schedule = getattr(optimizer, "_learning_rate", None)
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            # Of its updates: with accumulated gradients Keras asks for the rate of its calls.
+            rate = schedule(optimizer.iterations)
+            return logs | {"learning_rate": float(keras.ops.convert_to_numpy(rate))}
+        collected: dict[str, Any] = super()._collect_learning_rate(logs)
+        return collected
+
+    # ---- performance -----------------------------------------------------------------------
+
+    def _end_of_steps(self) -> None:
+        """Writes what is left of the epoch, before the validation takes its time."""
+        if self._interval is not None and self.update_freq == "epoch":
+            self._write_performance(None)
+        self._interval = None
+
+    def _begin_interval(self) -> _Interval:
+        examples, waited = self._examples(), self._waited()
+        return _Interval(
+            began=time.perf_counter(),
+            examples=examples,
+            input_seconds=waited,
+            saving_seconds=self._saving(),
+        )
+
+    def _write_performance(self, logs: Mapping[str, Any] | None) -> None:
+        interval = self._interval
+        if interval is None or interval.steps == 0:
+            return
+        waiting = time.perf_counter()
+        _floats(logs)  # Waits for the device, so that all of its work is in the interval.
+        following = self._begin_interval()
+        self._interval = following
+        seconds = following.began - interval.began
+        executing = interval.executing + following.began - waiting
+        entered = following.input_seconds - interval.input_seconds
+        saved = following.saving_seconds - interval.saving_seconds
+        rate = (following.examples - interval.examples) / seconds
+        parts = {
+            "step_milliseconds": (seconds, "Of a training step, all in all."),
+            "step_milliseconds_input": (entered, "Of a step: waiting for its batch."),
+            "step_milliseconds_device": (
+                executing - entered,
+                "Of a step: on the device, with the calls that start it.",
+            ),
+            "step_milliseconds_host": (
+                seconds - executing - saved,
+                "Of a step: Python between executions, callbacks among it.",
+            ),
+            "step_milliseconds_checkpoint": (saved, "Of a step: waiting for checkpoints."),
+        }
+        with self._train_writer.as_default():
+            for name, (spent, description) in parts.items():
+                self._scalar(
+                    f"performance/{name}", max(0.0, 1e3 * spent / interval.steps), description
+                )
+            self._scalar("performance/samples_per_second", rate, "Training examples a second.")
+            if self._flops is not None and self._peak:
+                self._scalar(
+                    "performance/flops_utilization",
+                    rate * self._flops / self._peak,
+                    "Of the rate that a matrix product reaches on these devices; "
+                    f"{self._flops / 1e6:,.2f} MFLOP an example.",
+                )
+            for device, gib in _memory(_local_devices(self.model)).items():
+                self._scalar(f"memory/{device}", gib, "GiB in use.")
+            if self._gauges is not None and self._gauges.has_norm:
+                norm = float(keras.ops.convert_to_numpy(self._gauges.gradient_norm))
+                self._scalar("training/gradient_norm", norm, "Of the latest step, unclipped.")
+            scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
+            if scale is not None:
+                value = float(keras.ops.convert_to_numpy(scale))
+                self._scalar("training/loss_scale", value, "Of float16 gradients.")
+
+    def _scalar(self, tag: str, value: float, description: str) -> None:
+        tf.summary.scalar(tag, value, step=self._consumed, description=description)
+
+    def _examples(self) -> float:
+        """Examples of this epoch so far; the loss weighs by them."""
+        tracker = getattr(self.model, "_loss_tracker", None)
+        return 0.0 if tracker is None else float(keras.ops.convert_to_numpy(tracker.count))
+
+    def _waited(self) -> float:
+        return 0.0 if self._gauges is None else float(self._gauges.input_seconds.numpy())
+
+    def _saving(self) -> float:
+        callbacks = getattr(self.model, "_fit_callbacks", None) or ()
+        callbacks = getattr(callbacks, "callbacks", callbacks)
+        if not isinstance(callbacks, list | tuple):
+            callbacks = (callbacks,)
+        return sum(getattr(callback, "save_seconds", 0.0) for callback in callbacks)
+
+    def _peak_of_replicas(self) -> float:
+        """FLOP/s that all replicas together could do at most."""
+        strategy = self.model.distribute_strategy
+        devices = _local_devices(self.model)
+        peak = peak_flops(devices[0], dtype=self.model.dtype_policy.compute_dtype)
+        replicas: int = strategy.num_replicas_in_sync
+        if devices[0].startswith("GPU"):
+            # Virtual ones share one.
+            physical = len(tf.config.list_physical_devices("GPU"))
+            return peak * replicas * min(1.0, physical / len(devices))
+        return peak * replicas
+
+    # ---- graph, pictures, settings, profile ------------------------------------------------
+
+    def _write_step_graph(self) -> None:
+        graph = step_graph(self.model)
+        if graph is not None:
+            with self._train_writer.as_default():
+                tf.summary.graph(graph)
+            self._graph_written = True
+
+    def _show_batch(self, epoch: int) -> None:
+        source: Any = self._batches.source if self._batches is not None else None
+        if not hasattr(source, "from_step"):
+            return  # Reading from data that is not ours may have effects.
+        element = next(iter(source.from_step(self._base).take(1)))
+        element = tf.nest.map_structure(lambda leaf: leaf[:_SHOWN], element)
+        images, labels = _finished(source, element)
+        if images.shape[-1] not in (1, 3):
+            return
+        captions = [[self._name(label)] for label in labels]
+        with self._train_writer.as_default():
+            tf.summary.image(
+                "batch",
+                pictures.grid(images, captions)[None],
+                step=epoch,
+                description="Images of a training batch as the network sees them, augmented.",
+            )
+
+    def show_predictions(self, dataset: tf.data.Dataset, *, step: int) -> None:
+        """Writes the confusion matrix and the most confident mistakes, under `validation/`.
+
+        Args:
+            dataset: Of `tfgpu.data.inputs.evaluation_batches`, or one that yields (images, labels):
+                uint8 (n, height, width, channels) and integers (n,).
+            step: Of the run, or the epoch.
+        """
+        outputs = np.asarray(self.model.predict(dataset, verbose=0), np.float32)
+        outputs -= outputs.max(axis=-1, keepdims=True)
+        odds = np.exp(outputs)
+        probabilities = odds / odds.sum(axis=-1, keepdims=True)
+        classes = probabilities.shape[-1]
+        matrix = np.zeros((classes, classes), np.int64)
+        worst: list[tuple[float, int, int, int, np.ndarray]] = []
+        seen = 0
+        for element in dataset:
+            images, labels = _finished(dataset, element)
+            chances = probabilities[seen : seen + len(labels)]
+            predicted = chances.argmax(axis=-1)
+            np.add.at(matrix, (labels, predicted), 1)
+            for i in np.flatnonzero(predicted != labels):
+                mistake = (float(chances[i].max()), seen + int(i), int(labels[i]))
+                entry = (*mistake, int(predicted[i]), images[i])
+                (heapq.heappush if len(worst) < _SHOWN else heapq.heappushpop)(worst, entry)
+            seen += len(labels)
+        names = [self._name(label) for label in range(classes)]
+        with self._val_writer.as_default():
+            tf.summary.image(
+                "confusion_matrix",
+                pictures.confusion(matrix, names)[None],
+                step=step,
+                description="True classes downwards, predicted ones across.",
+            )
+            if worst and worst[0][-1].shape[-1] in (1, 3):
+                worst.sort(key=lambda entry: (-entry[0], entry[1]))
+                captions = [
+                    [f"is {names[true]}", f"{names[guess]} {confidence:.1%}"]
+                    for confidence, _, true, guess, _ in worst
+                ]
+                sheet = pictures.grid(np.stack([entry[-1] for entry in worst]), captions)
+                tf.summary.image(
+                    "mistakes",
+                    sheet[None],
+                    step=step,
+                    description="The mistakes the model is surest of: true class, predicted class.",
+                )
+        self._val_writer.flush()
+
+    def show_result(self, metrics: Mapping[str, float | None], *, step: int) -> None:
+        """Writes final metrics, which the HParams tab shows beside the settings.
+
+        Args:
+            metrics: By name; what is None is left out.
+            step: Of the run.
+        """
+        with self._root_writer.as_default():
+            for name, value in metrics.items():
+                if value is not None:
+                    tf.summary.scalar(f"result/{name}", value, step=step)
+        self._close_writers()
+
+    def _name(self, label: Any) -> str:
+        label = int(label)
+        return str(self._class_names[label]) if label < len(self._class_names) else str(label)
+
+    def _write_hparams(self) -> None:
+        # An import of seconds that nobody else needs.
+        from tensorboard.plugins.hparams import api
+
+        assert self._hparams is not None
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in self._hparams.items()
+            if value is not None
+        }
+        with self._root_writer.as_default():
+            api.hparams(plain)
+
+    def _end_hparams(self) -> None:
+        from tensorboard.plugins.hparams import api_pb2, summary
+
+        ended = summary.session_end_pb(api_pb2.STATUS_SUCCESS)
+        with self._root_writer.as_default():
+            tf.summary.experimental.write_raw_pb(ended.SerializeToString(), step=0)
+
+    def _profile(self, step: int) -> None:
+        """Starts the profiler where it is to start, and marks the step for it."""
+        if not self._profiler_started and self._start_batch <= step <= self._stop_batch:
+            self._start_profiler(logdir=self._train_dir)
+        if self._profiler_started:
+            self._marker = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+            self._marker.__enter__()
+
+
+def _floats(logs: Mapping[str, Any] | None) -> dict[str, float]:
+    """Logs as Python numbers; waits until the device has them."""
+    if not isinstance(logs, Mapping):
+        return {}
+    values = {name: np.asarray(keras.ops.convert_to_numpy(v)) for name, v in logs.items()}
+    return {name: float(value) for name, value in values.items() if value.size == 1}
+
+
+def _finished(dataset: Any, element: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of an element, after what the device does with it."""
+    device_map = getattr(dataset, "device_map", None)
+    if device_map is not None:
+        element = device_map(element, [tf.convert_to_tensor(v) for v in device_map.variables])
+    images, labels = element[:2]
+    return np.asarray(images), np.asarray(labels).reshape(-1)
+
+
+def _local_devices(model: keras.Model) -> list[str]:
+    devices = model.distribute_strategy.extended.worker_devices
+    return [device.rpartition("device:")[2] for device in devices]
+
+
+def _memory(devices: Sequence[str]) -> dict[str, float]:
+    """GiB in use: of each GPU by TensorFlow, of the host by this process."""
+    found = {}
+    for device in devices:
+        if device.startswith("GPU"):
+            found[device] = tf.config.experimental.get_memory_info(device)["current"] / (1 << 30)
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        found["host"] = resident / (1 << 30)
+    return found
