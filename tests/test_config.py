@@ -43,7 +43,8 @@ EVERYTHING = {
     "run_dir": "runs/mine",
     "resume": "must",
     "checkpoint_every": 100,
-    "tensorboard": "none",
+    "tensorboard": "full",
+    "profile": "5:7",
     "progress": "plain",
     "verbosity": 1,
 }
@@ -147,7 +148,12 @@ IMPOSSIBLE = [
     ("run_dir", ""),
     ("resume", "maybe"),
     ("checkpoint_every", 0),
-    ("tensorboard", "full"),
+    ("tensorboard", "all"),
+    ("profile", "5"),
+    ("profile", "7:5"),
+    ("profile", "0:5"),
+    ("profile", "5-7"),
+    ("profile", 5),
     ("progress", "fancy"),
     ("verbosity", -1),
 ]

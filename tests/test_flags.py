@@ -23,7 +23,7 @@ EVERY_FLAG = """
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
     --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2 --early_stopping=3
     --seed=12
-    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=none
+    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full --profile=5:7
     --progress=plain --verbosity=1
 """.split()
 

@@ -221,11 +221,17 @@ class BatchIterator:
         if batches.cut_every:
             steps = min(steps, batches.cut_every - self._position % batches.cut_every)
         if batches.exact and batches.alone is not None:
-            if self._position in batches.alone:
+            if self.alone:
                 steps = min(steps, 1)
             elif self._position < batches.alone.start:
                 steps = min(steps, batches.alone.start - self._position)
         return steps
+
+    @property
+    def alone(self) -> bool:
+        """Whether the next batch is to be an execution of its own."""
+        alone = self.batches.alone
+        return self.batches.exact and alone is not None and self._position in alone
 
     @property
     def sized(self) -> bool:

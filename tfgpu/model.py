@@ -350,13 +350,14 @@ class ReplicaTrainer(_Trainer):
         def execution(iterator: Any) -> Any:
             if not isinstance(iterator, BatchIterator):
                 return self._run_given(iterator, run_one)
-            device_map = iterator.batches.device_map
+            device_map, alone = iterator.batches.device_map, iterator.alone
             steps = iterator.take(self.steps_per_execution)
             if steps == 0:
                 raise StopIteration
             if not iterator.sized:
                 return run_unsized(iterator, steps)
-            if self.steps_per_execution == 1:
+            # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
+            if self.steps_per_execution == 1 or alone:
                 return run_next(iterator.source, device_map, False)
             return run_steps(iterator.source, device_map, tf.constant(steps), None)
 

@@ -187,7 +187,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
             self._peak = self._peak_of_replicas()
         self._batches = batches = getattr(self.model, "_latest_batches", None)
         if self._should_trace and batches is not None:
-            batches.alone = range(self._start_batch - 1, self._stop_batch)
+            # From the step before on, so that nothing is traced or compiled in the profile.
+            batches.alone = range(max(0, self._start_batch - 2), self._stop_batch)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
@@ -211,6 +212,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         now = time.perf_counter()
         done = min(batch + 1, self.params.get("steps") or batch + 1)
         length = done - self._first_of_execution
+        alone = self._batches.alone if self._batches is not None else None
+        if alone is not None and self._base + self._first_of_execution in alone:
+            length = 0  # Another function runs these.
         self._consumed = max(self._consumed, self._base + done)
         if self._marker is not None:
             self._marker.__exit__(None, None, None)
@@ -224,7 +228,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             _floats(logs)  # Waits for the device.
             self._interval = self._begin_interval()
         elif self._interval is not None:
-            self._interval.steps += length
+            self._interval.steps += max(1, length)
             self._interval.executing += now - self._execution_began
         every = self.update_freq
         if every != "epoch" and self._consumed // every > self._written // every:
@@ -251,13 +255,15 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
         optimizer = loss_scale.inner(self.model.optimizer)
+        if hasattr(optimizer, "optimizers"):  # One that hands variables to others.
+            collected: dict[str, Any] = super()._collect_learning_rate(logs)
+            return collected
+        rate = optimizer.learning_rate
         schedule = getattr(optimizer, "_learning_rate", None)
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             # Of its updates: with accumulated gradients Keras asks for the rate of its calls.
             rate = schedule(optimizer.iterations)
-            return logs | {"learning_rate": float(keras.ops.convert_to_numpy(rate))}
-        collected: dict[str, Any] = super()._collect_learning_rate(logs)
-        return collected
+        return logs | {"learning_rate": _number(rate)}
 
     # ---- performance -----------------------------------------------------------------------
 
@@ -318,11 +324,11 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for device, gib in _memory(_local_devices(self.model)).items():
                 self._scalar(f"memory/{device}", gib, "GiB in use.")
             if self._gauges is not None and self._gauges.has_norm:
-                norm = float(keras.ops.convert_to_numpy(self._gauges.gradient_norm))
+                norm = _number(self._gauges.gradient_norm)
                 self._scalar("training/gradient_norm", norm, "Of the latest step, unclipped.")
             scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
             if scale is not None:
-                value = float(keras.ops.convert_to_numpy(scale))
+                value = _number(scale)
                 self._scalar("training/loss_scale", value, "Of float16 gradients.")
 
     def _scalar(self, tag: str, value: float, description: str) -> None:
@@ -331,7 +337,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def _examples(self) -> float:
         """Examples of this epoch so far; the loss weighs by them."""
         tracker = getattr(self.model, "_loss_tracker", None)
-        return 0.0 if tracker is None else float(keras.ops.convert_to_numpy(tracker.count))
+        return 0.0 if tracker is None else _number(tracker.count)
 
     def _waited(self) -> float:
         return 0.0 if self._gauges is None else float(self._gauges.input_seconds.numpy())
@@ -481,8 +487,15 @@ def _floats(logs: Mapping[str, Any] | None) -> dict[str, float]:
     """Logs as Python numbers; waits until the device has them."""
     if not isinstance(logs, Mapping):
         return {}
-    values = {name: np.asarray(keras.ops.convert_to_numpy(v)) for name, v in logs.items()}
-    return {name: float(value) for name, value in values.items() if value.size == 1}
+    values = {name: tf.convert_to_tensor(value) for name, value in logs.items()}
+    return {
+        name: _number(value) for name, value in values.items() if value.shape.num_elements() == 1
+    }
+
+
+def _number(value: Any) -> float:
+    """A scalar variable, tensor or number of the device, as Python's."""
+    return float(tf.reshape(tf.convert_to_tensor(value), []).numpy())
 
 
 def _finished(dataset: Any, element: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -495,7 +508,10 @@ def _finished(dataset: Any, element: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _local_devices(model: keras.Model) -> list[str]:
-    devices = model.distribute_strategy.extended.worker_devices
+    if model._distribute_strategy is not None:
+        devices = model.distribute_strategy.extended.worker_devices
+    else:  # The default strategy, which names none.
+        devices = [d.name for d in tf.config.list_logical_devices("GPU")[:1]] or ["device:CPU:0"]
     return [device.rpartition("device:")[2] for device in devices]
 
 
