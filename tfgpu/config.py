@@ -385,3 +385,51 @@ class Config:
         )
         if not possible:
             self._refuse(name, f"must be a number {wanted}; {instead}")
+
+
+PROBE_AXES: dict[str, tuple[str, ...]] = {
+    "library": ("keras", "tfgpu"),
+    "strategy": STRATEGIES,
+    "precision": PRECISIONS,
+    "jit_compile": ("xla", "no_xla"),
+    "steps_per_execution": ("1_step", "4_steps"),
+    "gradient_accumulation_steps": ("no_accumulation", "accumulation"),
+}
+"""What `--probe` combines: the words it takes, by the setting they are values of."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Config):
+    """What `tfgpu doctor` is to look at: the settings of the training it is asked about, and
+
+    Attributes:
+        json: Whether to print JSON.
+        probe: Which combinations to try: "none", "all", or words of `PROBE_AXES` joined by
+            commas; of each setting that a word belongs to, the named values alone.
+        probe_limit: Seconds for each.
+    """
+
+    json: bool = False
+    probe: str = "none"
+    probe_limit: int = 120
+
+    def check(self) -> None:
+        """Checks what `Config` checks, and the settings above.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        super().check()
+        if not isinstance(self.json, bool):
+            self._refuse("json", "must be true or false")
+        self._text("probe", "write none, all, or a list of words")
+        known = [word for words in PROBE_AXES.values() for word in words]
+        if self.probe not in ("none", "all"):
+            for word in self.probe.split(","):
+                if word not in known:
+                    self._refuse(
+                        "probe",
+                        f"{word!r} is none of {', '.join(known)}{did_you_mean(word, known)}; "
+                        "write none, all, or a list out of these joined by commas",
+                    )
+        self._whole("probe_limit", minimum=1, instead="the default is 120 seconds")
