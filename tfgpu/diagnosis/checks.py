@@ -11,7 +11,6 @@ it yet.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -71,16 +70,15 @@ def can_train(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "problem" for finding in findings)
 
 
-def examine(
-    config: DoctorConfig, *, progress: Callable[[str], None] = lambda text: None
-) -> list[Finding]:
+def examine(config: DoctorConfig) -> tuple[list[Finding], int]:
     """Asks the driver, the loader, TensorFlow and the file system, and judges the answers.
 
     Args:
         config: What is to be trained with: strategy, devices, data and run folders.
-        progress: Told what is being asked.
+
+    Returns:
+        The findings, and how many GPUs a training would use.
     """
-    progress("asking the driver")
     driver = driver_lib.ask()
     folder = libraries_lib.tensorflow_folder()
     libraries = libraries_lib.wanted(libraries_lib.read_config(folder))
@@ -89,13 +87,11 @@ def examine(
     )
     opened: list[Opened] = []
     if expects_gpu:
-        progress("opening CUDA's libraries")
         opened = libraries_lib.open_all(libraries)
     data_dir = data_folder(config)
     place, folder_findings = data_and_runs(config, data_dir)
-    progress("importing TensorFlow")
     framework = framework_lib.ask(data_dir=place)
-    return [
+    findings = [
         *software(framework, versions=installed_versions()),
         *gpus(
             driver,
@@ -110,6 +106,9 @@ def examine(
         *tfds(framework, config.dataset, place),
         *machines(config.strategy, os.environ),
     ]
+    # Those that fail the simplest kernel train nothing.
+    usable = sum(not gpu.error for gpu in framework.gpus)
+    return findings, 0 if config.devices.startswith("CPU") else usable
 
 
 # ---- software -------------------------------------------------------------------------------
@@ -746,12 +745,6 @@ def _address(host: str, port: int, *, mine: bool) -> Finding:
             remedy = "look at the network between the machines"
             return Finding("Machines", item, "warning", f"not reached: {error.strerror}", remedy)
         return Finding("Machines", item, "ok", "listens already")
-
-
-def as_json(findings: Sequence[Finding]) -> str:
-    """The findings for a script."""
-    rows = [finding.__dict__ for finding in findings]
-    return json.dumps({"can_train": can_train(findings), "findings": rows}, indent=1)
 
 
 def as_text(findings: Sequence[Finding]) -> str:
