@@ -193,9 +193,10 @@ _DATA = _Group(
     (
         _Flag(
             name="dataset",
-            values="NAME|folder:PATH",
+            values="NAME|folder:PATH|synthetic:HxWxC:CLASSES",
             help="`digits` needs no network; any TFDS image-classification set, such as cifar10; "
-            "or a folder of yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png.",
+            "a folder of yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png; or made-up "
+            "images to measure with, such as synthetic:224x224x3:1000.",
         ),
         _Flag(
             name="data_dir",
@@ -468,6 +469,24 @@ _DIAGNOSIS = _Group(
     ),
 )
 
+_COMPARISON = _Group(
+    "Comparison",
+    (
+        _Flag(
+            name="factors",
+            values="all|LIST",
+            help=f"What to change, one at a time: {', '.join(config_lib.FACTORS)}, joined by "
+            "commas.",
+        ),
+        _Flag(
+            name="rounds",
+            values="N",
+            parse=_whole,
+            help="How often each configuration is timed, in turn with the others.",
+        ),
+    ),
+)
+
 _PAGES = {
     "train": _Page(
         purpose="Train a model on every GPU of this machine, or on its CPU where there is none.",
@@ -486,6 +505,45 @@ _PAGES = {
             (
                 "an earlier run again, for longer",
                 "--experiment=runs/NAME/config.json --epochs=60",
+            ),
+        ),
+    ),
+    "bench": _Page(
+        purpose="Measure the machine, a plain baseline and one change of it at a time; say what "
+        "bounds a step and\nwhich flag to change next. The other flags are the baseline's. "
+        "Writes bench.json and charts.",
+        settings=config_lib.BenchConfig,
+        groups=(
+            _COMPARISON,
+            dataclasses.replace(
+                _DEVICES, flags=tuple(flag for flag in _DEVICES.flags if flag.name != "strategy")
+            ),
+            _DATA,
+            _MODEL,
+            _some(_TRAINING, "batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
+            dataclasses.replace(
+                _some(_OUTPUT, "progress"),
+                flags=(
+                    _Flag(
+                        name="run_dir",
+                        values="PATH",
+                        default="runs/bench-<time>",
+                        help="Where bench.json and the charts go.",
+                    ),
+                    *_some(_OUTPUT, "progress").flags,
+                ),
+            ),
+            _GENERAL,
+        ),
+        examples=(
+            ("the digits, every factor, in a few minutes", ""),
+            (
+                "whether reading keeps up",
+                "--dataset=folder:photos --image_size=64x64 --factors=input,batch_size",
+            ),
+            (
+                "your model on images of your size, without any data",
+                "--model=mymodels:build --dataset=synthetic:224x224x3:1000",
             ),
         ),
     ),
