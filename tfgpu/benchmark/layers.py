@@ -33,7 +33,8 @@ class Layer:
         kind: Its class.
         flops: Floating-point operations.
         traffic: Bytes of its input, output and weights, each moved once.
-        seconds: Its forward pass takes, run alone; None when it was not timed.
+        seconds: Its forward pass takes, run alone, without the call from Python; None when it
+            was not timed, or takes too little beside the call to tell.
     """
 
     name: str
@@ -128,17 +129,27 @@ def _operations(
 
 def _time(layer: keras.layers.Layer, batch: int, device: str, seconds: float) -> float | None:
     with tf.device(device):
-        shapes = tf.nest.map_structure(
+        inputs = tf.nest.map_structure(
             lambda tensor: tf.ones([batch if side is None else side for side in tensor.shape]),
             layer.input,
         )
 
+        # Both give a number, so that waiting for it copies no picture.
         @tf.function
         def forward(x: Any) -> Any:
-            # A number, so that waiting for it copies no picture.
-            return tf.reshape(tf.nest.flatten(layer(x, training=False))[0], [-1])[0]
+            return _corner(layer(x, training=False))
+
+        @tf.function
+        def nothing(x: Any) -> Any:
+            return _corner(x)
 
         try:
-            return contest.repeat(lambda: forward(shapes).numpy(), seconds=seconds)
+            whole = contest.repeat(lambda: forward(inputs).numpy(), seconds=seconds * 0.7)
+            call = contest.repeat(lambda: nothing(inputs).numpy(), seconds=seconds * 0.3)
         except (tf.errors.OpError, TypeError, ValueError):  # Such as indices where ones were given.
             return None
+    return whole - call if whole > 1.2 * call else None
+
+
+def _corner(structure: Any) -> tf.Tensor:
+    return tf.reshape(tf.nest.flatten(structure)[0], [-1])[0]

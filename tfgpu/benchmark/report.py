@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
-_WIDTH = 110
+# Wide enough that no cell is cut.
+_WIDTH = 140
 
 
 def write(
@@ -152,9 +153,9 @@ def table(results: Sequence[Result], rounds: int) -> str:
     """Throughput of each cell and its ratio to the baseline's, in lines of text."""
     shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for head in ("factor", "", "batch", "XLA"):
-        shown.add_column(head)
+        shown.add_column(head, no_wrap=True)
     for head in ("samples/s", "middle half", f"gain, n={rounds}", "middle half", "compiling"):
-        shown.add_column(head, justify="right")
+        shown.add_column(head, justify="right", no_wrap=True)
     last = ""
     for result in results:
         factor = result.cell.factor
@@ -164,7 +165,7 @@ def table(results: Sequence[Result], rounds: int) -> str:
         batch = str(result.cell.config.batch_size)
         name = "" if factor == "baseline" else result.cell.name
         if result.error:
-            shown.add_row(head, f"{name}: {result.error}", batch, xla, "failed", "", "", "", "")
+            shown.add_row(head, name, batch, xla, "failed", "", "", "", "")
             continue
         rate, gain = result.rate, result.gain
         shown.add_row(
@@ -178,7 +179,8 @@ def table(results: Sequence[Result], rounds: int) -> str:
             "" if factor == "baseline" else _interval(gain),
             duration(result.built["compile_seconds"]),
         )
-    return _as_text(shown)
+    failed = [f"{result.cell.name}: {result.error}" for result in results if result.error]
+    return "\n".join([_as_text(shown), *failed])
 
 
 def ceilings_text(ceilings: Mapping[str, Any]) -> str:

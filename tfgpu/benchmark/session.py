@@ -266,7 +266,8 @@ def _changes(results: Sequence[Result]) -> list[verdict.Measured]:
     return [
         verdict.Measured(factor=result.cell.factor, flags=result.cell.flags, gain=result.gain)
         for result in results[1:]
-        if not result.error
+        # Virtual replicas are for trying out: they share one device.
+        if not result.error and not result.cell.config.virtual_devices
     ]
 
 

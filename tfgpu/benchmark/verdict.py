@@ -29,6 +29,9 @@ REMEDIES: Mapping[Bound, tuple[str, ...]] = {
 WORTH = 1.03
 """Gains below this are not worth a flag: repeated runs differ by as much."""
 
+_LIKE = 1.05
+"""Gains that differ by less than this are taken for alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
@@ -80,8 +83,8 @@ class Verdict:
         launching: Share that does not shrink with the batch.
         working: The rest.
         utilisation: Floating-point operations a second in training, over the ceiling.
-        advice: The flags to change next; None when none of what was measured helps.
-        gain: What they gave in this measurement, when it is of one; None when not measured.
+        advice: The changes worth making, the next one first; empty when none that was measured
+            helps.
         at_most: The gain if the bound disappeared altogether.
     """
 
@@ -90,8 +93,7 @@ class Verdict:
     launching: float
     working: float
     utilisation: float
-    advice: str | None
-    gain: Spread | None
+    advice: tuple[Measured, ...]
     at_most: float
 
 
@@ -117,7 +119,6 @@ def judge(timings: Timings, measured: Sequence[Measured] = ()) -> Verdict:
         bound = "memory"
     else:
         bound = "compute"
-    best = _best(bound, measured)
     rest = step - largest
     return Verdict(
         bound=bound,
@@ -125,19 +126,22 @@ def judge(timings: Timings, measured: Sequence[Measured] = ()) -> Verdict:
         launching=launching / step,
         working=working / step,
         utilisation=timings.flops / timings.both / timings.peak_flops,
-        advice=best.flags if best else None,
-        gain=best.gain if best else None,
+        advice=_worth(bound, measured),
         at_most=step / rest if rest else float("inf"),
     )
 
 
-def _best(bound: Bound, measured: Sequence[Measured]) -> Measured | None:
-    """The change with the largest gain: of those that lift the bound, else of all."""
+def _worth(bound: Bound, measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """The changes that help, largest gain first; of like gains the one that lifts the bound."""
     worth = [
         change for change in measured if change.gain["median"] >= WORTH and change.gain["low"] > 1
     ]
-    lifting = [change for change in worth if change.factor in REMEDIES[bound]]
-    return max(lifting or worth, key=lambda change: change.gain["median"], default=None)
+
+    def rank(change: Measured) -> float:
+        lifts = change.factor in REMEDIES[bound]
+        return -change.gain["median"] * (_LIKE if lifts else 1.0)
+
+    return tuple(sorted(worth, key=rank))
 
 
 def describe(verdict: Verdict, timings: Timings) -> str:
@@ -155,12 +159,16 @@ def describe(verdict: Verdict, timings: Timings) -> str:
         f"  {timings.flops / timings.both / 1e9:,.1f} GFLOP/s, {verdict.utilisation:.1%} of the "
         f"{timings.peak_flops / 1e9:,.0f} that a matrix product reached here",
     ]
-    if verdict.advice is not None and verdict.gain is not None:
-        gain = verdict.gain
-        lines.append(
-            f"  change next: {verdict.advice}, measured here {gain['median']:.2f} times as fast "
-            f"({gain['low']:.2f} to {gain['high']:.2f})"
+    for number, change in enumerate(verdict.advice[:3]):
+        gain = change.gain
+        line = (
+            f"  {'change next' if number == 0 else 'also'}: {change.flags}, measured here "
+            f"{gain['median']:.2f} times as fast ({gain['low']:.2f} to {gain['high']:.2f})"
         )
-    else:
+        # A gain in speed only: the other changes compute the same training.
+        if "--batch_size" in change.flags:
+            line += "; another batch size learns differently"
+        lines.append(line)
+    if not verdict.advice:
         lines.append("  none of the changes that were measured makes it faster")
     return "\n".join(lines)
