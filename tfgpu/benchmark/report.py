@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from tfgpu.benchmark.contest import Spread
 from tfgpu.benchmark.verdict import Timings, Verdict
 from tfgpu.config import BenchConfig
 from tfgpu.console import Console, duration
+from tfgpu.errors import RequestError
 
 if TYPE_CHECKING:
     from tfgpu.benchmark.session import Result
@@ -33,8 +35,27 @@ NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
 _WIDTH = 140
 
 
+def make_place(config: BenchConfig) -> Path:
+    """Makes the directory for the files, before the minutes that fill them.
+
+    Raises:
+        RequestError: It cannot be made or written.
+    """
+    place = Path(config.run_dir or time.strftime("runs/bench-%Y%m%d-%H%M%S"))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"--run_dir={place}: cannot be written ({error.strerror}); name another place"
+        ) from error
+    return place
+
+
 def write(
     config: BenchConfig,
+    place: Path,
     *,
     console: Console,
     environment: Mapping[str, Any],
@@ -45,11 +66,12 @@ def write(
     judged: Verdict,
     layers: Sequence[Mapping[str, Any]],
     seconds: float,
-) -> Path:
+) -> None:
     """Prints the result and writes the files.
 
     Args:
         config: The baseline and what was compared.
+        place: What `make_place` gave.
         console: Where to speak.
         environment: Of the measured machine.
         ceilings: What it can do at best.
@@ -59,9 +81,6 @@ def write(
         judged: The verdict on them.
         layers: Operations, bytes and time of each layer's forward pass.
         seconds: The whole took.
-
-    Returns:
-        The directory.
 
     Raises:
         OSError: It cannot be written; the error names the file.
@@ -80,8 +99,6 @@ def write(
         "verdict": dataclasses.asdict(judged),
         "layers": list(layers),
     }
-    place = Path(config.run_dir or time.strftime("runs/bench-%Y%m%d-%H%M%S"))
-    place.mkdir(parents=True, exist_ok=True)
     write_json(place / "bench.json", told)
     console.say(table(results, config.rounds))
     console.say(ceilings_text(ceilings))
@@ -91,7 +108,6 @@ def write(
         console.say(NO_PLOTS)
     names = ", ".join(["bench.json", *(path.name for path in drawn)])
     console.say(f"{duration(seconds)} in all; {names} are in {place}")
-    return place
 
 
 def draw(told: Mapping[str, Any], place: Path) -> list[Path]:

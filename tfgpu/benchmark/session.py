@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import statistics
@@ -80,6 +81,9 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         _answer(machine)
         gpus = _answer(machine, kind="look")["gpus"]
         cells, remarks = factors.plan(config, gpus=gpus)
+        place = report.make_place(config)
+        if importlib.util.find_spec("matplotlib") is None:
+            remarks.append(report.NO_PLOTS)
         for remark in remarks:
             console.say(remark)
         ceilings = _ceiling_jobs()
@@ -108,8 +112,9 @@ def run(config: BenchConfig, *, console: Console) -> Path:
             results += _measure(group, base, baseline, config.rounds, countdown)
         timings, layers = _timings(base, config, measured, countdown)
     judged = verdict.judge(timings, _changes(results))
-    return report.write(
+    report.write(
         config,
+        place,
         console=console,
         environment=environment,
         ceilings=measured,
@@ -120,6 +125,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         layers=layers,
         seconds=time.perf_counter() - started,
     )
+    return place
 
 
 # ---- processes ------------------------------------------------------------------------------
@@ -128,7 +134,6 @@ def run(config: BenchConfig, *, console: Console) -> Path:
 @contextlib.contextmanager
 def _process(kind: str, config: BenchConfig, environment: dict[str, str]) -> Iterator[Contestant]:
     root = str(Path(__file__).resolve().parents[2])
-    # Its own builder is looked for in the current folder too, as `train` does.
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)}
     variables.pop("TF_CONFIG", None)
