@@ -44,7 +44,7 @@ EXTRAS_REQUIRE = {
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     # The charts of `tfgpu bench`.
-    "plots": ["matplotlib>=3.10.0"],
+    "plots": ["matplotlib>=3.11.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }

@@ -7,9 +7,8 @@ batch normalisation and dropout, on batches of which the last is partial) for tw
 with each library; tfgpu with resident and with streaming input. The processor is split
 into two virtual devices; two workers are two processes on the loopback interface. Each
 cell has a process of its own and a time limit (`tfgpu.diagnosis.probe`, which
-`tfgpu doctor --probe` runs too), so that one that aborts or hangs is seen as such. Takes
-about an hour on 2 cores. Writes `experiments/results/combinations.json` and prints the
-README's table.
+`tfgpu doctor --probe` runs too), so that one that aborts or hangs is seen as such. Writes
+`experiments/results/combinations.json` and prints the README's table.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         _answer(machine)
         gpus = _answer(machine, kind="look")["gpus"]
         cells, remarks = factors.plan(config, gpus=gpus)
-        place = report.make_place(config)
+        place = stack.enter_context(_kept_if_filled(report.make_place(config)))
         if importlib.util.find_spec("matplotlib") is None:
             remarks.append(report.NO_PLOTS)
         for remark in remarks:
@@ -126,6 +126,17 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         seconds=time.perf_counter() - started,
     )
     return place
+
+
+@contextlib.contextmanager
+def _kept_if_filled(place: Path) -> Iterator[Path]:
+    """Takes an empty directory away again when the benchmark does not end well."""
+    try:
+        yield place
+    except BaseException:
+        with contextlib.suppress(OSError):  # It held something before.
+            place.rmdir()
+        raise
 
 
 # ---- processes ------------------------------------------------------------------------------
