@@ -101,7 +101,6 @@ def test_a_short_run(tmp_path, monkeypatch):
     [
         (["--factors=precison"], 2, "did you mean 'precision'"),
         (["--factors=device", "--devices=CPU:0"], 2, "nothing to compare"),
-        (["--devices=GPU:9"], 2, "no GPU:9 here"),
         (["--dataset=synthetic:8x8:4"], 2, "synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES"),
         (["--jit_compile=auto"], 2, "must be true or false here"),
         (["--devices=CPU:0", "--run_dir=/proc/no/place"], 2, "--run_dir=/proc/no/place: cannot"),

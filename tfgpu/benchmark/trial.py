@@ -54,6 +54,8 @@ class Trial:
             jit_compile=config.jit_compile,
             seed=config.seed,
             deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
         )
         self.data = sources.load(
             config.dataset,
@@ -124,6 +126,7 @@ class Trial:
             "replicas": self.machine.num_replicas,
             "batch_size": config.batch_size,
             "devices": list(self.machine.devices),
+            "intra_op_threads": self.machine.intra_op_threads,
             "parameters": self.model.count_params(),
         }
 
