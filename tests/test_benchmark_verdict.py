@@ -86,10 +86,16 @@ def test_the_largest_measured_gain_is_next():
 
 
 def test_of_like_gains_the_one_that_lifts_the_bound_is_next():
-    measured = [change("batch_size", 1.32), change("precision", 1.30)]
+    measured = [change("input", 1.32), change("precision", 1.30)]
     assert verdict.judge(timings(), measured).advice[0].factor == "precision"
     starved = timings(both=30e-3)
-    assert verdict.judge(starved, measured).advice[0].factor == "batch_size"
+    assert verdict.judge(starved, measured).advice[0].factor == "input"
+
+
+@pytest.mark.parametrize(("gain", "first"), [(1.35, "xla"), (1.6, "batch_size")])
+def test_another_batch_size_has_to_gain_more(gain, first):
+    measured = [change("batch_size", gain), change("xla", 1.3)]
+    assert verdict.judge(timings(fixed=8e-3), measured).advice[0].factor == first
 
 
 @pytest.mark.parametrize("gain", [change("input", 1.01), change("input", 1.2, low=0.9)])

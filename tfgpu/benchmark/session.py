@@ -110,6 +110,9 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         results = [baseline]
         for group in groups:
             results += _measure(group, base, baseline, config.rounds, countdown)
+        moved = [r.extra["all_reduce_bandwidth"] for r in results if r.extra]
+        # The last has most replicas; None where there was one alone.
+        measured["all_reduce_bandwidth"] = moved[-1] if moved else None
         timings, layers = _timings(base, config, measured, countdown)
     judged = verdict.judge(timings, _changes(results))
     report.write(
