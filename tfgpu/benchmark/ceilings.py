@@ -1,25 +1,24 @@
 """What the device can do at best: the ceilings that a training is measured against.
 
 Each is the median of repeated runs of one operation large enough to fill the device, on the
-device that trains. Matrix products and convolutions count a multiplication and an addition as
-two operations.
+device that trains; the rate of matrix products, which utilisation is quoted against, is the
+best of them (`tfgpu.peak`). A multiplication and an addition count as two operations.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import runtime
+from tfgpu import peak, runtime
 from tfgpu.benchmark import contest
 from tfgpu.config import BenchConfig
-
-# A side of the square matrices: the largest that still takes well under a second.
-_SIDE_CPU, _SIDE_GPU = 1024, 8192
 
 _DTYPES = {"float32": "float32", "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
@@ -58,18 +57,12 @@ class Machine:
         assert self._started is not None
         return self._started.devices[0]
 
-    def matrix_product(self, precision: str, seconds: float) -> float:
+    def matrix_product(self, precision: str) -> float:
         """Operations a second of a square matrix product in a precision's compute dtype."""
-        side = _SIDE_GPU if self._on_gpu else _SIDE_CPU
-        with tf.device(self._device):
-            a = tf.cast(tf.random.stateless_normal([side, side], [0, 0]), _DTYPES[precision])
-
-            @tf.function
-            def product() -> tf.Tensor:
-                # A number, so that waiting for it copies no matrix.
-                return tf.linalg.matmul(a, a)[0, 0]
-
-            return 2 * side**3 / _time(product, seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            # Measured now, whatever earlier runs kept.
+            cache = Path(folder) / "peak.json"
+            return peak.peak_flops(self._device, dtype=_DTYPES[precision], cache=cache)
 
     def convolution(self, precision: str, seconds: float) -> float:
         """Operations a second of a 3x3 convolution, 64 to 64 channels, on 56x56 images."""

@@ -115,7 +115,9 @@ def roofline(told: Mapping[str, Any]) -> Figure | None:
     """What each layer's forward pass reached, under the ceilings of memory and arithmetic."""
     timings = told["timings"]
     layers: Sequence[Mapping[str, Any]] = [
-        layer for layer in told["layers"] if layer["flops"] and layer["seconds"]
+        layer
+        for layer in told["layers"]
+        if layer["flops"] and layer["traffic"] and layer["seconds"]
     ]
     if not layers:
         return None

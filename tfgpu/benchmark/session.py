@@ -114,6 +114,10 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         # The last has most replicas; None where there was one alone.
         measured["all_reduce_bandwidth"] = moved[-1] if moved else None
         timings, layers = _timings(base, config, measured, countdown)
+        if layers["uncounted"]:
+            names = ", ".join(layers["uncounted"])
+            remarks.append(f"operations of these layers are not counted: {names}")
+            console.say(remarks[-1])
     judged = verdict.judge(timings, _changes(results))
     report.write(
         config,
@@ -125,7 +129,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         remarks=remarks,
         timings=timings,
         judged=judged,
-        layers=layers,
+        layers=layers["layers"],
         seconds=time.perf_counter() - started,
     )
     return place
@@ -184,13 +188,18 @@ def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:
 
 
 def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
-    jobs = [
-        (f"{kind} {precision}", {"kind": kind, "precision": precision})
-        for kind in ("matrix_product", "convolution")
+    products = [
+        (f"matrix product {precision}", {"kind": "matrix_product", "precision": precision})
+        for precision in PRECISIONS
+    ]
+    seconds = {"seconds": SECONDS}
+    convolutions = [
+        (f"convolution {precision}", {"kind": "convolution", "precision": precision, **seconds})
         for precision in PRECISIONS
     ]
     alone = ("memory_bandwidth", "host_to_device_bandwidth", "launch_seconds", "call_seconds")
-    return jobs + [(kind, {"kind": kind}) for kind in alone]
+    others = [(kind.replace("_", " "), {"kind": kind, **seconds}) for kind in alone]
+    return [*products, *convolutions, *others]
 
 
 def _ceilings(
@@ -198,19 +207,20 @@ def _ceilings(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"matrix_product": {}, "convolution": {}}
     for name, request in jobs:
-        countdown.begin(name.replace("_", " "))
+        countdown.begin(name)
+        kind = request["kind"]
         try:
-            value = machine.ask(request | {"seconds": SECONDS})
+            value = machine.ask(request)
         except Failed as failure:
             # Such as a type that the device does not know.
             value = None
-            countdown.end(f"{name.replace('_', ' ')}: {failure}")
+            countdown.end(f"{name}: {failure}")
         else:
-            countdown.end(f"{name.replace('_', ' ')}: {report.quantity(request['kind'], value)}")
+            countdown.end(f"{name}: {report.quantity(kind, value)}")
         if "precision" in request:
-            found[request["kind"]][request["precision"]] = value
+            found[kind][request["precision"]] = value
         else:
-            found[name] = value
+            found[kind] = value
     return found
 
 
@@ -304,7 +314,7 @@ _VERDICT_ROUNDS = 3
 
 def _timings(
     base: Contestant, config: BenchConfig, ceilings: dict[str, Any], countdown: Countdown
-) -> tuple[verdict.Timings, list[dict[str, Any]]]:
+) -> tuple[verdict.Timings, dict[str, Any]]:
     """What the verdict judges, measured in turn too, with the other processes gone."""
     batch, quarter = config.batch_size, config.batch_size // 4
     times: dict[str, list[float]] = {name: [] for name in _TIMED}
@@ -338,4 +348,4 @@ def _timings(
         peak_flops=ceilings["matrix_product"][config.precision],
         bandwidth=ceilings["memory_bandwidth"],
     )
-    return timings, layers["layers"]
+    return timings, layers

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfgpu import flops as flops_lib
 from tfgpu import recipe, runtime
 from tfgpu.batches import Batches, BatchIterator
 from tfgpu.benchmark import contest
@@ -190,10 +191,11 @@ class Trial:
             seconds=seconds,
         )
         parameters = sum(int(np.prod(weight.shape)) for weight in self.model.trainable_weights)
-        flops, traffic = layers_lib.step(found, parameters=parameters)
+        counted = flops_lib.count(self.model)
         return {
-            "flops": flops,
-            "traffic": traffic,
+            "flops": counted.training * self.config.batch_size,
+            "uncounted": list(counted.uncounted),
+            "traffic": layers_lib.step_traffic(found, parameters=parameters),
             "layers": [dataclasses.asdict(layer) for layer in found],
         }
 
