@@ -43,6 +43,8 @@ EXTRAS_REQUIRE = {
     "tune": ["keras-tuner>=1.4.7", "scikit-learn>=1.5.0", "scipy>=1.13.1"],
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
+    # The charts of `tfgpu bench`.
+    "plots": ["matplotlib>=3.11.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }

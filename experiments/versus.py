@@ -2,8 +2,7 @@
 
 Each contestant is a process of its own, with its own environment, that stays alive and
 trains for a fixed number of examples whenever it is told to. The driver tells them in
-turn, A B C A B C ..., so that all of them meet the same weather on a shared machine, and
-quotes ratios of neighbours: median, and the range of the middle half.
+turn and quotes ratios of neighbours (`tfgpu.benchmark.contest`).
 
 All train the same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by
 cross-entropy and SGD with Nesterov momentum 0.9, on the same number of examples, shuffled,
@@ -18,14 +17,17 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tfgpu.benchmark import contest
+from tfgpu.benchmark.contest import compare, spread
+
+__all__ = ["Contestant", "arguments", "compare", "machine", "race", "spread", "write"]
 
 EXAMPLES = 8192
 """In the data set that each contestant holds."""
@@ -60,63 +62,24 @@ class Contestant:
         }
         root = Path(__file__).resolve().parent.parent
         clean["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [clean.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
+        self._process = contest.Contestant(
             [python, __file__, kind, json.dumps(self.options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=clean | dict(environment or {}),
+            environment=clean | dict(environment or {}),
         )
-        self.versions = self._read()
+        self.versions = self._process.read()
 
     def rate(self) -> float:
         """Trains once more and returns samples/s."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._read())
+        return float(self._process.ask("go"))
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        while line := self._process.stdout.readline():
-            if line.startswith("versus: "):
-                return json.loads(line.removeprefix("versus: "))
-        _, said = self._process.communicate()
-        raise SystemExit(f"{self.name} failed:\n{said[-2000:]}")
+        self._process.close()
 
 
 def race(contestants: Sequence[Contestant], *, rounds: int) -> list[list[float]]:
-    """Lets each contestant train once a round, in turn.
-
-    Args:
-        contestants: Started.
-        rounds: How often.
-
-    Returns:
-        samples/s, a list of rounds for each contestant.
-    """
-    rates: list[list[float]] = [[] for _ in contestants]
-    for _ in range(rounds):
-        for place, contestant in enumerate(contestants):
-            rates[place].append(contestant.rate())
-    return rates
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, and the quartiles, of measurements."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "low": low, "high": high}
-
-
-def compare(rates: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """Ratios of neighbouring measurements."""
-    return spread([a / b for a, b in zip(rates, base, strict=True)])
+    """Lets each contestant train once a round, in turn; samples/s, a list for each."""
+    return contest.race([contestant.rate for contestant in contestants], rounds=rounds)
 
 
 def machine() -> dict[str, Any]:
@@ -158,19 +121,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
 # ---- what runs in the contestants' processes ------------------------------------------------
 
 
-def _report(value: Any) -> None:
-    print("versus: " + json.dumps(value), flush=True)
-
-
 def _serve(train: Callable[[], int], versions: Sequence[str]) -> None:
     """Trains whenever a line comes; `train` returns the examples it used."""
     train()
     train()
-    _report({name: importlib.metadata.version(name) for name in versions})
+    contest.answer({name: importlib.metadata.version(name) for name in versions})
     for _ in sys.stdin:
         start = time.perf_counter()
         samples = train()
-        _report(samples / (time.perf_counter() - start))
+        contest.answer(samples / (time.perf_counter() - start))
 
 
 def _arrays() -> tuple[Any, Any]:

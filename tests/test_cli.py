@@ -122,7 +122,10 @@ def test_help_and_version_exit_0(args):
     assert "tfgpu" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "train --help", "train --version"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "--version", "train --help", "train --version", "bench --help", "doctor --help"],
+)
 def test_help_and_version_import_nothing_heavy(command):
     done = python(
         "-c",

@@ -268,3 +268,40 @@ def test_version_names_the_three(capsys):
     assert stop.value.code == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["tfgpu", "tensorflow", "keras"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "bench"])
+def test_every_commands_page_gives_defaults_and_examples_that_parse(command):
+    page = flags.help_text(command)
+    examples = [
+        line.split()[2:] for line in page.splitlines() if line.startswith(f"  tfgpu {command}")
+    ]
+    assert examples
+    for example in examples:
+        flags.parse(example, command=command)
+
+
+def test_a_command_has_defaults_of_its_own():
+    config = flags.parse([], command="bench")
+    assert (config.jit_compile, config.batch_size, config.rounds) == (False, 128, 5)
+    assert "--batch_size=auto|N  (default: 128)" in flags.help_text("bench")
+    assert flags.to_argv(config, command="bench") == []
+
+
+def test_an_experiment_serves_every_command(experiment):
+    path = experiment("config.json", {"batch_size": 64, "input": "resident", "jit_compile": True})
+    config = flags.parse([f"--experiment={path}", "--factors=xla"], command="bench")
+    assert (config.batch_size, config.jit_compile, config.factors) == (64, True, "xla")
+
+
+@pytest.mark.parametrize(
+    ("arg", "value"),
+    [
+        ("--probe", "all"),
+        ("--noprobe", "none"),
+        ("--probe=all", "all"),
+        ("--probe=mirrored,xla", "mirrored,xla"),
+    ],
+)
+def test_the_probe_may_stand_alone_or_take_a_list(arg, value):
+    assert flags.parse([arg], command="doctor").probe == value

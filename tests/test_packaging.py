@@ -59,8 +59,10 @@ def _sources(folder: str) -> list[Path]:
 def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     tune = declared | _modules(setup_call["extras_require"]["tune"])
+    plots = declared | _modules(setup_call["extras_require"]["plots"])
+    extras = {"tune.py": tune, "plots.py": plots}
     for path in _sources("tfgpu"):
-        allowed = tune if path.name == "tune.py" else declared
+        allowed = extras.get(path.name, declared)
         undeclared = _third_party_imports(path) - allowed
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"
 

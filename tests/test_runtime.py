@@ -401,7 +401,7 @@ def test_a_bad_tf_config_is_told_with_a_good_one(monkeypatch, value, message):
 )
 def test_the_chief_of_a_cluster(monkeypatch, cluster, task, chief):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
-    found = runtime._cluster()
+    found = runtime.read_cluster(os.environ)
     assert found.is_chief is chief
     assert found.num_workers == 2
 

@@ -64,6 +64,7 @@ MAY_CHANGE = frozenset(
 _LARGEST = 2**31 - 1
 
 _DEVICE = re.compile(r"(CPU|GPU):\d+")
+_SYNTHETIC = re.compile(r"synthetic:([1-9]\d*x){2}[1-9]\d*:[1-9]\d*")
 _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -222,6 +223,11 @@ class Config:
         self._text("dataset", "name a data set, such as digits or folder:PATH")
         if self.dataset == "folder:":
             self._refuse("dataset", "names no folder; write folder:PATH")
+        if self.dataset.startswith("synthetic") and not _SYNTHETIC.fullmatch(self.dataset):
+            self._refuse(
+                "dataset",
+                "must be synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES, such as synthetic:32x32x3:10",
+            )
         if self.data_dir is not None:
             self._text("data_dir", "name a folder, or leave it out for TFDS's own")
         self._number(
@@ -385,3 +391,122 @@ class Config:
         )
         if not possible:
             self._refuse(name, f"must be a number {wanted}; {instead}")
+
+
+PROBE_AXES: dict[str, tuple[str, ...]] = {
+    "library": ("keras", "tfgpu"),
+    "strategy": STRATEGIES,
+    "precision": PRECISIONS,
+    "jit_compile": ("xla", "no_xla"),
+    "steps_per_execution": ("1_step", "4_steps"),
+    "gradient_accumulation_steps": ("no_accumulation", "accumulation"),
+}
+"""What `--probe` combines: the words it takes, by the setting they are values of."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Config):
+    """What `tfgpu doctor` is to look at: the settings of the training it is asked about, and
+
+    Attributes:
+        json: Whether to print JSON.
+        probe: Which combinations to try: "none", "all", or words of `PROBE_AXES` joined by
+            commas; of each setting that a word belongs to, the named values alone.
+        probe_limit: Seconds for each.
+    """
+
+    json: bool = False
+    probe: str = "none"
+    probe_limit: int = 120
+
+    def check(self) -> None:
+        """Checks what `Config` checks, and the settings above.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        super().check()
+        if not isinstance(self.json, bool):
+            self._refuse("json", "must be true or false")
+        self._text("probe", "write none, all, or a list of words")
+        known = [word for words in PROBE_AXES.values() for word in words]
+        if self.probe not in ("none", "all"):
+            for word in self.probe.split(","):
+                if word not in known:
+                    self._refuse(
+                        "probe",
+                        f"{word!r} is none of {', '.join(known)}{did_you_mean(word, known)}; "
+                        "write none, all, or a list out of these joined by commas",
+                    )
+        self._whole("probe_limit", minimum=1, instead="the default is 120 seconds")
+
+
+FACTORS = (
+    "device",
+    "precision",
+    "xla",
+    "steps_per_execution",
+    "input",
+    "batch_size",
+    "replicas",
+)
+"""What `tfgpu bench` compares."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchConfig(Config):
+    """The settings of `tfgpu bench`: those of the baseline, whose defaults are plain, and
+
+    Attributes:
+        factors: "all", or names of `FACTORS` joined by commas.
+        rounds: How often each configuration is timed.
+    """
+
+    # Nothing is left to be decided by the machine, so that nothing is compared by accident.
+    jit_compile: bool | Literal["auto"] = False
+    steps_per_execution: int | Literal["auto"] = 1
+    input: str = "streaming"
+    batch_size: int = 128
+    epochs: int | None = 1000  # The schedule must not end while the clock runs.
+
+    factors: str = "all"
+    rounds: int = 5
+
+    @property
+    def chosen_factors(self) -> tuple[str, ...]:
+        """The factors to compare, in the order of `FACTORS`."""
+        if self.factors == "all":
+            return FACTORS
+        return tuple(name for name in FACTORS if name in self.factors.split(","))
+
+    @property
+    def training(self) -> Config:
+        """The settings of the training that is measured, alone."""
+        return Config(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        )
+
+    def check(self) -> None:
+        """Checks what `Config` checks, and the settings above.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        super().check()
+        for name, values in (("jit_compile", "true or false"), ("steps_per_execution", "a number")):
+            if getattr(self, name) == "auto":
+                self._refuse(name, f"must be {values} here, so that what is compared is known")
+        if self.input == "auto":
+            self._refuse("input", "must be resident or streaming here")
+        if self.batch_size is None:
+            self._refuse("batch_size", "must be a number here")
+        self._text("factors", f"write all, or names out of {', '.join(FACTORS)}")
+        if self.factors != "all":
+            for name in self.factors.split(","):
+                if name not in FACTORS:
+                    self._refuse(
+                        "factors",
+                        f"{name!r} is not a factor{did_you_mean(name, FACTORS)}; write all, or "
+                        f"names out of {', '.join(FACTORS)} joined by commas",
+                    )
+        self._whole("rounds", minimum=1, instead="5 is the default")

@@ -9,11 +9,13 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import rich.console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from tfgpu.errors import RequestError
 
@@ -155,6 +157,78 @@ class Stopwatch:
     def total(self) -> float:
         """Seconds since the start."""
         return sum(self.seconds.values()) + self._clock() - self._since
+
+
+class Countdown:
+    """Says how far a list of jobs is, and how long the rest takes.
+
+    The rest is taken to need its expected time, scaled by how long the jobs so far took against
+    theirs. A bar on a terminal, else a line a job.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        expected: Sequence[float],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Makes it; use it as a context.
+
+        Args:
+            console: Where to say it.
+            expected: Seconds each job may take, in order.
+            clock: Gives seconds.
+        """
+        self._console = console
+        self._expected = list(expected)
+        self._done = 0
+        self._clock = clock
+        self._started = clock()
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Countdown:
+        self._started = self._clock()
+        if self._console.mode == "bar":
+            self._bar = Bar(
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=self._console.rich,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=sum(self._expected))
+            self._bar.start()
+            self._console.live = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._console.live = False
+            self._bar.stop()
+
+    @property
+    def left(self) -> float:
+        """Seconds that the jobs not yet done are going to take."""
+        done, rest = self._expected[: self._done], self._expected[self._done :]
+        pace = (self._clock() - self._started) / sum(done) if done and sum(done) else 1.0
+        return pace * sum(rest)
+
+    def begin(self, what: str) -> None:
+        """Says what the next job is."""
+        if self._bar is not None and self._task is not None:
+            number = f"{self._done + 1}/{len(self._expected)}"
+            text = f"{number}  {what}  {duration(self.left)} left"
+            self._bar.update(self._task, description=text)
+
+    def end(self, what: str) -> None:
+        """Says that a job is done, and how it went."""
+        self._done += 1
+        number = f"{self._done}/{len(self._expected)}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=sum(self._expected[: self._done]))
+        else:
+            self._console.progress_line(f"{number}  {what}  {duration(self.left)} left")
 
 
 def duration(seconds: float) -> str:

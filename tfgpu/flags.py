@@ -193,9 +193,10 @@ _DATA = _Group(
     (
         _Flag(
             name="dataset",
-            values="NAME|folder:PATH",
+            values="NAME|folder:PATH|synthetic:HxWxC:CLASSES",
             help="`digits` needs no network; any TFDS image-classification set, such as cifar10; "
-            "or a folder of yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png.",
+            "a folder of yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png; or made-up "
+            "images to measure with, such as synthetic:224x224x3:1000.",
         ),
         _Flag(
             name="data_dir",
@@ -423,10 +424,68 @@ class _Page:
     purpose: str
     groups: tuple[_Group, ...]
     examples: tuple[tuple[str, str], ...]
+    settings: type[Config] = Config
 
     def flags(self) -> list[_Flag]:
         return [flag for group in self.groups for flag in group.flags]
 
+
+def _some(group: _Group, *names: str) -> _Group:
+    """A group with some of its flags, in its order."""
+    return dataclasses.replace(
+        group, flags=tuple(flag for flag in group.flags if flag.name in names)
+    )
+
+
+def _probe(text: str) -> str:
+    return {"true": "all", "false": "none"}.get(text, text)
+
+
+_DIAGNOSIS = _Group(
+    "Diagnosis",
+    (
+        _Flag(
+            name="json",
+            values="true|false",
+            parse=_truth,
+            boolean=True,
+            help="Print JSON for a script instead of lines for a person.",
+        ),
+        _Flag(
+            name="probe",
+            values="none|all|LIST",
+            parse=_probe,
+            boolean=True,
+            help="Train a tiny network in every combination, each in a process of its own, with "
+            "stock Keras and with tfgpu; --probe alone is all. A list keeps the combinations with "
+            f"these values: {'; '.join(', '.join(w) for w in config_lib.PROBE_AXES.values())}.",
+        ),
+        _Flag(
+            name="probe_limit",
+            values="SECONDS",
+            parse=_whole,
+            help="After which a combination counts as one that hangs.",
+        ),
+    ),
+)
+
+_COMPARISON = _Group(
+    "Comparison",
+    (
+        _Flag(
+            name="factors",
+            values="all|LIST",
+            help=f"What to change, one at a time: {', '.join(config_lib.FACTORS)}, joined by "
+            "commas.",
+        ),
+        _Flag(
+            name="rounds",
+            values="N",
+            parse=_whole,
+            help="How often each configuration is timed, in turn with the others.",
+        ),
+    ),
+)
 
 _PAGES = {
     "train": _Page(
@@ -447,6 +506,62 @@ _PAGES = {
                 "an earlier run again, for longer",
                 "--experiment=runs/NAME/config.json --epochs=60",
             ),
+        ),
+    ),
+    "bench": _Page(
+        purpose="Measure the machine, a plain baseline and one change of it at a time; say what "
+        "bounds a step and\nwhich flag to change next. The other flags are the baseline's. "
+        "Writes bench.json and charts.",
+        settings=config_lib.BenchConfig,
+        groups=(
+            _COMPARISON,
+            dataclasses.replace(
+                _DEVICES, flags=tuple(flag for flag in _DEVICES.flags if flag.name != "strategy")
+            ),
+            _DATA,
+            _MODEL,
+            _some(_TRAINING, "batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
+            dataclasses.replace(
+                _some(_OUTPUT, "progress"),
+                flags=(
+                    _Flag(
+                        name="run_dir",
+                        values="PATH",
+                        default="runs/bench-<time>",
+                        help="Where bench.json and the charts go.",
+                    ),
+                    *_some(_OUTPUT, "progress").flags,
+                ),
+            ),
+            _GENERAL,
+        ),
+        examples=(
+            ("the digits, every factor, in a few minutes", ""),
+            (
+                "whether reading keeps up",
+                "--dataset=folder:photos --image_size=64x64 --factors=input,batch_size",
+            ),
+            (
+                "your model on images of your size, without any data",
+                "--model=mymodels:build --dataset=synthetic:224x224x3:1000",
+            ),
+        ),
+    ),
+    "doctor": _Page(
+        purpose="Say what keeps a training from starting, or from using the GPU, and what mends "
+        "it. Exits 0 when\ntraining can start and 1 when not.",
+        settings=config_lib.DoctorConfig,
+        groups=(
+            _DIAGNOSIS,
+            _some(_DEVICES, "strategy", "devices"),
+            _some(_DATA, "dataset", "data_dir"),
+            _some(_OUTPUT, "run_dir", "progress"),
+            _GENERAL,
+        ),
+        examples=(
+            ("why is my GPU not used?", ""),
+            ("in a script", "--json --devices=GPU:0"),
+            ("which combinations train here, without XLA", "--probe=mirrored,no_xla"),
         ),
     ),
 }
@@ -473,20 +588,21 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Config:
         print(version_text())
         raise SystemExit(0)
 
+    settings_of = _PAGES[command].settings
     given = _given(argv, command)
     path = given.pop("experiment", None)
     if path is None:
-        return Config.from_json(given)
+        return settings_of.from_json(given)
     settings = _read_experiment(Path(path))
     try:
-        return Config.from_json(settings | given)
+        return settings_of.from_json(settings | given)
     except RequestError as error:
         raise RequestError(f"with --experiment={path}: {error}") from error
 
 
 def to_argv(config: Config, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `config`: one for each non-default setting."""
-    default = Config()
+    default = _PAGES[command].settings()
     return [
         f"--{flag.name}={as_typed(value)}"
         for flag in _PAGES[command].flags()
@@ -507,10 +623,10 @@ def help_text(command: str = "train") -> str:
     for group in page.groups:
         lines += ["", f"{group.title}:"]
         for flag in group.flags:
-            lines += _described(flag)
+            lines += _described(flag, page.settings())
     lines += ["", "Examples:"]
     for what, example in page.examples:
-        lines += [f"  # {what}", f"  tfgpu {command} {example}"]
+        lines += [f"  # {what}", f"  tfgpu {command} {example}".rstrip()]
     lines += ["", "Environment:", ENVIRONMENT, "", "Exit codes:", EXIT_CODES]
     return "\n".join(lines)
 
@@ -537,10 +653,10 @@ def _installed(*names: str) -> str:
     return "not installed"
 
 
-def _described(flag: _Flag) -> list[str]:
+def _described(flag: _Flag, settings: Config) -> list[str]:
     default = flag.default
     if default is None:
-        value = getattr(Config(), flag.name)
+        value = getattr(settings, flag.name)
         default = str(flag.unset) if value is None else as_typed(value)
     head = f"  --{flag.name}={flag.values}" if flag.values else f"  --{flag.name}"
     if default:

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from tfgpu.config import PRECISIONS, STRATEGIES
 from tfgpu.errors import RequestError, WorkError
@@ -270,7 +270,7 @@ def start(
         raise RequestError(f"virtual_devices {virtual_devices} is negative: use 0 for none")
     requested = parse_devices(devices)
     wants_cpu = bool(requested) and requested[0].startswith("CPU")
-    cluster = _cluster() if strategy == "multi_worker_mirrored" else None
+    cluster = read_cluster(os.environ) if strategy == "multi_worker_mirrored" else None
 
     import keras
     import tensorflow as tf
@@ -599,16 +599,29 @@ def _strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Strategy
     return tf.distribute.MirroredStrategy(list(devices)), "NCCL all-reduce"
 
 
-class _Cluster(NamedTuple):
-    """What TF_CONFIG says of this process."""
+class Cluster(NamedTuple):
+    """What TF_CONFIG says.
+
+    Attributes:
+        name: Of this process in it, such as "worker 0".
+        num_workers: Of all processes.
+        is_chief: Whether this process writes the run directory.
+        address: Of this process, "host:port".
+        addresses: Of all.
+    """
 
     name: str
     num_workers: int
     is_chief: bool
+    address: str
+    addresses: tuple[str, ...]
 
 
-def _cluster() -> _Cluster:
+def read_cluster(variables: Mapping[str, str]) -> Cluster:
     """Reads and checks TF_CONFIG.
+
+    Args:
+        variables: The environment.
 
     Raises:
         RequestError: It is absent or does not describe this worker.
@@ -624,7 +637,7 @@ def _cluster() -> _Cluster:
             "with its own index"
         )
 
-    text = os.environ.get("TF_CONFIG", "")
+    text = variables.get("TF_CONFIG", "")
     if not text.strip():
         raise wrong("is not set")
     try:
@@ -651,10 +664,12 @@ def _cluster() -> _Cluster:
         raise wrong(f"has task type {kind!r}, neither 'worker' nor 'chief'")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(hosts[kind]):
         raise wrong(f"has task index {index!r}, but {len(hosts[kind])} of type {kind!r}")
-    return _Cluster(
+    return Cluster(
         name=f"{kind} {index}",
         num_workers=len(everyone),
         is_chief=kind == "chief" or (not hosts["chief"] and index == 0),
+        address=hosts[kind][index],
+        addresses=tuple(everyone),
     )
 
 
@@ -724,6 +739,7 @@ def usable_cores() -> int:
 
 
 def cpu_model() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError):
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if match:
@@ -767,7 +783,20 @@ def parse_nvidia_smi(text: str) -> list[_Gpu]:
     return gpus
 
 
-def visible_gpus(gpus: Sequence[_Gpu], visible: str | None) -> list[_Gpu]:
+class _Numbered(Protocol):
+    """A GPU that can be named in CUDA_VISIBLE_DEVICES."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def uuid(self) -> str: ...
+
+
+_G = TypeVar("_G", bound=_Numbered)
+
+
+def visible_gpus(gpus: Sequence[_G], visible: str | None) -> list[_G]:
     """The GPUs CUDA shows a process, in its order.
 
     Args:
@@ -776,7 +805,7 @@ def visible_gpus(gpus: Sequence[_Gpu], visible: str | None) -> list[_Gpu]:
     """
     if visible is None:
         return list(gpus)
-    shown: list[_Gpu] = []
+    shown: list[_G] = []
     for part in (part.strip() for part in visible.split(",")):
         match = [
             gpu

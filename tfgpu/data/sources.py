@@ -61,7 +61,7 @@ def load(
 
     Args:
         name: `digits`; a TFDS name such as `cifar10`, `name/config` or `name:version`;
-            or `folder:PATH`.
+            `folder:PATH`; or `synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES`.
         data_dir: Where TFDS sets lie prepared; None for TFDS_DATA_DIR, else TFDS's
             own default.
         validation_fraction: Which part of the training split to hold out, in [0, 1).
@@ -128,6 +128,10 @@ def _open(name: str, *, data_dir: str | None, image_size: tuple[int, int] | None
         if not path:
             raise RequestError("folder: needs a path, such as folder:images")
         return open_folder(path, image_size=image_size)
+    if name.startswith("synthetic:"):
+        from tfgpu.data.synthetic import open_synthetic
+
+        return open_synthetic(name, image_size=image_size)
     if name == "digits":
         from tfgpu.data.digits import open_digits
 

@@ -1,0 +1,184 @@
+"""What the NVIDIA driver says, asked of its own library (NVML), without CUDA or TensorFlow."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# From nvml.h: values of nvmlReturn_t that have a remedy of their own.
+SUCCESS = 0
+NO_PERMISSION = 4
+DRIVER_NOT_LOADED = 9
+VERSION_MISMATCH = 18
+
+LIBRARY = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as the driver knows it, whatever CUDA_VISIBLE_DEVICES says.
+
+    Attributes:
+        index: Its number in PCI order.
+        name: Such as "NVIDIA A100-SXM4-40GB".
+        uuid: Such as "GPU-8f2c…".
+        capability: CUDA compute capability, such as (8, 0); None when it is not told.
+        total: Memory in bytes; None when it is not told, as for parts of a GPU under MIG.
+        free: Memory in bytes that nobody uses now; None likewise.
+        prohibited: Whether its compute mode forbids every CUDA program.
+    """
+
+    index: int
+    name: str
+    uuid: str
+    capability: tuple[int, int] | None
+    total: int | None
+    free: int | None
+    prohibited: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """What the driver's library answered.
+
+    Attributes:
+        version: Of the driver, such as "535.104.05"; None when it did not answer.
+        cuda: The newest CUDA it can run, such as (12, 2); None likewise.
+        gpus: In PCI order.
+        cards: NVIDIA display controllers on the PCI bus, which are there without a driver too.
+        code: The nvmlReturn_t that ended the conversation, SUCCESS when nothing did, None when
+            there is no library to ask.
+        error: What went wrong, empty when nothing did.
+    """
+
+    version: str | None = None
+    cuda: tuple[int, int] | None = None
+    gpus: tuple[Gpu, ...] = ()
+    cards: int = 0
+    code: int | None = SUCCESS
+    error: str = ""
+
+
+class _Failed(Exception):
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
+
+
+def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
+    """Asks the driver; never fails.
+
+    Args:
+        library: Name or path of NVML.
+        root: Where /sys is; for tests.
+    """
+    cards = _cards(root)
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError as error:
+        return Driver(cards=cards, code=None, error=str(error))
+    version: str | None = None
+    cuda: tuple[int, int] | None = None
+    gpus: list[Gpu] = []
+    try:
+        _call(nvml, "nvmlInit_v2")
+        try:
+            version = _text(nvml, "nvmlSystemGetDriverVersion")
+            number = ctypes.c_int()
+            _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(number))
+            cuda = (number.value // 1000, number.value % 1000 // 10)
+            count = ctypes.c_uint()
+            _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+            gpus += (_gpu(nvml, index) for index in range(count.value))
+        finally:
+            nvml.nvmlShutdown()
+    except _Failed as failure:
+        return Driver(
+            version=version,
+            cuda=cuda,
+            gpus=tuple(gpus),
+            cards=cards,
+            code=failure.code,
+            error=str(failure),
+        )
+    except AttributeError as error:  # A library without one of the functions.
+        return Driver(cards=cards, code=None, error=str(error))
+    return Driver(version=version, cuda=cuda, gpus=tuple(gpus), cards=cards)
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t: bytes."""
+
+    _fields_ = [
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    ]
+
+
+def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
+    handle = ctypes.c_void_p()
+    _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
+    memory: _Memory | None = _Memory()
+    try:
+        _call(nvml, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))  # type: ignore[arg-type]
+    except _Failed:
+        memory = None
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    capability: tuple[int, int] | None = None
+    try:
+        _call(
+            nvml,
+            "nvmlDeviceGetCudaComputeCapability",
+            handle,
+            ctypes.byref(major),
+            ctypes.byref(minor),
+        )
+        capability = (major.value, minor.value)
+    except _Failed:
+        pass
+    mode = ctypes.c_int()
+    try:
+        _call(nvml, "nvmlDeviceGetComputeMode", handle, ctypes.byref(mode))
+    except _Failed:
+        mode.value = 0
+    return Gpu(
+        index=index,
+        name=_text(nvml, "nvmlDeviceGetName", handle),
+        uuid=_text(nvml, "nvmlDeviceGetUUID", handle),
+        capability=capability,
+        total=memory.total if memory else None,
+        free=memory.free if memory else None,
+        prohibited=mode.value == 2,  # NVML_COMPUTEMODE_PROHIBITED
+    )
+
+
+def _text(nvml: ctypes.CDLL, function: str, *arguments: object) -> str:
+    buffer = ctypes.create_string_buffer(96)  # The longest that nvml.h names.
+    _call(nvml, function, *arguments, buffer, ctypes.c_uint(len(buffer)))
+    return buffer.value.decode(errors="replace")
+
+
+def _call(nvml: ctypes.CDLL, function: str, *arguments: object) -> None:
+    code = int(getattr(nvml, function)(*arguments))
+    if code != SUCCESS:
+        nvml.nvmlErrorString.restype = ctypes.c_char_p
+        text = nvml.nvmlErrorString(code) or b""
+        raise _Failed(code, f"{function}: {text.decode(errors='replace')} ({code})")
+
+
+def _cards(root: Path) -> int:
+    """Counts NVIDIA's display controllers on the PCI bus."""
+    count = 0
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except OSError:
+            continue
+        # Class 0x03: display controllers, 3D controllers of data centres among them.
+        count += vendor == "0x10de" and kind.startswith("0x03")
+    return count
