@@ -419,7 +419,7 @@ def _refusals(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quota.
+        if error.errno in disk.FULL:
             raise
         raise RequestError(
             f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"
