@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.batches import Batches
-from tfgpu.checkpoint import Checkpoint, CheckpointStore
-from tfgpu.errors import Interrupted, ModelFileError, RequestError
+from tfgpu.checkpoint import Checkpoint, CheckpointStore, OtherRunError
+from tfgpu.errors import Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.identity import describe
 from tfgpu.nonfinite import Breakage, first_breakage
+from tfgpu.run_directory import differences
 
 
 @runtime_checkable
@@ -49,8 +51,18 @@ class BackupAndRestore(keras.callbacks.Callback):
     by the same code, ends with bit-identical weights, optimizer state and metrics. The
     training data have to come from `tfgpu.data.inputs.training_batches`.
 
-    Put it last among the callbacks. Callbacks of Keras' own that count (`EarlyStopping`,
-    `ReduceLROnPlateau`) and those that are `Resumable` are restored too.
+    Put it last among the callbacks. Callbacks of Keras' own that remember (`EarlyStopping`,
+    `ReduceLROnPlateau`, `ModelCheckpoint`, `SwapEMAWeights`) and those that are `Resumable` are
+    restored too.
+
+    Backups of another training (another model, optimizer, loss, metrics, data, seed, batch size
+    or augmentation) are refused with a `RequestError` that names the differences. Other
+    replicas, precision, XLA, steps per execution, or resident instead of streaming input are
+    gone on with, and a warning says that the bits will differ.
+
+    A backup that cannot be written is a warning, and the next one tries again. At the end of
+    the training it is tried once more at once, and is then a `WorkError` that names the backup
+    that still holds the weights.
 
     Example:
 
@@ -75,11 +87,13 @@ class BackupAndRestore(keras.callbacks.Callback):
         write: Whether this process writes: False on all workers but the chief.
         warn: What to do with a warning's text.
         during: Makes a context that is entered while training waits for a backup.
+        run: What else makes it this training, such as a fingerprint of the data: values that
+            JSON keeps, by name.
 
     Attributes:
         resumed_from: Steps that had been done when this training began; None for a new one.
         exact: Whether the result is bit-identical to an uninterrupted run. False when
-            replicas, precision, XLA or steps per execution were changed.
+            what may be changed was.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         write: bool = True,
         warn: Callable[[str], None] | None = None,
         during: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        run: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
@@ -107,6 +122,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._write = write
         self._warn = warn or _warn
         self._during = during
+        self._more = dict(run or {})
+        self._run: dict[str, Any] = {}
         self._stop: int | None = None
         self._store: CheckpointStore | None = None
         self._batches: Batches | None = None
@@ -132,6 +149,11 @@ class BackupAndRestore(keras.callbacks.Callback):
         return self._epoch * self._steps_per_epoch + self._done
 
     @property
+    def latest(self) -> Path | None:
+        """The newest backup known to be sound; None before the first."""
+        return None if self._store is None else self._store.latest
+
+    @property
     def _steps_per_epoch(self) -> int:
         assert self._batches is not None
         return self._batches.steps_per_epoch or 0
@@ -150,12 +172,17 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "BackupAndRestore needs fit(..., steps_per_epoch=batches.steps_per_epoch)"
             )
         self._batches = batches
+        self._run = describe(self.model, batches.source) | self._more
+        digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._store = CheckpointStore(
-            self.backup_dir, run_id=self._identity(), keep=self._keep, warn=self._warn
+            self.backup_dir, run_id=digest, keep=self._keep, warn=self._warn
         )
         batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
         batches.exact = True
-        checkpoint = self._store.newest()
+        try:
+            checkpoint = self._store.newest()
+        except OtherRunError as other:
+            raise self._refusal(other) from None
         if checkpoint is not None:
             self._restore(checkpoint)
         elif self._write:
@@ -211,8 +238,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.model._initial_epoch = None
-        if self._store is not None:
-            self._store.wait()
+        self._wait_for_store()
 
     def close(self) -> None:
         """Waits for the writer and ends it; call it when `fit` was left by an exception."""
@@ -245,9 +271,27 @@ class BackupAndRestore(keras.callbacks.Callback):
         if self._pending is not None:
             self._save(self._pending)
             self._pending = None
-        assert self._store is not None and self._stop is not None
-        self._store.wait()
+        self._wait_for_store()
+        assert self._stop is not None
         raise Interrupted(self._stop)
+
+    def _wait_for_store(self) -> None:
+        """Waits until the last backup is on the disk: no other will be tried.
+
+        Raises:
+            WorkError: It cannot be written.
+        """
+        assert self._store is not None
+        try:
+            self._store.wait()
+        except OSError as error:
+            latest = self._store.latest
+            kept = f"{latest} holds the last state that was saved" if latest else "none was"
+            raise WorkError(
+                f"{error.strerror} while writing {error.filename}, the state after step "
+                f"{self.steps_done}; {kept}: free some space and start again, and it goes on from "
+                "there"
+            ) from error
 
     def _back_up(self, *, best: bool = False) -> None:
         if self._write:
@@ -282,17 +326,20 @@ class BackupAndRestore(keras.callbacks.Callback):
         for name, variable in self._metrics().items():
             for replica, value in enumerate(_local(self.model, variable)):
                 arrays[f"{name}/replica{replica}"] = _host_array(value)
-        for i, callback in enumerate(self._callbacks()):
+        for name, callback in self._callbacks().items():
             for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
-                arrays[f"callbacks/{i}/best_weights/{j}"] = np.asarray(weight)
+                arrays[f"callbacks/{name}/best_weights/{j}"] = np.asarray(weight)
         state = {
+            "run": self._run,
             "epoch": self._epoch,
             "step": self._done,
             "steps_per_epoch": self._steps_per_epoch,
             "stopped": bool(self.model.stop_training),
             "best": self._best,
             "how": self._how(),
-            "callbacks": [_callback_state(callback) for callback in self._callbacks()],
+            "callbacks": {
+                name: _callback_state(callback) for name, callback in self._callbacks().items()
+            },
         }
         return self.steps_done, arrays, state
 
@@ -309,6 +356,15 @@ class BackupAndRestore(keras.callbacks.Callback):
         return True
 
     # ---- restoring -----------------------------------------------------------------------
+
+    def _refusal(self, other: OtherRunError) -> RequestError:
+        """Says in what the training of a backup differs from this one."""
+        found = differences(other.state.get("run", {}), self._run, ignoring=frozenset())
+        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+        return RequestError(
+            f"{other.path} is of another training ({shown}); name another directory, or make it "
+            "the same again"
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -352,12 +408,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         if superfluous:
             raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
         self._best = state["best"]
-        for i, (callback, saved) in enumerate(
-            zip(self._callbacks(), state["callbacks"], strict=False)
-        ):
-            _set_callback_state(callback, saved)
-            prefix = f"callbacks/{i}/best_weights/"
-            weights = [v for name, v in checkpoint.arrays.items() if name.startswith(prefix)]
+        for name, callback in self._callbacks().items():
+            if name not in state["callbacks"]:
+                continue  # It was not there before: it begins now.
+            _set_callback_state(callback, state["callbacks"][name])
+            prefix = f"callbacks/{name}/best_weights/"
+            weights = [v for key, v in checkpoint.arrays.items() if key.startswith(prefix)]
             if weights:
                 callback.best_weights = weights
         epochs = self.params.get("epochs", 0)
@@ -406,42 +462,44 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _metrics(self) -> dict[str, keras.Variable]:
         return {f"metrics/{i}": v for i, v in enumerate(self.model.metrics_variables)}
 
-    def _callbacks(self) -> list[Any]:
-        """The other callbacks of this `fit` that have state to save."""
+    def _callbacks(self) -> dict[str, Any]:
+        """The other callbacks of this `fit` that have state to save, by a name."""
         given = self.model._fit_callbacks or []
         if isinstance(given, keras.callbacks.CallbackList):
             given = given.callbacks
         given = given if isinstance(given, list | tuple) else [given]
-        return [c for c in given if isinstance(c, Resumable) or type(c) in _COUNTERS]
+        named: dict[str, Any] = {}
+        for callback in given:
+            if isinstance(callback, Resumable) or _counters(callback):
+                name = type(callback).__name__
+                same = sum(other.partition(".")[0] == name for other in named)
+                named[f"{name}.{same}" if same else name] = callback
+        return named
 
     def _how(self) -> dict[str, Any]:
         """What may change between two processes, at the price of other bits."""
+        assert self._batches is not None
         model = self.model
+        device_map = self._batches.device_map
         return {
             "replicas": model.distribute_strategy.num_replicas_in_sync,
+            "device": tf.DeviceSpec.from_string(_first_device(model)).device_type,
             "precision": model.dtype_policy.name,
             "jit_compile": bool(model.jit_compile),
             "steps_per_execution": model.steps_per_execution,
+            "input": "resident" if device_map and device_map.variables else "streaming",
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
         }
-
-    def _identity(self) -> str:
-        """A digest of what may not change: another run's backups are not this one's."""
-        assert self._batches is not None
-        source: Any = self._batches.source
-        optimizer = self.model.optimizer
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        identity = {
-            "variables": [list(v.shape) for v in self.model.variables],
-            "optimizer": type(inner).__name__,
-            "examples": source.num_examples,
-            "data": source.settings,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
     """The copies of a variable on this process's replicas."""
     return model.distribute_strategy.experimental_local_results(variable._value)
+
+
+def _first_device(model: keras.Model) -> str:
+    return model.distribute_strategy.extended.worker_devices[0]
 
 
 def _host_array(variable: tf.Variable) -> np.ndarray:
@@ -466,30 +524,33 @@ def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-# Attributes in which Keras' callbacks count.
+# Attributes in which Keras' callbacks remember: None, booleans, numbers.
 _COUNTERS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
+    keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving"),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
 }
 
 
+def _counters(callback: Any) -> tuple[str, ...]:
+    return next((names for kind, names in _COUNTERS.items() if isinstance(callback, kind)), ())
+
+
 def _callback_state(callback: Any) -> dict[str, Any]:
-    if isinstance(callback, Resumable):
-        return {"state": callback.get_state()}
     state = {}
-    for name in _COUNTERS[type(callback)]:
+    for name in _counters(callback):
         value = getattr(callback, name)
-        state[name] = None if value is None else float(value)
-    return state
+        state[name] = value if isinstance(value, int | None) else float(value)
+    own = {"state": callback.get_state()} if isinstance(callback, Resumable) else {}
+    return {"counters": state, **own}
 
 
 def _set_callback_state(callback: Any, state: dict[str, Any]) -> None:
-    if isinstance(callback, Resumable):
+    for name, value in state["counters"].items():
+        setattr(callback, name, value)
+    if "state" in state:
         callback.set_state(state["state"])
-        return
-    for name, value in state.items():
-        whole = name in ("wait", "stopped_epoch", "best_epoch", "cooldown_counter")
-        setattr(callback, name, int(value) if whole and value is not None else value)
 
 
 def _warn(text: str) -> None:
