@@ -6,6 +6,7 @@ that kills fall into training, writing, renaming and removing alike on any machi
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -29,7 +30,13 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 import tfgpu
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL"),
+    # TensorFlow's MirroredVariable, when Keras saves weights.
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ),
+]
 
 MODEL = """
 import keras
@@ -313,22 +320,370 @@ def test_killed_at_twenty_instants(place, tmp_path, case):
     same(whole, job.path)
 
 
-@pytest.fixture(scope="module")
-def finished(place, tmp_path_factory):
-    """A finished run to copy."""
-    job = Job(place, tmp_path_factory.mktemp("runs") / "run", {"epochs": "2"})
-    job.finish()
-    return job
+# ---- in this process: what else can be wrong with a run that is to be continued ------------------
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing is saved any more."""
 
 
 @pytest.fixture
-def copy(finished, place, tmp_path):
-    """Makes a job on a copy of the finished run, which counts as killed before its end."""
+def here(place, monkeypatch, tensorflow):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def copy(**settings):
-        path = shutil.copytree(finished.path, tmp_path / "run")
-        result = json.loads((path / "result.json").read_text())
-        (path / "result.json").write_text(json.dumps(result | {"status": "running"}))
-        return Job(place, path, {"epochs": "2"} | settings)
 
-    return copy
+def command(path, **settings):
+    """Runs the command in this process; returns its exit code."""
+    from tfgpu import cli, train
+
+    flags = [f"--{k}={v}" for k, v in (BASE | settings).items() if v is not None]
+    sys.modules.pop("resume_models", None)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, [*flags, f"--run_dir={path}"])
+    sys.modules["keras"].config.set_dtype_policy("float32")
+    return stop.value.code or 0
+
+
+def killed(path, monkeypatch, *, steps, **settings):
+    """Leaves a run that was killed after that many steps."""
+    from tfgpu.training import _Record
+
+    def on_train_batch_end(self, batch, logs=None):
+        _record(self, batch, logs)
+        if self._outcome["steps"] >= steps:
+            raise Killed
+
+    _record = _Record.on_train_batch_end
+    with monkeypatch.context() as patched:
+        patched.setattr(_Record, "on_train_batch_end", on_train_batch_end)
+        with pytest.raises(Killed):
+            command(path, **settings)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(place, tmp_path_factory):
+    """Runs that are made once: a whole one, and one that was killed after 12 of its 21 steps."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def whole(made, here):
+    path = made / "whole"
+    if not path.exists():
+        assert command(path, epochs=3) == 0
+    return path
+
+
+@pytest.fixture
+def cut(made, here, tmp_path, monkeypatch):
+    """A run of its own that can be continued."""
+    if not (made / "cut").exists():
+        killed(made / "cut", monkeypatch, steps=12, epochs=3)
+    return Path(shutil.copytree(made / "cut", tmp_path / "run"))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def the_line(capsys):
+    """The one line on standard error."""
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("tfgpu: ")
+    return line
+
+
+def flip(path, position):
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_leads_to_the_same_bits(whole, cut, capsys):
+    newest, older = sorted((cut / "checkpoints").glob("step-*"), reverse=True)[:2]
+    flip(newest / "arrays.bin", 100)
+    left = cut / "checkpoints" / f".step-00000099-{'0' * 16}.tmp"
+    left.mkdir()
+    (left / "arrays.bin").write_bytes(b"half")
+    capsys.readouterr()
+    assert command(cut, epochs=3) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {left} is left over" in said
+    assert f"{newest} cannot be used: the checksum of " in said
+    assert not left.exists() and not older.exists()  # Newer ones have come since.
+    for path in (cut / "checkpoints").glob("step-*"):
+        # The steps were gone through again, which the names tell.
+        path.rename(path.with_name(path.name.partition(".")[0]))
+    same(whole, cut)
+
+
+def test_with_every_checkpoint_damaged_nothing_is_touched(cut, capsys):
+    for path in (cut / "checkpoints").glob("step-*"):
+        flip(path / "manifest.json", 200)
+    before = contents(cut / "checkpoints")
+    assert command(cut, epochs=3) == 4
+    assert "holds no checkpoint that can be used: step-000000" in the_line(capsys)
+    assert contents(cut / "checkpoints") == before
+
+
+def test_without_its_checkpoints_a_run_is_not_begun_anew(cut, capsys):
+    shutil.rmtree(cut / "checkpoints")
+    metrics = (cut / "metrics.jsonl").read_bytes()
+    assert command(cut, epochs=3) == 4
+    line = the_line(capsys)
+    assert str(cut) in line and "no checkpoint" in line
+    assert (cut / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_it_goes_on_with_another_set_up_and_says_so(cut, capsys):
+    changes = {
+        "devices": "CPU:0,CPU:1",
+        "precision": "mixed_float16",
+        "jit_compile": "true",
+        "steps_per_execution": 2,
+        "input": "streaming",
+        "tensorboard": "none",
+    }
+    lines = (cut / "metrics.jsonl").read_text().splitlines()
+    assert command(cut, epochs=3, **changes) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "the result will not be bit-identical",
+        "replicas: 1 there, 2 now",
+        "precision: float32 there, mixed_float16 now",
+        "jit_compile: False there, True now",
+        "steps_per_execution: 3 there, 2 now",
+        "input: resident there, streaming now",
+    ):
+        assert text in said
+    assert outcome(cut)["replicas"] == 2 and outcome(cut)["steps"] == 21
+    assert [line["step"] for line in metrics(cut)] == [7, 14, 21]
+    assert (cut / "metrics.jsonl").read_text().splitlines()[: len(lines)] == lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"precision": "mixed_float16"},
+        {"jit_compile": "true"},
+        {"steps_per_execution": "1"},
+        {"input": "streaming"},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_another_set_up_computes_nearly_the_same(whole, cut, changes, capsys):
+    assert command(cut, epochs=3, **changes) == 0
+    assert "will not be bit-identical" in capsys.readouterr().out
+    for one, other in zip(metrics(whole), metrics(cut), strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05, abs=0.02)
+
+
+def test_what_is_left_open_was_decided_when_the_run_began(whole, cut, tmp_path):
+    # The defaults of a run in which they had been left open would be others.
+    left_open = dict.fromkeys(
+        ("batch_size", "learning_rate", "steps_per_execution", "augment"), None
+    )
+    assert command(cut, epochs=3, **left_open) == 0
+    same(whole, cut)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1, "batch_size": 9}, ["batch_size: 8 there, 9 now", "seed: 0 there, 1 now"]),
+        ({"optimizer": "adam"}, ['optimizer: "sgd" there, "adam" now']),
+        ({"lr_schedule": "linear"}, ['lr_schedule: "cosine" there, "linear" now']),
+        ({"validation_fraction": 0.2}, ["validation_fraction: 0.1 there, 0.2 now"]),
+        ({"early_stopping": None}, ["early_stopping: 100 there, null now"]),
+        ({"resume": "never"}, ["--resume=never overwrites nothing"]),
+    ],
+    ids=["seed and batch", "optimizer", "schedule", "split", "early stopping", "never"],
+)
+def test_other_settings_are_refused_with_their_names(cut, capsys, changes, said):
+    before = contents(cut)
+    assert command(cut, **{"epochs": 3} | changes) == 2
+    line = the_line(capsys)
+    assert all(text in line for text in said), line
+    assert contents(cut) == before
+
+
+def test_another_model_of_the_same_name_is_refused(cut, place, capsys):
+    source = place / "resume_models.py"
+    source.write_text(MODEL.replace("Dropout(0.3)", "Dropout(0.4)"))
+    try:
+        assert command(cut, epochs=3) == 2
+    finally:
+        source.write_text(MODEL)
+    line = the_line(capsys)
+    assert ".rate: 0.3 there, 0.4 now" in line and str(cut) in line
+
+
+def test_other_images_of_the_same_names_are_refused(cut, place, tmp_path, capsys):
+    image = place / "images" / "train" / "dark" / "00.png"
+    before = image.read_bytes()
+    Image.new("RGB", (8, 8)).save(image)
+    try:
+        assert command(cut, epochs=3) == 2
+    finally:
+        image.write_bytes(before)
+    assert "data.fingerprint: " in the_line(capsys)
+
+
+def test_must_needs_a_run(here, tmp_path, capsys):
+    assert command(tmp_path / "none", resume="must") == 2
+    assert "--resume=must" in the_line(capsys)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_extended_and_stays_unfinished_until_that_is_done(
+    here, tmp_path, monkeypatch, capsys
+):
+    settings = {"lr_schedule": "constant", "warmup_epochs": "0.5"}
+    assert command(tmp_path / "whole", epochs=3, **settings) == 0
+    assert command(tmp_path / "cut", epochs=1, **settings) == 0
+    killed(tmp_path / "cut", monkeypatch, steps=10, epochs=3, **settings)
+    # What the killed process could not say.
+    result = tmp_path / "cut" / "result.json"
+    assert json.loads(result.read_text())["status"] != "finished"
+    assert command(tmp_path / "cut", epochs=3, **settings) == 0
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_exit_by_early_stopping_has_its_checkpoint(here, tmp_path, capsys):
+    settings = {"early_stopping": 1, "learning_rate": 0.9, "epochs": 30, "checkpoint_every": 1000}
+    assert command(tmp_path / "whole", **settings) == 0
+    assert outcome(tmp_path / "whole")["epochs"] < 30
+    assert checkpoint_state(tmp_path / "whole")["step"] == outcome(tmp_path / "whole")["steps"]
+    # As if it had been killed in its test.
+    cut = Path(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
+    (cut / "model.keras").unlink()
+    (cut / "result.json").unlink()
+    assert command(cut, **settings) == 0
+    same(tmp_path / "whole", cut)
+    before = contents(cut)
+    assert command(cut, **settings) == 0
+    assert "holds this run, finished" in capsys.readouterr().out
+    assert contents(cut) == before
+
+
+# ---- a full disk ---------------------------------------------------------------------------------
+
+
+def full_disk(patched, *, while_step):
+    """Lets no checkpoint of those steps be written."""
+    real = os.write
+
+    def write(descriptor, data):
+        place = os.readlink(f"/proc/self/fd/{descriptor}")
+        found = re.search(r"\.step-(\d+)", place)
+        if found and while_step(int(found[1])):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    patched.setattr(os, "write", write)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="names files by /proc")
+
+
+@linux
+def test_a_disk_that_is_full_for_a_while_costs_nothing(whole, cut, monkeypatch, capsys):
+    kept, seen = max((cut / "checkpoints").glob("step-*")), []
+    with monkeypatch.context() as patched:
+        full_disk(patched, while_step=lambda step: seen.append(kept.exists()) or step < 18)
+        assert command(cut, epochs=3) == 0
+    said = capsys.readouterr().out
+    assert "warning: no checkpoint could be saved (No space left on device while writing" in said
+    assert len(seen) > 3 and all(seen[:4])
+    same(whole, cut)
+
+
+@linux
+def test_a_full_disk_at_the_end_keeps_the_last_checkpoint(whole, cut, monkeypatch, capsys):
+    tries = []
+    with monkeypatch.context() as patched:
+        full_disk(patched, while_step=lambda step: step == 21 and not tries.append(step))
+        assert command(cut, epochs=3) == 5
+    line = the_line(capsys)
+    assert len(tries) == 2
+    assert "No space left on device" in line and "step-00000020 holds" in line
+    assert outcome(cut)["status"] == "failed"
+    assert command(cut, epochs=3) == 0
+    same(whole, cut)
+
+
+@linux
+@pytest.mark.slow
+def test_a_disk_that_has_room_again_at_the_end(whole, cut, monkeypatch, capsys):
+    tries = []
+    with monkeypatch.context() as patched:
+        full_disk(
+            patched,
+            while_step=lambda step: step == 21 and not tries.append(step) and len(tries) < 2,
+        )
+        assert command(cut, epochs=3) == 0
+    assert len(tries) > 1
+    same(whole, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux"
+    or shutil.which("unshare") is None
+    or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+    reason="nobody may mount a tmpfs here",
+)
+@pytest.mark.parametrize("seconds", [1, 15], ids=["for a while", "until the run ends"])
+def test_a_real_disk_that_fills_up(place, tmp_path, seconds):
+    settings = CASES["float16, average"] | {"epochs": "40"}
+    Job(place, tmp_path / "whole", settings).finish()
+    job = Job(place, tmp_path / "disk" / "run", settings)
+    (tmp_path / "disk").mkdir()
+    script = [sys.executable, "-c", FILL, str(tmp_path), str(seconds), *job.argv]
+    environment = os.environ | {"PYTHONPATH": str(Path(tfgpu.__file__).parents[1])}
+    done = subprocess.run(
+        ["unshare", "-rm", *script],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no checkpoint could be saved (No space left on device" in done.stdout
+    if seconds == 15:
+        assert "No space left on device" in done.stderr and "keeps the training" in done.stderr
+    shutil.copytree(tmp_path / "saved", job.path)
+    same(tmp_path / "whole", job.path)
+
+
+# The mount is this process's own and goes with it.
+FILL = """
+import contextlib, glob, os, shutil, subprocess, sys, time
+place, seconds, argv = sys.argv[1], float(sys.argv[2]), [sys.executable, *sys.argv[3:]]
+disk = place + "/disk"
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
+process = subprocess.Popen(argv)
+while not glob.glob(disk + "/run/checkpoints/step-0000001*"):
+    time.sleep(0.001)
+until = time.monotonic() + seconds
+with open(disk + "/filler", "ab", buffering=0) as filler:
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        time.sleep(0.005)
+os.remove(disk + "/filler")
+code = process.wait()
+if seconds == 15:
+    assert code == 5, code
+    code = subprocess.run(argv).returncode
+shutil.copytree(disk + "/run", place + "/saved")
+sys.exit(code)
+"""

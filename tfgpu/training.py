@@ -352,7 +352,7 @@ def _train(
                 "holds no checkpoint; put one back, or start again with another --run_dir"
             )
     try:
-        with progress, signals.deferred(backup.request_stop):
+        with _full_disk(job, backup), progress, signals.deferred(backup.request_stop):
             model.fit(
                 job.batches,
                 steps_per_epoch=job.batches.steps_per_epoch,
@@ -374,7 +374,8 @@ def _train(
     # training.
     with stopwatch.during("saving"):
         if chief:
-            _save_safely(model, directory, backup)
+            with _full_disk(job, backup):
+                _save(model, directory.model_path)
     if tensorboard is not None and job.validation is not None:
         with stopwatch.during("tensorboard"):
             tensorboard.show_predictions(job.validation, step=outcome["steps"])
@@ -574,20 +575,25 @@ class _SmoothedCrossentropy(keras.losses.Loss):
         }
 
 
-def _save_safely(model: keras.Model, directory: RunDirectory, backup: BackupAndRestore) -> None:
-    """Writes model.keras.
+@contextlib.contextmanager
+def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
+    """Says of a disk that takes no more where the training is safe.
 
     Raises:
-        WorkError: The disk is full; says where the weights are.
+        WorkError: The disk is full.
     """
     try:
-        _save(model, directory.model_path)
+        yield
+    except Error:
+        raise
     except Exception as error:
-        if (full := disk.full(error)) is None:
+        full = disk.full(error)
+        if full is None or backup.latest is None:
             raise
+        where = f" while writing {full.filename}" if full.filename else ""
         raise WorkError(
-            f"{full.strerror} while writing {directory.model_path}; the trained weights are safe "
-            f"in {backup.latest}: free some space and start again with the same --run_dir"
+            f"{full.strerror}{where}; {backup.latest} keeps the training: free some space, then "
+            f"continue with: {job.command}"
         ) from error
 
 
