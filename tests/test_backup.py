@@ -213,7 +213,7 @@ def test_streaming_in_place_of_resident_input_goes_on_and_says_so(tmp_path, one)
         train(tmp_path / "cut", one, more=[KillAfter(5)])
     cut, _, backup = train(tmp_path / "cut", one, streaming=True)
     assert not backup.exact
-    assert any("input: resident there, streaming now" in text for text in backup.warnings)
+    assert any('input: "resident" there, "streaming" now' in text for text in backup.warnings)
     for a, b in zip(state(whole), state(cut), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 

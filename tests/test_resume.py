@@ -452,10 +452,10 @@ def test_it_goes_on_with_another_set_up_and_says_so(cut, capsys):
     for text in (
         "the result will not be bit-identical",
         "replicas: 1 there, 2 now",
-        "precision: float32 there, mixed_float16 now",
-        "jit_compile: False there, True now",
+        'precision: "float32" there, "mixed_float16" now',
+        "jit_compile: false there, true now",
         "steps_per_execution: 3 there, 2 now",
-        "input: resident there, streaming now",
+        'input: "resident" there, "streaming" now',
     ):
         assert text in said
     assert outcome(cut)["replicas"] == 2 and outcome(cut)["steps"] == 21

@@ -374,11 +374,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"this one has {self._steps_per_epoch}"
             )
         how = self._how()
-        changed = [
-            f"{k}: {state['how'].get(k)} there, {how[k]} now"
-            for k in how
-            if state["how"].get(k) != how[k]
-        ]
+        changed = differences(state["how"], how, ignoring=frozenset())
         if changed:
             self.exact = False
             self._warn(
@@ -481,9 +477,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         assert self._batches is not None
         model = self.model
         device_map = self._batches.device_map
+        device = tf.DeviceSpec.from_string(_local(model, model.variables[0])[0].device).device_type
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
         return {
             "replicas": model.distribute_strategy.num_replicas_in_sync,
-            "device": tf.DeviceSpec.from_string(_first_device(model)).device_type,
+            "device": device,
+            # Sums are shared out to them, and so added up in another order.
+            **({"intra_op_threads": threads} if device == "CPU" else {}),
             "precision": model.dtype_policy.name,
             "jit_compile": bool(model.jit_compile),
             "steps_per_execution": model.steps_per_execution,
@@ -496,10 +497,6 @@ class BackupAndRestore(keras.callbacks.Callback):
 def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
     """The copies of a variable on this process's replicas."""
     return model.distribute_strategy.experimental_local_results(variable._value)
-
-
-def _first_device(model: keras.Model) -> str:
-    return model.distribute_strategy.extended.worker_devices[0]
 
 
 def _host_array(variable: tf.Variable) -> np.ndarray:

@@ -97,8 +97,8 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             jit_compile=begun.jit_compile,
             seed=config.seed,
             deterministic=config.deterministic,
-            intra_op_threads=config.intra_op_threads,
-            small_steps=recipe.has_small_steps(config),
+            intra_op_threads=begun.intra_op_threads,
+            small_steps=recipe.has_small_steps(begun),
         )
         stopwatch.switch("data")
         data = sources.load(
@@ -171,7 +171,11 @@ def _as_recorded(config: Config) -> Config:
     """
     recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
     # Not those of which None says "off".
-    decided = (*Resolved.__annotations__, "input", "jit_compile")
+    decided = [*Resolved.__annotations__, "input"]
+    if all(
+        recorded.get(name) == given[name] for name in ("strategy", "devices", "virtual_devices")
+    ):
+        decided += ["jit_compile", "intra_op_threads"]
     left_open = {
         name: recorded[name]
         for name in decided
