@@ -50,7 +50,8 @@ def build(strategy, **settings):
         x = keras.layers.Conv2D(3, 3)(x)
         x = keras.layers.BatchNormalization()(x)
         x = keras.layers.Dropout(settings.get("rate", 0.3))(keras.layers.Flatten()(x))
-        model = tfgpu.Model(inputs, keras.layers.Dense(4, dtype="float32")(x))
+        kind = settings.get("kind", tfgpu.Model)
+        model = kind(inputs, keras.layers.Dense(4, dtype="float32")(x))
         model.compile(
             settings["optimizer"](),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -152,6 +153,32 @@ def test_two_replicas_resume_to_the_bit(tmp_path, mirrored2, streaming):
 def test_optimizer_state_resumes_to_the_bit(tmp_path, one, optimizer):
     whole, _, _ = train(tmp_path / "whole", one, optimizer=optimizer)
     cut, _, _ = resumed(tmp_path / "cut", one, 5, optimizer=optimizer)
+    assert same(whole, cut)
+
+
+class OwnStep(tfgpu.Model):
+    """A model that is built by its first step, were it not for the backup."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_a_step_of_its_own_resumes_to_the_bit(tmp_path):
+    default = tf.distribute.get_strategy()
+
+    def model():
+        return build(default, kind=OwnStep, metrics=None)
+
+    whole, _, _ = train(tmp_path / "whole", default, model=model())
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", default, model=model(), more=[KillAfter(5)])
+    cut, _, backup = train(tmp_path / "cut", default, model=model())
+    assert backup.resumed_from == 6
     assert same(whole, cut)
 
 

@@ -171,6 +171,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise RequestError(
                 "BackupAndRestore needs fit(..., steps_per_epoch=batches.steps_per_epoch)"
             )
+        self._build(batches)
         self._batches = batches
         self._run = describe(self.model, batches.source) | self._more
         digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
@@ -265,6 +266,25 @@ class BackupAndRestore(keras.callbacks.Callback):
         steps = steps_done - checkpoint.step
         return first_breakage(self.model, self._batches, start_step=checkpoint.step, steps=steps)
 
+    def _build(self, batches: Batches) -> None:
+        """Makes all variables, which a model with a `train_step` of its own has after its first.
+
+        Raises:
+            RequestError: They cannot be made before.
+        """
+        model = self.model
+        parts = (model, model._compile_loss, model._compile_metrics, model.optimizer)
+        if all(part is None or part.built for part in parts):
+            return
+        try:
+            assert batches.device_map is not None  # Of our own data sets.
+            model._build_from(batches.device_map.element_spec)
+        except (RuntimeError, ValueError) as error:
+            raise RequestError(
+                "BackupAndRestore needs a model that is built: call it on a batch once before "
+                f"`fit` ({error})"
+            ) from error
+
     # ---- saving --------------------------------------------------------------------------
 
     def _leave(self) -> None:
@@ -321,7 +341,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
         """Takes hold of all state: with the check, all of saving that training waits for."""
         arrays = {
-            name: _host_array(variable._value) for name, variable in self._variables().items()
+            name: _host_array(_local(self.model, variable)[0])
+            for name, variable in self._variables().items()
         }
         for name, variable in self._metrics().items():
             for replica, value in enumerate(_local(self.model, variable)):
@@ -500,14 +521,15 @@ def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, .
 
 
 def _host_array(variable: tf.Variable) -> np.ndarray:
-    """The value of a variable that later assignments do not change."""
-    value = tf.convert_to_tensor(variable)
+    """The value of a variable on one device, which later assignments do not change."""
+    # The operation alone: for 538 variables `tf.convert_to_tensor` takes 25 ms more.
+    value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
     if "CPU" not in value.device:
         return value.numpy()
     try:
         # Without a copy: a variable whose buffer somebody holds is given a new one when it is
-        # assigned to. Copying 200 MB took 0.1 s here, which is 1 % of 10 s.
-        return np.asarray(memoryview(value)).reshape(value.shape)
+        # assigned to, and copying 200 MB at once takes as long as that.
+        return np.asarray(memoryview(value))
     except (BufferError, TypeError, ValueError):  # Python knows no bfloat16.
         return value.numpy()
 
