@@ -168,6 +168,7 @@ class OwnStep(tfgpu.Model):
         return {"loss": loss}
 
 
+@pytest.mark.slow
 def test_a_step_of_its_own_resumes_to_the_bit(tmp_path):
     default = tf.distribute.get_strategy()
 
@@ -234,6 +235,7 @@ def test_another_number_of_replicas_goes_on_and_says_so(tmp_path, one, mirrored2
     assert any("replicas: 1 there, 2 now" in text for text in backup.warnings)
 
 
+@pytest.mark.slow
 def test_streaming_in_place_of_resident_input_goes_on_and_says_so(tmp_path, one):
     whole, _, _ = train(tmp_path / "whole", one)
     with pytest.raises(Killed):
@@ -372,11 +374,6 @@ def test_a_full_disk_at_the_end_names_the_backup_that_is_kept(tmp_path, one, mon
     assert failed.value.exit_code == 5
     assert "Disk quota exceeded" in str(failed.value)
     assert f"{tmp_path / 'step-00000018'} holds the last state" in str(failed.value)
-    monkeypatch.undo()
-    whole, _, _ = train(tmp_path / "whole", one, patience=9)
-    cut, _, backup = train(tmp_path, one, patience=9)
-    assert backup.resumed_from == 18
-    assert same(whole, cut)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, one):
@@ -395,36 +392,70 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, one):
     assert any("not finite" in text for text in backup.warnings)
 
 
-def test_the_step_and_the_variable_that_broke_are_found(tmp_path, mirrored2):
-    broken_at = 9
+class Explode(keras.layers.Layer):
+    """Overflows once a counter, kept as a weight, has come so far."""
 
-    class Explode(keras.layers.Layer):
-        """Overflows once a counter, kept as a weight, has come so far."""
+    def __init__(self, at, **given):
+        super().__init__(**given)
+        self.at = at
 
-        def build(self, shape):
-            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
 
-        def call(self, x, training=False):
-            if training:
-                self.count.assign(self.count + 1)
-            return x * tf.where(self.count < broken_at, 1.0, np.float32(np.inf))
+    def call(self, x, training=False):
+        if training:
+            self.count.assign(self.count + 1)
+        factor = tf.where(self.count < self.at, 1.0, np.float32(np.inf))
+        return x * tf.cast(factor, x.dtype)
 
+
+def exploding(strategy, optimizer, *, at):
     keras.utils.set_random_seed(1)
-    with mirrored2.scope():
+    with strategy.scope():
         inputs = keras.Input((8, 8, 3))
         x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
-        x = keras.layers.Dense(5, name="before")(x)
-        x = Explode()(x)
+        x = Explode(at)(keras.layers.Dense(5, name="before")(x))
         model = tfgpu.Model(inputs, keras.layers.Dense(4, name="after")(x))
         model.compile(
-            keras.optimizers.SGD(0.01),
+            optimizer(),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             steps_per_execution=2,
         )
+    return model
+
+
+def test_the_step_and_the_variable_that_broke_are_found(tmp_path, mirrored2):
+    model = exploding(mirrored2, lambda: keras.optimizers.SGD(0.01), at=9)
     _, _, backup = train(tmp_path, mirrored2, model=model, save_freq=4)
     broken = backup.first_breakage(backup.steps_done)
-    assert broken.step == broken_at
+    assert broken.step == 9
     assert broken.variable.startswith("after/")
+
+
+def test_gradients_that_overflow_because_of_their_scale_are_no_breakage(tmp_path, one):
+    keras.config.set_dtype_policy("mixed_float16")
+
+    class Look(KillAfter):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 6:
+                backup = next(
+                    c for c in self.model._fit_callbacks if type(c) is tfgpu.BackupAndRestore
+                )
+                self.broken = backup.first_breakage(backup.steps_done)
+                raise Killed
+
+    look = Look(0)
+    # So high a scale that the first steps are left out, and so not counted.
+    model = exploding(
+        one,
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.01), initial_scale=2**22
+        ),
+        at=2,
+    )
+    with pytest.raises(Killed):
+        train(tmp_path, one, model=model, save_freq=1000, more=[look])
+    assert 2 < look.broken.step <= 7
 
 
 def test_any_other_data_set_is_refused_with_the_way_out(tmp_path, one):

@@ -279,6 +279,7 @@ def test_two_replicas_that_stream_end_with_the_same_bits(place, tmp_path):
     same(tmp_path / "whole", job.path)
 
 
+@pytest.mark.slow
 def test_an_average_in_mixed_precision_ends_with_the_same_bits(place, tmp_path):
     settings = CASES["float16, average"]
     job = Job(place, tmp_path / "cut", settings)
