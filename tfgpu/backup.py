@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,6 +92,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             JSON keeps, by name.
 
     Attributes:
+        save_seconds: How long training has waited for backups, in this process.
         resumed_from: Steps that had been done when this training began; None for a new one.
         exact: Whether the result is bit-identical to an uninterrupted run. False when
             what may be changed was.
@@ -113,6 +115,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
             raise ValueError(f"save_freq must be 'epoch' or a positive integer, not {save_freq!r}")
         self.backup_dir = Path(backup_dir)
+        self.save_seconds = 0.0
         self.resumed_from: int | None = None
         self.exact = True
         self._save_freq = save_freq
@@ -189,7 +192,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         elif self._write:
             # What other callbacks write before the next backup is then known to be theirs to
             # take back, and a training that breaks at once can be looked into.
-            with self._during():
+            with self._timed():
                 self._save(self._capture(), background=False)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -211,7 +214,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             # Written when the epoch's validation is through, which says whether it is the
             # best; kept, because validation overwrites the metrics.
             if self._write:
-                with self._during():
+                with self._timed():
                     self._pending = self._capture()
             if self._stop is not None:
                 self._leave()
@@ -313,9 +316,18 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "there"
             ) from error
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        with self._during():
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.save_seconds += time.perf_counter() - began
+
     def _back_up(self, *, best: bool = False) -> None:
         if self._write:
-            with self._during():
+            with self._timed():
                 self._save(self._capture(), best=best, background=self._background)
 
     def _save(
