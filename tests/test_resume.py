@@ -213,8 +213,8 @@ def events(path):
                 for value in event.summary.value:
                     if value.tag.startswith(("performance/", "memory/")):
                         continue
-                    # TensorFlow numbers its functions in each process.
-                    graph = value.tag == "__run_graph__"
+                    # A process numbers its functions, and Keras its layers.
+                    graph = value.tag in ("__run_graph__", "keras")
                     content = b"" if graph else value.tensor.SerializeToString()
                     seen.append((value.tag, event.step, content))
     return shown
