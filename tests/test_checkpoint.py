@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tfgpu import checkpoint
-from tfgpu.checkpoint import Checkpoint, CheckpointStore, RunLock
+from tfgpu.checkpoint import Checkpoint, CheckpointStore, OtherRunError, RunLock
 from tfgpu.errors import ModelFileError, RequestError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="flock, fork and resource are POSIX")
@@ -618,13 +618,43 @@ def test_a_background_save_that_fails_is_a_warning_and_the_next_tries_again(tmp_
         assert caught.value.errno == errno.ENOSPC and str(tmp_path) in caught.value.filename
         with pytest.raises(OSError):
             mine.wait()
-        assert len(warnings) == 1
+        assert len(warnings) == 2
         mine.save_in_background(4, arrays_of(4), {"step": 4})
-        assert sound(mine.newest(), 1) and len(warnings) == 2
+        assert sound(mine.newest(), 1) and len(warnings) == 3
     assert entries(tmp_path) == ["step-00000001"]
     mine.save_in_background(5, arrays_of(5), {"step": 5})
     mine.wait()
-    assert sound(mine.newest(), 5) and len(warnings) == 2
+    assert sound(mine.newest(), 5) and len(warnings) == 3
+
+
+def test_waiting_tries_a_save_that_failed_once_more(tmp_path, monkeypatch):
+    warnings = []
+    mine = store(tmp_path, warnings=warnings)
+    mine.save(1, arrays_of(1), {"step": 1})
+    with monkeypatch.context() as patched:
+        full(patched)
+        mine.save_in_background(2, arrays_of(2), {"step": 2}, best=True)
+        mine._writer.join()
+    mine.wait()
+    assert sound(mine.newest(), 2) and mine.best().step == 2
+    assert mine.latest == tmp_path / "step-00000002"
+    assert len(warnings) == 1
+    mine.wait()  # Nothing is left to be tried.
+    assert entries(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_directory_with_checkpoints_of_another_run_alone(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    with pytest.raises(OtherRunError) as caught:
+        store(tmp_path, run_id="other").newest()
+    assert caught.value.path == tmp_path / "step-00000002"
+    assert caught.value.state == {"step": 2}
+    # A damaged one may have been of this run: that is no mere mistake of the user's.
+    flip(tmp_path / "step-00000002" / "arrays.bin", 5, 1)
+    with pytest.raises(ModelFileError) as caught:
+        store(tmp_path, run_id="other", warnings=[]).newest()
+    assert not isinstance(caught.value, OtherRunError)
 
 
 def test_close_says_what_failed(tmp_path, monkeypatch):

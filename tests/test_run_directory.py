@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import io
 import json
 import os
 
@@ -133,6 +135,47 @@ def test_more_epochs_extend_a_run_whose_schedule_does_not_depend_on_them(
     else:
         with pytest.raises(RequestError, match="epochs: 2 there, 3 now"):
             create(tmp_path / "run", longer)
+
+
+def test_a_run_that_is_extended_is_no_longer_finished(tmp_path):
+    path = tmp_path / "run"
+    short = CONFIG | {"lr_schedule": "constant", "epochs": 2}
+    long = short | {"epochs": 4}
+    with contextlib.closing(create(path, config=short)) as directory:
+        directory.write_result({"status": "finished", "epochs": 2})
+    create(path, config=long).close()  # And killed at once.
+    with contextlib.closing(create(path, config=long)) as again:
+        assert again.finished is None and again.resuming
+    assert json.loads((path / "result.json").read_text()) == {"status": "running", "epochs": 2}
+
+
+def test_an_average_is_not_extended(tmp_path):
+    config = CONFIG | {"lr_schedule": "constant", "epochs": 2, "ema_momentum": 0.9}
+    create(tmp_path / "run", config=config).close()
+    with pytest.raises(RequestError, match="epochs: 2 there, 4 now"):
+        create(tmp_path / "run", config=config | {"epochs": 4})
+
+
+def test_the_settings_of_a_run_can_be_read(tmp_path):
+    create(tmp_path / "run").close()
+    assert RunDirectory.recorded(tmp_path / "run") == CONFIG
+    (tmp_path / "run" / "config.json").write_text("half")
+    assert RunDirectory.recorded(tmp_path / "run") == RunDirectory.recorded(tmp_path) == {}
+
+
+def test_a_full_disk_costs_lines_of_the_log(tmp_path, monkeypatch):
+    with contextlib.closing(create(tmp_path / "run")) as directory:
+        directory.log("before")
+        with monkeypatch.context() as patched:
+            patched.setattr(directory, "_log", Full())
+            directory.log("during")
+        directory.log("after")
+    assert (tmp_path / "run" / "log.txt").read_text() == "before\nafter\n"
+
+
+class Full(io.RawIOBase):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_cutting_the_metrics_back_takes_the_later_lines(tmp_path):

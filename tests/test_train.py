@@ -184,7 +184,7 @@ def test_the_files_of_a_run_and_their_fields(run, place):
         "tensorboard",
     }
     events = {str(path.parent.relative_to(this.path)) for path in this.path.rglob("*tfevents*")}
-    assert events == {"tensorboard/train", "tensorboard/validation"}
+    assert events == {"tensorboard", "tensorboard/train", "tensorboard/validation"}
 
     assert this.config["dataset"] == "folder:images"
     # Those for which None says "off", or the data's own.

@@ -61,7 +61,8 @@ _NUMPY_DTYPES = frozenset(
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 
-# google_crc32c takes bytes alone and holds the interpreter while it runs: 0.1 ms for so many.
+# google_crc32c holds the interpreter while it runs: 0.1 ms for so many bytes, which then are
+# still in the processor's cache when they are written.
 _CHUNK = 1 << 20
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, getattr(errno, "EOPNOTSUPP", errno.ENOSYS), errno.EINVAL}
@@ -84,6 +85,20 @@ class Checkpoint:
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
+
+
+class OtherRunError(ModelFileError):
+    """There are checkpoints, and all that are sound are of another run.
+
+    Attributes:
+        path: The newest one.
+        state: The state in it.
+    """
+
+    def __init__(self, path: Path, state: dict[str, Any]):
+        super().__init__(f"{path} is a checkpoint of another run")
+        self.path = path
+        self.state = state
 
 
 class CheckpointStore:
@@ -127,6 +142,7 @@ class CheckpointStore:
         self._to_say: list[str] = []  # The writer's warnings, for the caller's thread.
         self._failure: BaseException | None = None  # Of the last background save.
         self._failure_said = False
+        self._failed: _Plan | None = None  # What it was to write.
 
     def save(
         self,
@@ -157,7 +173,7 @@ class CheckpointStore:
         """
         plan = _Plan(step, arrays, state, best=best, run_id=self._run_id)
         self._settle()
-        self._failure = None
+        self._failure = self._failed = None
         try:
             return self._write(plan)
         finally:
@@ -177,7 +193,7 @@ class CheckpointStore:
         that take longer than the time between them slow training down and do not fill the memory.
 
         A save that fails (OSError) is said in a warning by the next call of any method, and that
-        is all: the run goes on, and the next save tries again. `wait` raises it.
+        is all: the run goes on, and the next save tries again. `wait` tries the same again.
 
         Args:
             step: As in `save`.
@@ -190,7 +206,7 @@ class CheckpointStore:
         """
         plan = _Plan(step, arrays, state, best=best, run_id=self._run_id)
         self._settle()
-        self._failure = None
+        self._failure = self._failed = None
         # No daemon: an interpreter that ends waits until the checkpoint is whole.
         self._writer = threading.Thread(
             target=self._write_quietly, args=(plan,), name="tfgpu-checkpoint"
@@ -203,20 +219,28 @@ class CheckpointStore:
             self._settle()
 
     def wait(self) -> None:
-        """Waits until no save is under way.
+        """Waits until no save is under way; one in the background that failed is tried once more.
 
         Raises:
-            OSError: The last save was one in the background and failed.
+            OSError: It failed again, and no save has come since.
         """
-        self._join()
-        self._say()
-        if self._failure is not None:
-            self._failure_said = True
-            raise self._failure
+        self._settle()
+        if self._failed is not None:
+            try:
+                self._write(self._failed)
+            finally:
+                self._say()
+            self._failure = self._failed = None
 
     def close(self) -> None:
         """Waits until no save is under way; one that failed is said in a warning."""
         self._settle()
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest checkpoint known to be sound: one that this object wrote or read."""
+        name = max(self._sound & set(self._names()), default=None)
+        return None if name is None else self.directory / str(name)
 
     def newest(self) -> Checkpoint | None:
         """Reads the newest sound checkpoint.
@@ -228,6 +252,7 @@ class CheckpointStore:
             The checkpoint; None when there has been none.
 
         Raises:
+            OtherRunError: There are sound checkpoints, and all of them are of another run.
             ModelFileError: There are checkpoints and none is sound.
         """
         self._settle()
@@ -243,17 +268,27 @@ class CheckpointStore:
                 "ignored, and removed after the next save"
             )
         damages: list[str] = []
+        passed_over: list[str] = []
+        others: list[OtherRunError] = []
+        found = None
         for candidate in sorted(names, reverse=True):
             try:
-                checkpoint = self._read(candidate)
+                found = self._read(candidate)
+                break
             except _Damaged as damage:
                 damages.append(f"{candidate} ({damage})")
-                self._warn(
+                passed_over.append(
                     f"checkpoint {self.directory / str(candidate)} cannot be used: {damage}; "
                     "looking for an older one"
                 )
-            else:
-                return checkpoint
+                if isinstance(damage, _OfAnotherRun):
+                    others += self._other(candidate, damage)
+        if found is None and others and len(others) == len(damages):
+            raise others[0]
+        for text in passed_over:
+            self._warn(text)
+        if found is not None:
+            return found
         if damages:
             shown = "; ".join(damages[:3]) + ("; ..." if len(damages) > 3 else "")
             raise ModelFileError(
@@ -291,6 +326,7 @@ class CheckpointStore:
         except BaseException as error:  # For the caller's thread.
             self._failure = error
             self._failure_said = False
+            self._failed = plan
 
     def _join(self) -> None:
         if self._writer is not None:
@@ -401,6 +437,14 @@ class CheckpointStore:
         for left in self._left_over():
             _remove(self.directory / left)
 
+    def _other(self, name: _Name, damage: _OfAnotherRun) -> list[OtherRunError]:
+        """The error for a checkpoint of another run; [] when it is damaged as well."""
+        try:
+            self._arrays(name, damage.manifest)
+        except _Damaged:
+            return []
+        return [OtherRunError(self.directory / str(name), damage.manifest["state"])]
+
     def _is_best(self, name: _Name) -> bool:
         try:
             return self._manifest(name)[0]["best"]
@@ -433,6 +477,17 @@ class CheckpointStore:
             _Damaged: It is not sound; says why.
         """
         manifest, state = self._manifest(name)
+        arrays = self._arrays(name, manifest)
+        self._sound.add(name)
+        path = self.directory / str(name)
+        return Checkpoint(path=path, step=name.step, arrays=arrays, state=state)
+
+    def _arrays(self, name: _Name, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Reads and checks all that is beside the manifest.
+
+        Raises:
+            _Damaged: It is not sound; says why.
+        """
         path = self.directory / str(name)
         with _damage(path):
             others = sorted(set(os.listdir(path)) - {_ARRAYS, _MANIFEST})
@@ -445,8 +500,7 @@ class CheckpointStore:
                 raise _Damaged(f"{_ARRAYS} has {size} bytes instead of {expected}")
             for entry in manifest["arrays"]:
                 arrays[entry["name"]] = _read_array(file, entry)
-        self._sound.add(name)
-        return Checkpoint(path=path, step=name.step, arrays=arrays, state=state)
+        return arrays
 
     def _manifest(self, name: _Name) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads and checks the manifest; returns it and the state.
@@ -476,7 +530,7 @@ class CheckpointStore:
         if lacking:
             raise _Damaged(f"its {_MANIFEST} has no {lacking[0]!r}")
         if manifest["run_id"] != self._run_id:
-            raise _Damaged("it belongs to another run")
+            raise _OfAnotherRun(manifest)
         if manifest["name"] != str(name):
             raise _Damaged(f"its {_MANIFEST} is that of {manifest['name']}")
         return manifest, manifest["state"]
@@ -544,6 +598,14 @@ class _Damaged(Exception):
     """Why a checkpoint cannot be used."""
 
 
+class _OfAnotherRun(_Damaged):
+    """It may be sound, but it is not of this run."""
+
+    def __init__(self, manifest: dict[str, Any]):
+        super().__init__("it belongs to another run")
+        self.manifest = manifest
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class _Name:
     """A checkpoint's name; a greater one is newer."""
@@ -601,12 +663,12 @@ class _Plan:
                 array.dtype.byteorder == "=" and sys.byteorder == "big"
             ):
                 array = array.astype(array.dtype.newbyteorder("<"))
-            data = array.reshape(-1).view(np.uint8).data
+            data = array.reshape(-1).view(np.uint8)
             crc = 0
             for start in range(0, len(data), _CHUNK):
-                chunk = bytes(data[start : start + _CHUNK])
-                crc = google_crc32c.extend(crc, chunk)
-                _write_all(descriptor, chunk)
+                chunk = data[start : start + _CHUNK]
+                crc = _extend(crc, chunk)
+                _write_all(descriptor, chunk.data)
             self._index.append(
                 {
                     "name": name,
@@ -671,19 +733,26 @@ def _read_array(file: Any, entry: Mapping[str, Any]) -> np.ndarray:
     array = np.empty(shape, dtype)
     if array.nbytes != nbytes or math.prod(shape) * dtype.itemsize != nbytes:
         raise _Damaged(f"the index of {_ARRAYS} is wrong for {entry['name']}")
-    data = array.reshape(-1).view(np.uint8).data
+    data = array.reshape(-1).view(np.uint8)
     crc, start = 0, 0
     while start < nbytes:
-        count = file.readinto(data[start : start + _CHUNK])
+        count = file.readinto(data[start : start + _CHUNK].data)
         if not count:
             raise _Damaged(f"{_ARRAYS} ends within {entry['name']}")
-        crc = google_crc32c.extend(crc, bytes(data[start : start + count]))
+        crc = _extend(crc, data[start : start + count])
         start += count
     if crc != entry["crc32c"]:
         raise _Damaged(f"the checksum of {entry['name']} in {_ARRAYS} is wrong")
     if sys.byteorder == "big" and dtype.itemsize > 1:
         array.byteswap(inplace=True)
     return array
+
+
+def _extend(crc: int, data: np.ndarray) -> int:
+    """The CRC-32C of what `crc` is of, followed by `data`, (n,) uint8 in one piece."""
+    # Its C implementation takes arrays as they lie, though no memoryview; the other bytes alone.
+    whole = google_crc32c.implementation == "c"
+    return google_crc32c.extend(crc, data if whole else data.tobytes())
 
 
 def _temporary_name(name: _Name) -> str:
@@ -694,7 +763,7 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAG_BINARY, 0o666)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]  # A disk that is nearly full takes less.

@@ -45,6 +45,7 @@ def first_breakage(
         Where it broke; None when all gradients were finite.
     """
     strategy = model.distribute_strategy
+    dynamic = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     device_map = batches.device_map
 
     def look(share: Any) -> tf.Tensor:
@@ -52,8 +53,12 @@ def first_breakage(
         padding = None
         if isinstance(share, PaddedBatch):
             share, padding = share.data, share.padding
-        _, gradients, _ = model._forward_backward(context, share, padding, device_map)
+        outcome, gradients, _ = model._forward_backward(context, share, padding, device_map)
         broken = [tf.constant(False) if g is None else ~all_finite([g]) for g in gradients]
+        if dynamic:
+            # Gradients that overflow because of their scale are what it is lowered for.
+            finite = all_finite([outcome.loss])
+            broken = [gradient & ~finite for gradient in broken]
         return tf.cast(tf.stack(broken), tf.int32)
 
     @tf.function(autograph=False, reduce_retracing=True)

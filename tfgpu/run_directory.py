@@ -17,8 +17,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tfgpu import disk
 from tfgpu.checkpoint import RunLock
@@ -54,7 +55,7 @@ class RunDirectory:
         self.chief = chief
         self.finished = finished
         self.resuming = resuming
-        self._log: TextIO | None = None
+        self._log: RawIOBase | None = None
         self._lock: RunLock | None = None
 
     @classmethod
@@ -109,6 +110,11 @@ class RunDirectory:
             if finished is not None:
                 return cls(place, finished=finished)
             directory = cls(place, resuming=True)._locked()
+            # First: a run that is extended is no longer finished, whenever it is killed.
+            if (place / "result.json").exists():
+                _write_json(
+                    place / "result.json", _read_json(place / "result.json") | {"status": "running"}
+                )
             _write_json(place / "config.json", config)
             return directory
 
@@ -155,6 +161,23 @@ class RunDirectory:
             if _is_new(place, resume):
                 return None
             return _existing(place, config, resume)
+
+    @classmethod
+    def recorded(cls, path: str | os.PathLike[str] | None) -> dict[str, Any]:
+        """Reads the settings of the run in a directory; writes nothing.
+
+        Args:
+            path: As for `create`.
+
+        Returns:
+            `config.json`; {} when there is none that can be read, of which `find` has more to say.
+        """
+        if path is None:
+            return {}
+        try:
+            return _read_json(Path(path).expanduser() / "config.json")
+        except (RequestError, OSError):
+            return {}
 
     @classmethod
     def _create_default(
@@ -242,6 +265,9 @@ class RunDirectory:
     def log(self, text: str) -> None:
         """Appends lines to log.txt, without waiting for the disk.
 
+        On a full disk it leaves them out: the terminal has them, and a run that could not save
+        a checkpoint must be able to say so and go on.
+
         Args:
             text: What the terminal showed, without control sequences.
 
@@ -251,11 +277,15 @@ class RunDirectory:
         if not self.chief or self.finished is not None:
             return
         path = self.path / "log.txt"
-        with disk.named(path):
-            if self._log is None:
-                self._log = open(path, "a", encoding="utf-8")
-            self._log.write(text if text.endswith("\n") else text + "\n")
-            self._log.flush()
+        try:
+            with disk.named(path):
+                if self._log is None:
+                    # Unbuffered: what did not fit must not be tried again later.
+                    self._log = open(path, "ab", buffering=0)
+                self._log.write((text if text.endswith("\n") else text + "\n").encode())
+        except OSError as error:
+            if error.errno not in disk.FULL:
+                raise
 
     def close(self) -> None:
         """Closes log.txt, which a later `log` opens again, and lets other processes in."""
@@ -328,10 +358,12 @@ def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, 
         )
     old = _read_json(place / "config.json")
     other = differences(old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
-    # More epochs are the same run for longer where no epoch before depends on their number.
+    # More epochs are the same run for longer where no epoch before depends on their number, and
+    # where the last one does not end the training for good, as Keras ends one with an average.
     longer = (
         len(other) == 1
         and config.get("lr_schedule") == "constant"
+        and config.get("ema_momentum") is None
         and config.get("epochs", 0) > old.get("epochs", 0)
     )
     if other and not longer:
@@ -419,7 +451,7 @@ def _refusals(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quota.
+        if error.errno in disk.FULL:
             raise
         raise RequestError(
             f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu import flags, interrupts, recipe, runtime
+from tfgpu import disk, flags, interrupts, recipe, runtime
 from tfgpu.backup import BackupAndRestore
 from tfgpu.config import NOT_OF_THE_RUN, Config
 from tfgpu.console import Console, Stopwatch, summary
@@ -32,7 +31,7 @@ from tfgpu.data.inputs import (
     make_resident,
     training_batches,
 )
-from tfgpu.errors import Error, Interrupted, RequestError, WorkError
+from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.progress import Progress, Timing
 from tfgpu.recipe import Resolved
 from tfgpu.run_directory import RunDirectory
@@ -72,8 +71,6 @@ RESULT_FIELDS = (
 POINTS_AN_EPOCH = 10
 """Of `batch_<metric>` and `performance/` in TensorBoard."""
 
-_DISK_FULL = os.strerror(errno.ENOSPC)
-
 
 def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, Any]:
     """Trains, evaluates and saves.
@@ -91,16 +88,17 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
     """
     with interrupts.caught() as signals:
         build = recipe.find_builder(config.model)
+        begun = _as_recorded(config)
         machine = runtime.start(
             strategy=config.strategy,
             devices=config.devices,
             virtual_devices=config.virtual_devices,
             precision=config.precision,
-            jit_compile=config.jit_compile,
+            jit_compile=begun.jit_compile,
             seed=config.seed,
             deterministic=config.deterministic,
-            intra_op_threads=config.intra_op_threads,
-            small_steps=recipe.has_small_steps(config),
+            intra_op_threads=begun.intra_op_threads,
+            small_steps=recipe.has_small_steps(begun),
         )
         stopwatch.switch("data")
         data = sources.load(
@@ -111,7 +109,7 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             seed=config.seed,
         )
         settings = recipe.resolve(
-            config,
+            begun,
             num_examples=data.train.num_examples,
             replicas=machine.num_replicas,
             on_gpu=machine.on_gpu,
@@ -163,6 +161,30 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             )
             with contextlib.closing(directory):
                 return _record(job, directory, console, stopwatch, signals)
+
+
+def _as_recorded(config: Config) -> Config:
+    """Takes what the user left open from the run that is to be continued.
+
+    It was decided when that run began: by the devices and the memory that were free then, which
+    may not be the same now.
+    """
+    recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
+    # Not those of which None says "off".
+    decided = [*Resolved.__annotations__, "input"]
+    if all(
+        recorded.get(name) == given[name] for name in ("strategy", "devices", "virtual_devices")
+    ):
+        decided += ["jit_compile", "intra_op_threads"]
+    left_open = {
+        name: recorded[name]
+        for name in decided
+        if given[name] in (None, "auto") and name in recorded
+    }
+    try:
+        return Config.from_json(given | left_open)
+    except RequestError:
+        return config  # Of something else, which `RunDirectory.find` names.
 
 
 def _record(
@@ -317,6 +339,7 @@ def _train(
         write=chief,
         warn=lambda text: console.say(f"warning: {text}"),
         during=lambda: timing.apart("checkpoints"),
+        run={"data.fingerprint": job.data.fingerprint, "data.classes": len(job.data.class_names)},
     )
     record = _Record(directory, timing, outcome, config, backup)
     callbacks: list[Any] = [timing, progress, record]
@@ -327,8 +350,13 @@ def _train(
     callbacks += [*recipe.make_callbacks(config), backup, timing.closing]
     if directory.resuming:
         console.say(f"continuing the run in {directory.path}")
+        if directory.metrics_size() and not any(directory.checkpoints_dir.glob("step-*")):
+            raise ModelFileError(
+                f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
+                "holds no checkpoint; put one back, or start again with another --run_dir"
+            )
     try:
-        with progress, signals.deferred(backup.request_stop):
+        with _full_disk(job, backup), progress, signals.deferred(backup.request_stop):
             model.fit(
                 job.batches,
                 steps_per_epoch=job.batches.steps_per_epoch,
@@ -340,6 +368,9 @@ def _train(
             )
     finally:
         backup.close()
+    if signals.received is not None:
+        # It came after the last moment at which `fit` could have been left.
+        raise KeyboardInterrupt
     outcome["samples_per_second"] = timing.run_samples_per_second
     outcome["train_seconds"] = timing.train_seconds
 
@@ -347,7 +378,8 @@ def _train(
     # training.
     with stopwatch.during("saving"):
         if chief:
-            _save(model, directory.model_path)
+            with _full_disk(job, backup):
+                _save(model, directory.model_path)
     if tensorboard is not None and job.validation is not None:
         with stopwatch.during("tensorboard"):
             tensorboard.show_predictions(job.validation, step=outcome["steps"])
@@ -547,6 +579,28 @@ class _SmoothedCrossentropy(keras.losses.Loss):
         }
 
 
+@contextlib.contextmanager
+def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
+    """Says of a disk that takes no more where the training is safe.
+
+    Raises:
+        WorkError: The disk is full.
+    """
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        full = disk.full(error)
+        if full is None or backup.latest is None:
+            raise
+        where = f" while writing {full.filename}" if full.filename else ""
+        raise WorkError(
+            f"{full.strerror}{where}; {backup.latest} keeps the training: free some space, then "
+            f"continue with: {job.command}"
+        ) from error
+
+
 def _save(model: keras.Model, path: Path) -> None:
     """Writes the model whole or not at all, so that plain Keras can read it."""
     beside = path.with_name(f".{path.name}.partial.keras")
@@ -600,8 +654,8 @@ def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
         with data_errors():
             yield
     except tf.errors.OpError as error:
-        if _DISK_FULL in error.message:
-            raise OSError(errno.ENOSPC, _DISK_FULL) from error
+        if (full := disk.full(error)) is not None:
+            raise full from error
         if isinstance(error, tf.errors.ResourceExhaustedError) or (
             "out of memory" in error.message.lower()
         ):
@@ -610,9 +664,8 @@ def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
     except MemoryError as error:
         raise _out_of_memory(config, machine) from error
     except OSError as error:
-        # HDF5 gives the text and not the number.
-        if error.errno is None and _DISK_FULL in str(error):
-            raise OSError(errno.ENOSPC, _DISK_FULL) from error
+        if (full := disk.full(error)) is not None and full is not error:
+            raise full from error
         raise
 
 

@@ -69,6 +69,7 @@ class DeviceDataset(tf.data.Dataset):
     Attributes:
         device_map: Turns an element into (images, labels) in the step.
         pad_to: Rows every batch is padded to (with weight 0), or None.
+        examples: What the batches are made of.
         num_examples: In one epoch.
         batch_size: Of the global batch.
         steps_per_epoch: Batches in one epoch.
@@ -80,7 +81,7 @@ class DeviceDataset(tf.data.Dataset):
         dataset: tf.data.Dataset,
         *,
         device_map: DeviceMap,
-        num_examples: int,
+        examples: Examples,
         batch_size: int,
         pad: bool,
         settings: dict[str, Any],
@@ -91,10 +92,11 @@ class DeviceDataset(tf.data.Dataset):
         self._from_step = from_step
         self._pad = pad
         self.device_map = device_map
-        self.num_examples = num_examples
+        self.examples = examples
+        self.num_examples = examples.num_examples
         self.batch_size = batch_size
-        self.steps_per_epoch = -(-num_examples // batch_size)
-        self.pad_to = batch_size if pad and num_examples % batch_size else None
+        self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self.pad_to = batch_size if pad and self.num_examples % batch_size else None
         super().__init__(dataset._variant_tensor)
 
     def from_step(self, step: int) -> DeviceDataset:
@@ -108,7 +110,7 @@ class DeviceDataset(tf.data.Dataset):
         return DeviceDataset(
             self._from_step(step),
             device_map=self.device_map,
-            num_examples=self.num_examples,
+            examples=self.examples,
             batch_size=self.batch_size,
             pad=self._pad,
             settings=self.settings,
@@ -214,7 +216,7 @@ def _finish(
     return DeviceDataset(
         from_step(start_step or 0),
         device_map=DeviceMap(element_spec=spec, resident=resident, names=names),
-        num_examples=examples.num_examples,
+        examples=examples,
         batch_size=batch_size,
         pad=pad,
         settings={"augment": list(names), "seed": seed, "batch_size": batch_size},

@@ -102,6 +102,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._interval: _Interval | None = None
         self._lengths: set[int] = set()  # Of executions that were traced.
         self._base = self._consumed = self._written = 0
+        self._pictured = -1  # The last epoch whose batch was shown.
         self._first_of_execution = 0
         self._execution_began = 0.0
         self._graph_written = False
@@ -122,6 +123,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 for file in self._event_files()
             },
             "graph": self._graph_written,
+            "pictured": self._pictured,
             "consumed": self._consumed,
         }
 
@@ -136,7 +138,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             elif file.stat().st_size > size:
                 with open(file, "r+b") as opened:
                     opened.truncate(size)
-        self._graph_written = state["graph"]
+        self._graph_written, self._pictured = state["graph"], state["pictured"]
         self._consumed = self._written = state["consumed"]
 
     def _event_files(self) -> list[Path]:
@@ -175,6 +177,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._base = self._consumed = self._written = 0
+        self._pictured = -1
         self._lengths.clear()
         self._graph_written = not self.write_graph
         super().on_train_begin(logs)
@@ -194,8 +197,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_begin(epoch, logs)
         steps = self.params.get("steps")
         self._base = epoch * steps if steps else self._consumed
-        if self._write_batches == "every" or (self._write_batches and epoch == 0):
+        wanted = self._write_batches == "every" or (self._write_batches and epoch == 0)
+        if wanted and epoch > self._pictured:  # An epoch that is resumed has its picture.
             self._show_batch(epoch)
+            self._pictured = epoch
         self._interval = self._begin_interval()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -283,6 +288,15 @@ class TensorBoard(keras.callbacks.TensorBoard):
         )
 
     def _write_performance(self, logs: Mapping[str, Any] | None) -> None:
+        # Not left out where the times are: a resumed run has other first executions.
+        with self._train_writer.as_default():
+            if self._gauges is not None and self._gauges.has_norm:
+                norm = _number(self._gauges.gradient_norm)
+                self._scalar("training/gradient_norm", norm, "Of the latest step, unclipped.")
+            scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
+            if scale is not None:
+                value = _number(scale)
+                self._scalar("training/loss_scale", value, "Of float16 gradients.")
         interval = self._interval
         if interval is None or interval.steps == 0:
             return
@@ -323,13 +337,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 )
             for device, gib in _memory(_local_devices(self.model)).items():
                 self._scalar(f"memory/{device}", gib, "GiB in use.")
-            if self._gauges is not None and self._gauges.has_norm:
-                norm = _number(self._gauges.gradient_norm)
-                self._scalar("training/gradient_norm", norm, "Of the latest step, unclipped.")
-            scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
-            if scale is not None:
-                value = _number(scale)
-                self._scalar("training/loss_scale", value, "Of float16 gradients.")
 
     def _scalar(self, tag: str, value: float, description: str) -> None:
         tf.summary.scalar(tag, value, step=self._consumed, description=description)
