@@ -219,7 +219,7 @@ class Trial:
                 resident=make_resident(batch, self.machine.strategy),
                 names=names,
             ),
-            num_examples=size,
+            examples=batch,
             batch_size=size,
             pad=False,
             settings={},
