@@ -35,7 +35,9 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.5.0",
 ]
 
-TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0"]
+PLOTS = ["matplotlib>=3.11.0"]
+# selenium: TensorBoard in a real browser, where there is one.
+TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0"]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
@@ -44,7 +46,7 @@ EXTRAS_REQUIRE = {
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     # The charts of `tfgpu bench`.
-    "plots": ["matplotlib>=3.11.0"],
+    "plots": PLOTS,
     "test": TEST,
     "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }

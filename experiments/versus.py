@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -159,8 +160,15 @@ def _keras_strategy(devices: int) -> Any:
     return tf.distribute.get_strategy()
 
 
-def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int = 16) -> None:
-    """`tfgpu.Model.fit` with resident input."""
+def tfgpu_worker(
+    *,
+    batch_size: int,
+    devices: int = 1,
+    steps_per_execution: int = 16,
+    steps: int | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
     from tfgpu import runtime
 
     runtime.prepare_environment()
@@ -181,7 +189,7 @@ def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int 
     from tfgpu.models.lenet import lenet
 
     images, labels = _arrays()
-    steps = _repetitions(batch_size)
+    steps = steps or _repetitions(batch_size)
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, positions), tf.gather(labels, positions)
@@ -197,7 +205,15 @@ def tfgpu_worker(*, batch_size: int, devices: int = 1, steps_per_execution: int 
             steps_per_execution=min(steps_per_execution, steps),
         )
     batches = training_batches(examples, batch_size=batch_size, seed=0, resident=resident)
-    _serve_fit(model, batches, steps=steps, batch_size=batch_size)
+    callbacks = []
+    folder = tempfile.TemporaryDirectory()
+    if tensorboard:
+        import tfgpu
+        from tfgpu.training import POINTS_AN_EPOCH
+
+        every = max(1, steps // POINTS_AN_EPOCH)
+        callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]
+    _serve_fit(model, batches, steps=steps, batch_size=batch_size, callbacks=callbacks)
 
 
 def keras_worker(*, batch_size: int, devices: int = 1) -> None:
@@ -234,7 +250,9 @@ def keras_worker(*, batch_size: int, devices: int = 1) -> None:
     _serve_fit(model, dataset, steps=steps, batch_size=batch_size)
 
 
-def _serve_fit(model: Any, data: Any, *, steps: int, batch_size: int) -> None:
+def _serve_fit(
+    model: Any, data: Any, *, steps: int, batch_size: int, callbacks: Sequence[Any] = ()
+) -> None:
     """Serves the epochs of one endless `fit`: one call, one warm input pipeline."""
     import keras
 
@@ -251,7 +269,14 @@ def _serve_fit(model: Any, data: Any, *, steps: int, batch_size: int) -> None:
 
     versions = ("tensorflow", "keras", "numpy")
     threading.Thread(target=_serve, args=(train, versions), daemon=True).start()
-    model.fit(data, steps_per_epoch=steps, epochs=10**9, shuffle=False, verbose=0, callbacks=[gate])
+    model.fit(
+        data,
+        steps_per_epoch=steps,
+        epochs=10**9,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks, gate],
+    )
 
 
 def pytorch_worker(*, batch_size: int) -> None:
