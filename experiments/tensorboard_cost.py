@@ -2,10 +2,10 @@
 
     python experiments/tensorboard_cost.py
 
-Trains with the callback as `tfgpu train` sets it up and without any, in processes of their own that
-take turns of one epoch of CIFAR-10's size (98 steps), and compares neighbours. The first epoch, with
-the graphs and the pictures, is left out: they are written once. Takes about two minutes. Writes
-`experiments/results/tensorboard_cost.json`; see `versus.py` for how it is measured.
+Trains with the callback as `tfgpu train` sets it up and without any, in processes of their own
+that take turns of one epoch of CIFAR-10's size (98 steps), and compares neighbours. The first
+epoch, with the graphs and the pictures, is left out: they are written once. Takes about two
+minutes. Writes `experiments/results/tensorboard_cost.json`; see `versus.py` for how it is measured.
 """
 
 from __future__ import annotations
