@@ -36,17 +36,18 @@ INSTALL_REQUIRES = [
 ]
 
 PLOTS = ["matplotlib>=3.11.0"]
-# selenium: TensorBoard in a real browser, where there is one.
-TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0"]
+
+# The tests draw every picture. selenium: TensorBoard in a real browser, where there is one.
+TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
     # BayesianOptimization of keras-tuner needs scipy and scikit-learn undeclared.
     "tune": ["keras-tuner>=1.4.7", "scikit-learn>=1.5.0", "scipy>=1.13.1"],
+    # The pictures of `tfgpu bench` and `tfgpu evaluate`.
+    "plots": PLOTS,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
-    # The charts of `tfgpu bench`.
-    "plots": PLOTS,
     "test": TEST,
     "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }

@@ -57,3 +57,18 @@ def _float32():
     keras = sys.modules.get("keras")
     if keras is not None and hasattr(keras, "config"):
         keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tensorflow, tmp_path_factory):
+    """A finished run of the main job, a short one: its directory."""
+    from tfgpu import flags, train
+
+    place = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(place / "data"))
+        argv = ["--devices=CPU:0", "--epochs=4", "--tensorboard=none", "--progress=none"]
+        # The folder is the run's own, so that a later command finds the data without the variable.
+        argv += [f"--run_dir={place / 'run'}", f"--data_dir={place / 'data'}"]
+        train.train(flags.parse(argv))
+    return place / "run"

@@ -124,7 +124,16 @@ def test_help_and_version_exit_0(args):
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "--version", "train --help", "train --version", "bench --help", "doctor --help"],
+    [
+        "--help",
+        "--version",
+        "train --help",
+        "train --version",
+        "evaluate --help",
+        "predict --help",
+        "bench --help",
+        "doctor --help",
+    ],
 )
 def test_help_and_version_import_nothing_heavy(command):
     done = python(
@@ -136,6 +145,7 @@ def test_help_and_version_import_nothing_heavy(command):
     )
     assert done.returncode == 0
     heavy = {"tensorflow", "keras", "numpy", "tensorflow_datasets", "sklearn", "rich"}
+    heavy |= {"matplotlib"}
     assert heavy.isdisjoint(done.stderr.split())
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tfgpu.config import Config
+from tfgpu.config import Config, EvaluateConfig, PredictConfig
 from tfgpu.errors import RequestError
 
 # One value for every field, none of them the default.
@@ -240,3 +240,26 @@ def test_suggests_the_nearest_name(name, value, meant):
 def test_an_unknown_setting_is_refused_with_a_suggestion():
     with pytest.raises(RequestError, match="'epoch' is not a setting .*'epochs'"):
         Config.from_json({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "said"),
+    [
+        (EvaluateConfig, {}, "--run_dir is missing"),
+        (EvaluateConfig, {"split": "tset"}, "--split=tset: must be one of"),
+        (EvaluateConfig, {"batch_size": 0}, "--batch_size=0: must be at least 1"),
+        (EvaluateConfig, {"strategy": "multi_worker_mirrored"}, "evaluates on one machine"),
+        (EvaluateConfig, {"jit_compile": "yes"}, "--jit_compile=yes: must be auto"),
+        (EvaluateConfig, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
+        (EvaluateConfig, {"dataset": " "}, "--dataset= : is empty"),
+        (EvaluateConfig, {"model": "lenet"}, "--model=lenet: must be package.module:function"),
+        (PredictConfig, {"paths": ()}, "no images"),
+        (PredictConfig, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
+        (PredictConfig, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
+    ],
+)
+def test_the_commands_after_training_refuse_what_is_impossible(settings, values, said):
+    given = values if "missing" in said else {"run_dir": "runs/a"} | values
+    with pytest.raises(RequestError) as refusal:
+        settings(**given)
+    assert said in str(refusal.value)

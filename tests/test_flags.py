@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from tfgpu import flags
-from tfgpu.config import Config
+from tfgpu.config import Config, EvaluateConfig, PredictConfig
 from tfgpu.errors import RequestError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -305,3 +305,28 @@ def test_an_experiment_serves_every_command(experiment):
 )
 def test_the_probe_may_stand_alone_or_take_a_list(arg, value):
     assert flags.parse([arg], command="doctor").probe == value
+
+
+def test_each_command_has_settings_of_its_own():
+    assert flags.parse(["--run_dir=a", "--split=all"], command="evaluate") == EvaluateConfig(
+        run_dir="a", split="all"
+    )
+
+
+def test_predict_takes_paths_among_its_flags():
+    config = flags.parse(["--run_dir=a", "b.png", "-", "--top_k=1", "c d"], command="predict")
+    assert config == PredictConfig(run_dir="a", top_k=1, paths=("b.png", "-", "c d"))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_the_page_of_a_command_names_each_of_its_flags(command):
+    page = flags.help_text(command)
+    settings = {"evaluate": EvaluateConfig, "predict": PredictConfig}
+    for field in dataclasses.fields(settings[command]):
+        assert f"--{field.name}=" in page or field.name == "paths"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_flag_of_training_is_none_of_the_commands_after_it(command):
+    with pytest.raises(RequestError, match="--epochs: no such flag"):
+        flags.parse(["--run_dir=a", "--epochs=3", "x"], command=command)

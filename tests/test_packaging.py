@@ -58,11 +58,11 @@ def _sources(folder: str) -> list[Path]:
 
 def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
-    tune = declared | _modules(setup_call["extras_require"]["tune"])
-    plots = declared | _modules(setup_call["extras_require"]["plots"])
-    extras = {"tune.py": tune, "plots.py": plots}
+    extra = {
+        name: declared | _modules(setup_call["extras_require"][name]) for name in ("tune", "plots")
+    }
     for path in _sources("tfgpu"):
-        allowed = extras.get(path.name, declared)
+        allowed = extra.get(path.stem, declared)
         undeclared = _third_party_imports(path) - allowed
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"
 

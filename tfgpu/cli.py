@@ -17,6 +17,8 @@ from tfgpu.errors import Error, RequestError, WorkError
 # Each command is the module of that name in this package.
 _COMMANDS = {
     "train": "train a model",
+    "evaluate": "measure a finished run's model on a data set",
+    "predict": "label images",
     "bench": "measure where the time goes, and what would save some of it",
     "doctor": "say why training does not start, or does not use the GPU",
 }

@@ -36,6 +36,8 @@ AUGMENTATIONS = ("crop", "flip")
 TENSORBOARD = ("default", "none", "full")
 PROGRESS = ("auto", "bar", "plain", "none")
 RESUME = ("auto", "never", "must")
+SPLITS = ("test", "validation", "train", "all")
+PREDICTION_FORMATS = ("table", "jsonl", "csv")
 
 # Two runs that differ in these alone are the same run.
 NOT_OF_THE_RUN = frozenset({"run_dir", "resume", "verbosity", "progress"})
@@ -87,13 +89,8 @@ def as_typed(value: object) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Every setting of a training run; the fields are the flags of `tfgpu train`.
-
-    `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
-    run starts. The exceptions are `clip_norm`, `ema_momentum` and `early_stopping`, where `None`
-    is "off", `data_dir`, where it is TFDS's own choice, and `checkpoint_every`, where it is one
-    epoch.
+class Settings:
+    """What one command is asked to do; the fields of a subclass are that command's flags.
 
     Whole numbers given for a fraction or a rate become floats, and a list given for `image_size`
     a tuple, so that equal settings are equal objects.
@@ -102,9 +99,155 @@ class Config:
         RequestError: A value, or a combination of values, is impossible.
     """
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value: Any = getattr(self, field.name)
+            if field.name == "image_size" and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if field.type in (float, float | None) and type(value) is int:
+                try:
+                    object.__setattr__(self, field.name, float(value))
+                except OverflowError:
+                    self._refuse(field.name, "is too large for a floating-point number")
+        self.check()
+
+    def check(self) -> None:
+        """Checks each value, then the combinations, as far as neither devices nor data are needed.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `config.json` holds: only types that JSON keeps as they are."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Returns the Config with these settings, and the defaults for those it does not name.
+
+        Args:
+            settings: What `to_json` returned, or a part of it.
+
+        Raises:
+            RequestError: A name is unknown, or a value is impossible or of the wrong type.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise RequestError(
+                    f"{name!r} is not a setting{did_you_mean(str(name), known)}; "
+                    "`tfgpu train --help` lists them"
+                )
+        return cls(**settings)
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        value = getattr(self, name)
+        # Only a file can hold a null where none belongs, so it is shown as it stands there.
+        raise RequestError(f"--{name}={'null' if value is None else as_typed(value)}: {why}")
+
+    def _choice(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            near = did_you_mean(value, known) if isinstance(value, str) else ""
+            self._refuse(name, f"must be one of {', '.join(known)}{near}")
+
+    def _text(self, name: str, instead: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, str):
+            self._refuse(name, f"must be text; {instead}")
+        if not value.strip():
+            self._refuse(name, f"is empty; {instead}")
+
+    def _whole(self, name: str, *, minimum: int, instead: str) -> None:
+        value = getattr(self, name)
+        # `bool` is an `int` to Python, and never what was meant here.
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._refuse(name, f"must be a whole number of at least {minimum}; {instead}")
+        if value < minimum:
+            self._refuse(name, f"must be at least {minimum}; {instead}")
+        if value > _LARGEST:
+            self._refuse(name, f"must be at most {_LARGEST}; {instead}")
+
+    def _number(
+        self,
+        name: str,
+        *,
+        instead: str,
+        minimum: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        value = getattr(self, name)
+        wanted = f"at least {minimum}" if minimum is not None else f"above {above}"
+        if below is not None:
+            wanted += f" and below {below}"
+        # Written so that NaN, which compares false with everything, is refused.
+        possible = (
+            isinstance(value, float)
+            and math.isfinite(value)
+            and (minimum is None or value >= minimum)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+        if not possible:
+            self._refuse(name, f"must be a number {wanted}; {instead}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings):
+    """Where a command computes."""
+
     strategy: str = "mirrored"
     devices: str = "all"
     virtual_devices: int = 0
+
+    def _check_device_names(self) -> None:
+        """Checks `strategy`, `devices` and `virtual_devices`."""
+        self._choice("strategy", STRATEGIES)
+        self._text("devices", "write `all`, or a list such as GPU:0,GPU:1")
+        if self.devices != "all":
+            names = self.devices.split(",")
+            for name in names:
+                if not _DEVICE.fullmatch(name):
+                    self._refuse(
+                        "devices",
+                        f"{name!r} is not a device; write `all`, or a list such as GPU:0,GPU:1",
+                    )
+            if len(set(names)) < len(names):
+                self._refuse("devices", "names a device twice; name each once")
+            if len({name.partition(":")[0] for name in names}) > 1:
+                self._refuse("devices", "mixes CPU and GPU; name devices of one kind")
+        self._whole("virtual_devices", minimum=0, instead="0 is off")
+        if self.virtual_devices and self.devices != "all":
+            raise RequestError(
+                f"--virtual_devices={self.virtual_devices} and --devices={self.devices} exclude "
+                "each other: the first splits one device, the second names several; leave one out"
+            )
+        if self.strategy == "one_device" and "," in self.devices:
+            raise RequestError(
+                f"--strategy=one_device takes one device, but --devices={self.devices} names "
+                "several; name one, or choose --strategy=mirrored"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DeviceSettings):
+    """Every setting of a training run; the fields are the flags of `tfgpu train`.
+
+    `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
+    run starts. The exceptions are `clip_norm`, `ema_momentum` and `early_stopping`, where `None`
+    is "off", `data_dir`, where it is TFDS's own choice, and `checkpoint_every`, where it is one
+    epoch.
+
+    Raises:
+        RequestError: A value, or a combination of values, is impossible.
+    """
+
     precision: str = "float32"
     jit_compile: bool | Literal["auto"] = "auto"
     steps_per_execution: int | Literal["auto"] = "auto"
@@ -143,18 +286,6 @@ class Config:
     progress: str = "auto"
     verbosity: int = 0
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
-            if field.name == "image_size" and isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-            if field.type in (float, float | None) and type(value) is int:
-                try:
-                    object.__setattr__(self, field.name, float(value))
-                except OverflowError:
-                    self._refuse(field.name, "is too large for a floating-point number")
-        self.check()
-
     def check(self) -> None:
         """Checks each value, then the combinations, as far as neither devices nor data are needed.
 
@@ -167,48 +298,8 @@ class Config:
         self._check_output()
         self._check_combinations()
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `config.json` holds: only types that JSON keeps as they are."""
-        settings = dataclasses.asdict(self)
-        if self.image_size is not None:
-            settings["image_size"] = list(self.image_size)
-        return settings
-
-    @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> Self:
-        """Returns the Config with these settings, and the defaults for those it does not name.
-
-        Args:
-            settings: What `to_json` returned, or a part of it.
-
-        Raises:
-            RequestError: A name is unknown, or a value is impossible or of the wrong type.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise RequestError(
-                    f"{name!r} is not a setting{did_you_mean(str(name), known)}; "
-                    "`tfgpu train --help` lists them"
-                )
-        return cls(**settings)
-
     def _check_devices(self) -> None:
-        self._choice("strategy", STRATEGIES)
-        self._text("devices", "write `all`, or a list such as GPU:0,GPU:1")
-        if self.devices != "all":
-            names = self.devices.split(",")
-            for name in names:
-                if not _DEVICE.fullmatch(name):
-                    self._refuse(
-                        "devices",
-                        f"{name!r} is not a device; write `all`, or a list such as GPU:0,GPU:1",
-                    )
-            if len(set(names)) < len(names):
-                self._refuse("devices", "names a device twice; name each once")
-            if len({name.partition(":")[0] for name in names}) > 1:
-                self._refuse("devices", "mixes CPU and GPU; name devices of one kind")
-        self._whole("virtual_devices", minimum=0, instead="0 is off")
+        self._check_device_names()
         self._choice("precision", PRECISIONS)
         if not isinstance(self.jit_compile, bool) and self.jit_compile != "auto":
             self._refuse("jit_compile", "must be auto, true or false")
@@ -304,16 +395,6 @@ class Config:
         self._whole("verbosity", minimum=0, instead="0 is quiet")
 
     def _check_combinations(self) -> None:
-        if self.virtual_devices and self.devices != "all":
-            raise RequestError(
-                f"--virtual_devices={self.virtual_devices} and --devices={self.devices} exclude "
-                "each other: the first splits one device, the second names several; leave one out"
-            )
-        if self.strategy == "one_device" and "," in self.devices:
-            raise RequestError(
-                f"--strategy=one_device takes one device, but --devices={self.devices} names "
-                "several; name one, or choose --strategy=mirrored"
-            )
         if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
             raise RequestError(
                 f"--momentum={self.momentum} has no meaning for --optimizer={self.optimizer}; "
@@ -339,58 +420,6 @@ class Config:
             raise RequestError(
                 "--resume=must needs --run_dir: name the directory of the run to continue"
             )
-
-    def _refuse(self, name: str, why: str) -> NoReturn:
-        value = getattr(self, name)
-        # Only a file can hold a null where none belongs, so it is shown as it stands there.
-        raise RequestError(f"--{name}={'null' if value is None else as_typed(value)}: {why}")
-
-    def _choice(self, name: str, known: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in known:
-            near = did_you_mean(value, known) if isinstance(value, str) else ""
-            self._refuse(name, f"must be one of {', '.join(known)}{near}")
-
-    def _text(self, name: str, instead: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, str):
-            self._refuse(name, f"must be text; {instead}")
-        if not value.strip():
-            self._refuse(name, f"is empty; {instead}")
-
-    def _whole(self, name: str, *, minimum: int, instead: str) -> None:
-        value = getattr(self, name)
-        # `bool` is an `int` to Python, and never what was meant here.
-        if not isinstance(value, int) or isinstance(value, bool):
-            self._refuse(name, f"must be a whole number of at least {minimum}; {instead}")
-        if value < minimum:
-            self._refuse(name, f"must be at least {minimum}; {instead}")
-        if value > _LARGEST:
-            self._refuse(name, f"must be at most {_LARGEST}; {instead}")
-
-    def _number(
-        self,
-        name: str,
-        *,
-        instead: str,
-        minimum: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        value = getattr(self, name)
-        wanted = f"at least {minimum}" if minimum is not None else f"above {above}"
-        if below is not None:
-            wanted += f" and below {below}"
-        # Written so that NaN, which compares false with everything, is refused.
-        possible = (
-            isinstance(value, float)
-            and math.isfinite(value)
-            and (minimum is None or value >= minimum)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-        if not possible:
-            self._refuse(name, f"must be a number {wanted}; {instead}")
 
 
 PROBE_AXES: dict[str, tuple[str, ...]] = {
@@ -510,3 +539,89 @@ class BenchConfig(Config):
                         f"names out of {', '.join(FACTORS)} joined by commas",
                     )
         self._whole("rounds", minimum=1, instead="5 is the default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """What every command takes that works on a finished run."""
+
+    run_dir: str | None = None  # None is refused: there is no run to look for
+    model: str | None = None  # "package.module:function": its module registers classes of the model
+    verbosity: int = 0
+
+    def _check_run(self) -> None:
+        """Checks `run_dir`, `model` and `verbosity`."""
+        if self.run_dir is None:
+            raise RequestError(
+                "--run_dir is missing: name the directory of a finished run, such as "
+                "--run_dir=runs/NAME"
+            )
+        self._text("run_dir", "name the directory of a finished run")
+        if self.model is not None:
+            self._text("model", "leave it out for a model of Keras' own layers")
+            if not _BUILDER.fullmatch(self.model):
+                self._refuse(
+                    "model",
+                    "must be package.module:function here, the builder whose module registers "
+                    "the model's own layers; leave it out where there are none",
+                )
+        self._whole("verbosity", minimum=0, instead="0 is quiet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DeviceSettings, RunSettings):
+    """Every setting of `tfgpu evaluate`; None is the run's own, or what the devices decide."""
+
+    jit_compile: bool | Literal["auto"] = "auto"
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str = "test"
+    batch_size: int | None = None  # global: over all replicas
+    out: str | None = None
+    json: bool = False
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        self._check_run()
+        self._check_device_names()
+        if not isinstance(self.jit_compile, bool) and self.jit_compile != "auto":
+            self._refuse("jit_compile", "must be auto, true or false")
+        if self.strategy == "multi_worker_mirrored":
+            self._refuse("strategy", "evaluates on one machine; choose mirrored or one_device")
+        for name in ("dataset", "data_dir", "out"):
+            if getattr(self, name) is not None:
+                self._text(name, "leave it out for the default")
+        self._choice("split", SPLITS)
+        if self.batch_size is not None:
+            self._whole("batch_size", minimum=1, instead="leave it out for a default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(DeviceSettings, RunSettings):
+    """Every setting of `tfgpu predict`.
+
+    Attributes:
+        paths: Images and folders of images; "-" stands for paths read from standard input.
+        format: One of `PREDICTION_FORMATS`.
+        top_k: Labels of each image in the table.
+        batch_size: Images in a batch, over all replicas.
+    """
+
+    paths: tuple[str, ...] = ()
+    format: str = "table"
+    top_k: int = 3
+    batch_size: int = 64
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        self._check_run()
+        self._check_device_names()
+        if self.strategy == "multi_worker_mirrored":
+            self._refuse("strategy", "predicts on one machine; choose mirrored or one_device")
+        if not self.paths:
+            raise RequestError(
+                "no images: name files or folders, or - to read their paths from standard input"
+            )
+        self._choice("format", PREDICTION_FORMATS)
+        self._whole("top_k", minimum=1, instead="1 shows the label alone")
+        self._whole("batch_size", minimum=1, instead="64 is the default")

@@ -21,7 +21,14 @@ from absl import flags
 
 import tfgpu
 from tfgpu import config as config_lib
-from tfgpu.config import Config, as_typed, did_you_mean
+from tfgpu.config import (
+    Config,
+    EvaluateConfig,
+    PredictConfig,
+    Settings,
+    as_typed,
+    did_you_mean,
+)
 from tfgpu.errors import RequestError
 
 _WIDTH = 90
@@ -424,7 +431,8 @@ class _Page:
     purpose: str
     groups: tuple[_Group, ...]
     examples: tuple[tuple[str, str], ...]
-    settings: type[Config] = Config
+    settings: type[Settings] = Config
+    arguments: str = ""  # What may follow the flags; the field `paths` of the settings gets it.
 
     def flags(self) -> list[_Flag]:
         return [flag for group in self.groups for flag in group.flags]
@@ -486,6 +494,97 @@ _COMPARISON = _Group(
         ),
     ),
 )
+
+_RUN = _Group(
+    "Run",
+    (
+        _Flag(
+            name="run_dir",
+            values="PATH",
+            default="none: it has to be given",
+            help="The directory of a finished run.",
+        ),
+        _Flag(
+            name="model",
+            values="PACKAGE.MODULE:FUNCTION",
+            default="none",
+            help="The builder of the run's model, whose module is imported: for a model with "
+            "layers of your own, which the module registers. Other models need none.",
+        ),
+    ),
+)
+
+_RUN_DATA = _Group(
+    "Data",
+    (
+        dataclasses.replace(_DATA.flags[0], default="the run's"),
+        dataclasses.replace(_DATA.flags[1], default="the run's, then $TFDS_DATA_DIR, TFDS's own"),
+    ),
+)
+
+_EVALUATION = _Group(
+    "Evaluation",
+    (
+        _Flag(
+            name="split",
+            values=_one_of(config_lib.SPLITS),
+            help="Which examples; `all` is every labelled one of the data set. The validation "
+            "split is the run's.",
+        ),
+        _Flag(
+            name="batch_size",
+            values="auto|N",
+            parse=_whole,
+            unset="auto",
+            help="Images in a step, over all replicas; it changes no result.",
+        ),
+        _Flag(
+            name="out",
+            values="PATH",
+            default="<run_dir>/evaluation/<dataset>-<split>",
+            help="Where evaluation.json, the confusion matrix and the reliability diagram go.",
+        ),
+        _Flag(
+            name="json",
+            values="true|false",
+            parse=_truth,
+            boolean=True,
+            help="Print JSON for a script instead of lines for a person.",
+        ),
+    ),
+)
+
+_PREDICTION = _Group(
+    "Prediction",
+    (
+        _Flag(
+            name="format",
+            values=_one_of(config_lib.PREDICTION_FORMATS),
+            help="A table with the likeliest labels; JSON lines or CSV with every probability.",
+        ),
+        _Flag(
+            name="top_k",
+            values="N",
+            parse=_whole,
+            help="Labels of each image in the table.",
+        ),
+        _Flag(
+            name="batch_size",
+            values="N",
+            parse=_whole,
+            help="Images in a batch, over all replicas; results come a batch at a time.",
+        ),
+    ),
+)
+
+_PLAIN_GENERAL = _Group(
+    "General",
+    (
+        *_some(_OUTPUT, "verbosity").flags,
+        *(flag for flag in _GENERAL.flags if flag.name in ("help", "version")),
+    ),
+)
+
 
 _PAGES = {
     "train": _Page(
@@ -564,17 +663,54 @@ _PAGES = {
             ("which combinations train here, without XLA", "--probe=mirrored,no_xla"),
         ),
     ),
+    "evaluate": _Page(
+        purpose="Measure a finished run's model: loss, accuracy, calibration, confusion.",
+        groups=(
+            _RUN,
+            _RUN_DATA,
+            _EVALUATION,
+            _some(_DEVICES, "strategy", "devices", "virtual_devices", "jit_compile"),
+            _PLAIN_GENERAL,
+        ),
+        examples=(
+            ("the test split of the run's own data", "--run_dir=runs/NAME"),
+            (
+                "every image of a folder of yours, for a script",
+                "--run_dir=runs/NAME --dataset=folder:photos --split=all --json",
+            ),
+        ),
+        settings=EvaluateConfig,
+    ),
+    "predict": _Page(
+        purpose="Label images with a finished run's model: files, folders, or - for paths on "
+        "standard input.",
+        groups=(
+            _RUN,
+            _PREDICTION,
+            _some(_DEVICES, "strategy", "devices", "virtual_devices"),
+            _PLAIN_GENERAL,
+        ),
+        examples=(
+            ("a folder and a file", "--run_dir=runs/NAME photos cat.jpg"),
+            ("many, for a script", "--run_dir=runs/NAME --format=jsonl - < list.txt"),
+        ),
+        settings=PredictConfig,
+        arguments="FILE_OR_FOLDER ...",
+    ),
 }
 
 
-def parse(argv: Sequence[str], *, command: str = "train") -> Config:
+def parse(argv: Sequence[str], *, command: str = "train") -> Any:
     """Returns the settings that a command line asks for.
 
-    Flags that are given win over `--experiment`, which wins over the defaults of Config.
+    Flags that are given win over `--experiment`, which wins over the defaults.
 
     Args:
         argv: The arguments, without the program's name.
         command: Whose flags.
+
+    Returns:
+        The settings of the command: a `Config` for `train`.
 
     Raises:
         RequestError: A flag is unknown, a value impossible, or the experiment file unusable.
@@ -614,16 +750,17 @@ def to_argv(config: Config, *, command: str = "train") -> list[str]:
 def help_text(command: str = "train") -> str:
     """Returns the page that `--help` prints: every flag with its values and its default."""
     page = _PAGES[command]
+    arguments = f" {page.arguments}" if page.arguments else ""
     lines = [
-        f"usage: tfgpu {command} [--flag=value ...]",
-        f"       python -m tfgpu.{command} [--flag=value ...]",
+        f"usage: tfgpu {command} [--flag=value ...]{arguments}",
+        f"       python -m tfgpu.{command} [--flag=value ...]{arguments}",
         "",
         page.purpose,
     ]
     for group in page.groups:
         lines += ["", f"{group.title}:"]
         for flag in group.flags:
-            lines += _described(flag, page.settings())
+            lines += _described(flag, page.settings)
     lines += ["", "Examples:"]
     for what, example in page.examples:
         lines += [f"  # {what}", f"  tfgpu {command} {example}".rstrip()]
@@ -653,9 +790,10 @@ def _installed(*names: str) -> str:
     return "not installed"
 
 
-def _described(flag: _Flag, settings: Config) -> list[str]:
+def _described(flag: _Flag, settings: type[Settings]) -> list[str]:
     default = flag.default
     if default is None:
+        # Of the class: some settings have no default as a whole.
         value = getattr(settings, flag.name)
         default = str(flag.unset) if value is None else as_typed(value)
     head = f"  --{flag.name}={flag.values}" if flag.values else f"  --{flag.name}"
@@ -707,11 +845,14 @@ def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    if left:
+    given = {flag.name: values[flag.name].value for flag in settable if values[flag.name].present}
+    if _PAGES[command].arguments:
+        given["paths"] = tuple(left)
+    elif left:
         raise RequestError(
             f"{left[0]!r} is not a flag; every setting is written --name=value, and {see}"
         )
-    return {flag.name: values[flag.name].value for flag in settable if values[flag.name].present}
+    return given
 
 
 def _read_experiment(path: Path) -> dict[str, Any]:

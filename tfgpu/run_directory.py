@@ -12,7 +12,6 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -183,7 +182,7 @@ class RunDirectory:
     def _create_default(
         cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
     ) -> RunDirectory:
-        name = f"{_word(dataset)}-{_word(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{disk.file_name(dataset)}-{disk.file_name(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
         place = Path("runs") / name
         if chief:
             with _refusals(place):
@@ -501,9 +500,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _word(name: str) -> str:
-    """A name made fit for a directory: of `folder:/data/cats` the last part, no separators."""
-    last = re.split(r"[/\\:]", name.rstrip("/\\"))[-1] if "/" in name or "\\" in name else name
-    return re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "run"

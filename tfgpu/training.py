@@ -32,6 +32,7 @@ from tfgpu.data.inputs import (
     training_batches,
 )
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.losses import classification_loss
 from tfgpu.progress import Progress, Timing
 from tfgpu.recipe import Resolved
 from tfgpu.run_directory import RunDirectory
@@ -299,7 +300,9 @@ def _prepare(
     with strategy.scope():
         model.compile(
             optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
-            loss=_loss(config, num_classes=len(data.class_names)),
+            loss=classification_loss(
+                num_classes=len(data.class_names), label_smoothing=config.label_smoothing
+            ),
             metrics=["accuracy"],
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.jit_compile,
@@ -539,44 +542,6 @@ def _build(
             f"{config.dataset} needs logits of shape {expected}"
         )
     return model
-
-
-def _loss(config: Resolved, *, num_classes: int) -> keras.losses.Loss:
-    """Cross-entropy of logits and integer labels."""
-    if not config.label_smoothing:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return _SmoothedCrossentropy(num_classes, config.label_smoothing)
-
-
-@keras.saving.register_keras_serializable(package="tfgpu")
-class _SmoothedCrossentropy(keras.losses.Loss):
-    """Keras' `categorical_crossentropy` with label smoothing, for integer labels.
-
-    Args:
-        num_classes: Size of the logits.
-        label_smoothing: Mass spread evenly over the classes, in [0, 1).
-    """
-
-    def __init__(
-        self, num_classes: int, label_smoothing: float, name: str | None = None, **kwargs: Any
-    ):
-        super().__init__(name=name or "smoothed_crossentropy", **kwargs)
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Loss of each example: labels (n,) and logits (n, num_classes) to (n,)."""
-        targets = keras.ops.one_hot(keras.ops.reshape(y_true, [-1]), self.num_classes)
-        return keras.losses.categorical_crossentropy(
-            targets, y_pred, from_logits=True, label_smoothing=self.label_smoothing
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments."""
-        return super().get_config() | {
-            "num_classes": self.num_classes,
-            "label_smoothing": self.label_smoothing,
-        }
 
 
 @contextlib.contextmanager

@@ -1,0 +1,53 @@
+"""`tfgpu evaluate`: measures a finished run's model."""
+
+from __future__ import annotations
+
+from tfgpu import cli, flags, interrupts, runtime
+from tfgpu.config import EvaluateConfig
+
+
+def main(argv: list[str]) -> int | None:
+    """Reads the flags and evaluates.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        None, for exit code 0.
+
+    Raises:
+        tfgpu.errors.Error: With the exit code that the outcome calls for.
+    """
+    evaluate(flags.parse(argv, command="evaluate"))
+    return None
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, object]:
+    """Evaluates as `config` says, in a process that has not used TensorFlow yet.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        tfgpu.errors.Error: The request, the run, the data or the work is at fault.
+    """
+    # Not at the top: `--help` shall answer at once.
+    from tfgpu.console import Console
+    from tfgpu.trained_run import TrainedRun
+
+    run = TrainedRun.open(str(config.run_dir))
+    console = Console(progress="none")
+    runtime.prepare_environment(verbosity=config.verbosity)
+    with interrupts.caught():
+        runtime.import_tensorflow(verbosity=config.verbosity)
+        # Imports TensorFlow, so not before.
+        from tfgpu.evaluation import session
+
+        return session.evaluate(config, run, console=console)
+
+
+if __name__ == "__main__":
+    cli.run(main)

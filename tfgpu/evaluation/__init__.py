@@ -1,0 +1,1 @@
+"""What `tfgpu evaluate` measures of a model, and what it writes about it."""
