@@ -19,29 +19,29 @@ class Gauges:
         input_seconds: float64 scalar, seconds for which steps have waited for their batch.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy):
-        with strategy.scope():
-            self.gradient_norm = keras.Variable(
-                0.0, dtype="float32", trainable=False, name="gradient_norm"
-            )
+    def __init__(self) -> None:
         self.has_norm = False
-        # Batches are read outside of the replicas, by the host.
+        # Of no strategy: of several workers only the chief looks, and making a distributed
+        # variable there would wait for the others for ever.
         with tf.device("CPU:0"):
-            self.input_seconds = tf.Variable(
-                0.0,
-                dtype=tf.float64,
-                trainable=False,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
+            self.gradient_norm = tf.Variable(0.0, dtype=tf.float32, trainable=False)
+            self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     @classmethod
     def of(cls, model: keras.Model) -> Gauges:
         """The gauges of a model, which from its next training function on are filled in."""
         if model._gauges is None:
-            model._gauges = cls(model.distribute_strategy)
+            model._gauges = cls()
             model.train_function = None  # One that was traced already fills in nothing.
         gauges: Gauges = model._gauges
         return gauges
+
+    def record(self, norm: tf.Tensor) -> None:
+        """Keeps what `norm` returned; in a replica, of which the first one writes."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        if tf.get_static_value(replica) == 0:
+            self.gradient_norm.assign(norm)
+        self.has_norm = True
 
     def norm(self, gradients: list[Any], scale: Any) -> tf.Tensor:
         """The value of `gradient_norm`.
@@ -50,7 +50,6 @@ class Gauges:
             gradients: Reduced; None where there is none.
             scale: What they were multiplied by, or None.
         """
-        self.has_norm = True
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
         return norm if scale is None else norm / tf.cast(scale, tf.float32)
 

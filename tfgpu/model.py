@@ -452,8 +452,7 @@ class ReplicaTrainer(_Trainer):
                 scale = loss_scale.current(optimizer)
                 scale = None if scale is None else tf.convert_to_tensor(scale, tf.float32)
                 with tf.name_scope("gauges"):
-                    norm = self._jit(self._gauges.norm)(gradients, scale)
-                    _assign([self._gauges.gradient_norm], [norm])
+                    self._gauges.record(self._jit(self._gauges.norm)(gradients, scale))
             with tf.name_scope("update"):
                 new_trainable, new_values, *finite = self._jit(step)(
                     read(optimizer.variables), gradients, read(self.trainable_variables)

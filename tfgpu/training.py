@@ -383,7 +383,8 @@ def _train(
         if chief:
             with _full_disk(job, backup):
                 _save(model, directory.model_path)
-    if tensorboard is not None and job.validation is not None:
+    # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
+    if tensorboard is not None and job.validation is not None and job.machine.num_workers == 1:
         with stopwatch.during("tensorboard"):
             tensorboard.show_predictions(job.validation, step=outcome["steps"])
     with stopwatch.during("test"):

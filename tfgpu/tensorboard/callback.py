@@ -344,7 +344,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def _examples(self) -> float:
         """Examples of this epoch so far; the loss weighs by them."""
         tracker = getattr(self.model, "_loss_tracker", None)
-        return 0.0 if tracker is None else _number(tracker.count)
+        if tracker is None:
+            return 0.0
+        # Of this worker's replicas: to ask the others for theirs they would have to ask too.
+        strategy = self.model.distribute_strategy
+        parts = strategy.experimental_local_results(tracker.count._value)
+        return sum(map(_number, parts)) * strategy.num_replicas_in_sync / len(parts)
 
     def _waited(self) -> float:
         return 0.0 if self._gauges is None else float(self._gauges.input_seconds.numpy())
