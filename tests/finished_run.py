@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 
 import tfgpu
 from tfgpu import cli
+from tfgpu.data.folder import open_folder
 
-CLASSES = ("dark", "middle", "light")
+CLASSES = ("dark", "grey", "light")
 SHAPE = (8, 8, 3)
 
 
@@ -27,7 +29,7 @@ def build_model(*, shape=SHAPE, classes=3, scale=3.0, seed=0):
     return tfgpu.Model(inputs, keras.layers.Activation("linear", dtype="float32")(x))
 
 
-def write_run(path, made=None, *, names=CLASSES, shape=SHAPE, dataset="folder:images", **config):
+def write_run(path, made=None, *, names=CLASSES, shape=SHAPE, dataset="folder:nowhere", **config):
     """Writes the files that the commands read."""
     path.mkdir(parents=True)
     settings = {
@@ -40,7 +42,14 @@ def write_run(path, made=None, *, names=CLASSES, shape=SHAPE, dataset="folder:im
         "model": "lenet",
     }
     (path / "config.json").write_text(json.dumps(settings | config))
-    about = {"name": dataset, "fingerprint": "", "class_names": names, "image_shape": shape}
+    folder = Path(dataset.removeprefix("folder:"))
+    fingerprint = open_folder(str(folder), image_size=None).fingerprint if folder.is_dir() else ""
+    about = {
+        "name": dataset,
+        "fingerprint": fingerprint,
+        "class_names": names,
+        "image_shape": shape,
+    }
     (path / "environment.json").write_text(json.dumps({"dataset": about}))
     if made is not None:
         made.save(path / "model.keras")

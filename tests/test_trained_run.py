@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
 
@@ -212,3 +213,27 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, model_file):
     content = model_file.read_bytes()
     (tmp_path / "model.keras").write_bytes(content[: len(content) // 2])
     assert "no Keras model" in refused(tmp_path / "model.keras")
+
+
+# ---- without tfgpu ------------------------------------------------------------------------
+
+
+def test_a_runs_model_loads_with_plain_keras_where_tfgpu_is_not(digits_run):
+    """In a process that cannot import tfgpu, and with every other setting that leaves a trace."""
+    program = (
+        "import sys; sys.modules['tfgpu'] = None\n"
+        "import keras\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "print(type(model).__module__, model.output_shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, digits_run / "model.keras"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(maxsplit=1) == [
+        "keras.src.models.functional",
+        "(None, 10)\n",
+    ]

@@ -528,8 +528,8 @@ _EVALUATION = _Group(
         _Flag(
             name="split",
             values=_one_of(config_lib.SPLITS),
-            help="Which examples; `all` is every labelled one of the data set. The validation "
-            "split is the run's.",
+            help="Which examples; the validation split is what the run held back, `all` is train, "
+            "validation and test together.",
         ),
         _Flag(
             name="batch_size",

@@ -57,23 +57,24 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, *, console: Console) -> di
         virtual_devices=config.virtual_devices,
         jit_compile=config.jit_compile,
     )
+    replicas = machine.num_replicas
+    batch_size = _batch_size(config, replicas)
     with machine.strategy.scope():
         model = run.load_model(builder=config.model)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
+    place = _make_place(config, run, dataset=data.name)
+    chosen = _chosen(data, config.split)
+    tally = _compile(model, run, machine)
     if data.name == run.dataset.get("name") and data.fingerprint != run.dataset["fingerprint"]:
         print(
             f"tfgpu: warning: {data.name} has changed since the run: the test split may hold "
             "images that the model was trained on",
             file=sys.stderr,
         )
-    place = _make_place(config, run, dataset=data.name)
-    replicas = machine.num_replicas
-    batch_size = _batch_size(config, replicas)
-    tally = _compile(model, run, machine)
     loss = 0.0
     counts: Counts | None = None
     with _failures(batch_size):
-        for examples in _chosen(data, config.split):
+        for examples in chosen:
             batches = evaluation_batches(
                 examples, batch_size=batch_size, pad=machine.jit_compile or replicas > 1
             )
