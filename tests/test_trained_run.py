@@ -219,7 +219,6 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, model_file):
 
 
 def test_a_runs_model_loads_with_plain_keras_where_tfgpu_is_not(digits_run):
-    """In a process that cannot import tfgpu, and with every other setting that leaves a trace."""
     program = (
         "import sys; sys.modules['tfgpu'] = None\n"
         "import keras\n"
