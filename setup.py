@@ -37,8 +37,16 @@ INSTALL_REQUIRES = [
 
 PLOTS = ["matplotlib>=3.11.0"]
 
-# The tests draw every picture. selenium: TensorBoard in a real browser, where there is one.
-TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS]
+EXPORT = [
+    "ai-edge-litert>=2.3.0",
+    "onnx>=1.23.2",
+    "onnxruntime>=1.32.0",
+    "tf2onnx>=1.17.0",
+]
+
+# The tests draw every picture and write every format. selenium: TensorBoard in a real browser,
+# where there is one.
+TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS, *EXPORT]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
@@ -46,6 +54,8 @@ EXTRAS_REQUIRE = {
     "tune": ["keras-tuner>=1.4.7", "scikit-learn>=1.5.0", "scipy>=1.13.1"],
     # The pictures of `tfgpu bench` and `tfgpu evaluate`.
     "plots": PLOTS,
+    # What writes the files of `tfgpu export`, and the runtimes they are compared in.
+    "export": EXPORT,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     "test": TEST,

@@ -131,6 +131,7 @@ def test_help_and_version_exit_0(args):
         "train --version",
         "evaluate --help",
         "predict --help",
+        "export --help",
         "bench --help",
         "doctor --help",
     ],

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tfgpu.config import Config, EvaluateConfig, PredictConfig
+from tfgpu.config import EXPORT_FORMATS, Config, EvaluateConfig, ExportConfig, PredictConfig
 from tfgpu.errors import RequestError
 
 # One value for every field, none of them the default.
@@ -256,6 +256,12 @@ def test_an_unknown_setting_is_refused_with_a_suggestion():
         (PredictConfig, {"paths": ()}, "no images"),
         (PredictConfig, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
         (PredictConfig, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
+        (ExportConfig, {}, "--run_dir is missing"),
+        (ExportConfig, {"formats": "onnx,tflit"}, "'tflit' is not a format"),
+        (ExportConfig, {"formats": "onnx,onnx"}, "names a format twice"),
+        (ExportConfig, {"formats": ""}, "--formats="),
+        (ExportConfig, {"max_difference": -1.0}, "--max_difference=-1.0"),
+        (ExportConfig, {"calibration_examples": 0}, "--calibration_examples=0"),
     ],
 )
 def test_the_commands_after_training_refuse_what_is_impossible(settings, values, said):
@@ -263,3 +269,11 @@ def test_the_commands_after_training_refuse_what_is_impossible(settings, values,
     with pytest.raises(RequestError) as refusal:
         settings(**given)
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("formats", "chosen"),
+    [("all", EXPORT_FORMATS), ("litert,keras", ("keras", "litert")), ("onnx", ("onnx",))],
+)
+def test_formats_are_written_in_one_order(formats, chosen):
+    assert ExportConfig(run_dir="a", formats=formats).chosen_formats == chosen

@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from tfgpu import flags
-from tfgpu.config import Config, EvaluateConfig, PredictConfig
+from tfgpu.config import Config, EvaluateConfig, ExportConfig, PredictConfig
 from tfgpu.errors import RequestError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -318,15 +318,15 @@ def test_predict_takes_paths_among_its_flags():
     assert config == PredictConfig(run_dir="a", top_k=1, paths=("b.png", "-", "c d"))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_the_page_of_a_command_names_each_of_its_flags(command):
     page = flags.help_text(command)
-    settings = {"evaluate": EvaluateConfig, "predict": PredictConfig}
+    settings = {"evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
     for field in dataclasses.fields(settings[command]):
         assert f"--{field.name}=" in page or field.name == "paths"
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_a_flag_of_training_is_none_of_the_commands_after_it(command):
     with pytest.raises(RequestError, match="--epochs: no such flag"):
         flags.parse(["--run_dir=a", "--epochs=3", "x"], command=command)

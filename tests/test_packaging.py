@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The module a distribution is imported as, where the names differ.
 MODULE_OF = {
     "absl-py": "absl",
+    "ai-edge-litert": "ai_edge_litert",
     "google-crc32c": "google_crc32c",
     "keras-tuner": "keras_tuner",
     "pillow": "PIL",
@@ -59,10 +60,13 @@ def _sources(folder: str) -> list[Path]:
 def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     extra = {
-        name: declared | _modules(setup_call["extras_require"][name]) for name in ("tune", "plots")
+        name: declared | _modules(setup_call["extras_require"][name])
+        for name in ("tune", "plots", "export")
     }
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
+        if path.parent.name == "exporting":
+            allowed = extra["export"]
         undeclared = _third_party_imports(path) - allowed
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"
 

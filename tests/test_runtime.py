@@ -197,7 +197,7 @@ def test_standard_error_may_be_closed():
 import os
 from tfgpu import runtime
 os.close(2)
-with runtime._stderr_aside():
+with runtime.stderr_aside():
     pass
 print("fine")
 """

@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": "train a model",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
+    "export": "write the model for other runtimes, and prove that nothing got lost",
     "bench": "measure where the time goes, and what would save some of it",
     "doctor": "say why training does not start, or does not use the GPU",
 }

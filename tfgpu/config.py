@@ -38,6 +38,7 @@ PROGRESS = ("auto", "bar", "plain", "none")
 RESUME = ("auto", "never", "must")
 SPLITS = ("test", "validation", "train", "all")
 PREDICTION_FORMATS = ("table", "jsonl", "csv")
+EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8")
 
 # Two runs that differ in these alone are the same run.
 NOT_OF_THE_RUN = frozenset({"run_dir", "resume", "verbosity", "progress"})
@@ -625,3 +626,55 @@ class PredictConfig(DeviceSettings, RunSettings):
         self._choice("format", PREDICTION_FORMATS)
         self._whole("top_k", minimum=1, instead="1 shows the label alone")
         self._whole("batch_size", minimum=1, instead="64 is the default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(RunSettings):
+    """Every setting of `tfgpu export`.
+
+    Attributes:
+        formats: Names of `EXPORT_FORMATS` joined by commas, or "all".
+        out: The directory for the files; None is `export` in the run directory.
+        max_difference: Between probabilities, of a file in float32.
+        max_accuracy_difference: Between accuracies, a fraction, of a file in int8.
+        calibration_examples: Training images that the ranges of int8 are taken from.
+        dataset: None is the run's own.
+        data_dir: None is the run's own.
+    """
+
+    formats: str = "all"
+    out: str | None = None
+    max_difference: float = 1e-4
+    max_accuracy_difference: float = 0.01
+    calibration_examples: int = 256
+    dataset: str | None = None
+    data_dir: str | None = None
+
+    @property
+    def chosen_formats(self) -> tuple[str, ...]:
+        """The formats to write, in the order of `EXPORT_FORMATS`."""
+        names = EXPORT_FORMATS if self.formats == "all" else self.formats.split(",")
+        return tuple(name for name in EXPORT_FORMATS if name in names)
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        self._check_run()
+        known = ", ".join(EXPORT_FORMATS)
+        self._text("formats", f"write all, or names out of {known}")
+        if self.formats != "all":
+            names = self.formats.split(",")
+            for name in names:
+                if name not in EXPORT_FORMATS:
+                    self._refuse(
+                        "formats",
+                        f"{name!r} is not a format{did_you_mean(name, EXPORT_FORMATS)}; write "
+                        f"all, or names out of {known} joined by commas",
+                    )
+            if len(set(names)) < len(names):
+                self._refuse("formats", "names a format twice; name each once")
+        for name in ("out", "dataset", "data_dir"):
+            if getattr(self, name) is not None:
+                self._text(name, "leave it out for the default")
+        self._number("max_difference", minimum=0, instead="1e-4 is the default")
+        self._number("max_accuracy_difference", minimum=0, instead="0.01 is one point, the default")
+        self._whole("calibration_examples", minimum=1, instead="256 is the default")

@@ -24,6 +24,7 @@ from tfgpu import config as config_lib
 from tfgpu.config import (
     Config,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     Settings,
     as_typed,
@@ -577,6 +578,43 @@ _PREDICTION = _Group(
     ),
 )
 
+_EXPORT = _Group(
+    "Export",
+    (
+        _Flag(
+            name="formats",
+            values="all|LIST",
+            help=f"Which files to make: {', '.join(config_lib.EXPORT_FORMATS)}, joined by commas. "
+            "All but keras and saved_model need pip install 'tfgpu[export]'.",
+        ),
+        _Flag(
+            name="out",
+            values="PATH",
+            default="<run_dir>/export",
+            help="Where the files and export.json go.",
+        ),
+        _Flag(
+            name="max_difference",
+            values="NUMBER",
+            parse=_number,
+            help="Between the probabilities of a float file and those of the Keras model; a file "
+            "with a greater one is kept as NAME.rejected.",
+        ),
+        _Flag(
+            name="max_accuracy_difference",
+            values="FRACTION",
+            parse=_number,
+            help="The same for an int8 file, between accuracies: 0.01 is one point.",
+        ),
+        _Flag(
+            name="calibration_examples",
+            values="N",
+            parse=_whole,
+            help="Training images from which the ranges of int8 values are taken.",
+        ),
+    ),
+)
+
 _PLAIN_GENERAL = _Group(
     "General",
     (
@@ -696,6 +734,15 @@ _PAGES = {
         ),
         settings=PredictConfig,
         arguments="FILE_OR_FOLDER ...",
+    ),
+    "export": _Page(
+        purpose="Write a finished run's model for other runtimes, and compare each file with it.",
+        groups=(_RUN, _EXPORT, _RUN_DATA, _PLAIN_GENERAL),
+        examples=(
+            ("everything", "--run_dir=runs/NAME"),
+            ("for TensorFlow Serving", "--run_dir=runs/NAME --formats=saved_model --out=serving"),
+        ),
+        settings=ExportConfig,
     ),
 }
 

@@ -145,7 +145,7 @@ def prepare_environment(*, verbosity: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def _stderr_aside() -> Iterator[Any]:
+def stderr_aside() -> Iterator[Any]:
     """Sends file descriptor 2 to a temporary file; yields that file.
 
     Python's `sys.stderr` alone would not do: the lines come from C++, before its logging starts
@@ -199,7 +199,7 @@ def import_tensorflow(*, verbosity: int = 0) -> ModuleType:
             return importlib.import_module("tensorflow")
         except Exception as error:
             raise _import_failure(error, "") from error
-    with _stderr_aside() as said, warnings.catch_warnings():
+    with stderr_aside() as said, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = importlib.import_module("tensorflow")

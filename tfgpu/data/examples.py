@@ -181,6 +181,12 @@ class Source:
     split: Callable[[str], Examples | None]
 
 
+RESIZE_RULE = (
+    "bilinear with antialiasing, aspect ratio not kept, rounded half to even, clipped to 0..255"
+)
+"""What `resize` does, in words, for those who have to repeat it elsewhere."""
+
+
 def resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """The one rule by which an image gets another size, in training and ever after.
 

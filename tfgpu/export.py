@@ -1,0 +1,57 @@
+"""`tfgpu export`: writes a finished run's model for other runtimes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfgpu import cli, flags, interrupts, runtime
+from tfgpu.config import ExportConfig
+
+
+def main(argv: list[str]) -> int | None:
+    """Reads the flags and exports.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        1 when a file was rejected, else 0.
+
+    Raises:
+        tfgpu.errors.Error: With the exit code that the outcome calls for.
+    """
+    result = export(flags.parse(argv, command="export"))
+    return 0 if all(file["accepted"] for file in result["files"]) else 1
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Exports as `config` says, in a process that has not used TensorFlow yet.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        tfgpu.errors.Error: The request, the run, the data or the work is at fault.
+    """
+    # Not at the top: `--help` shall answer at once.
+    from tfgpu.console import Console
+    from tfgpu.exporting import packages
+    from tfgpu.trained_run import TrainedRun
+
+    packages.check(config.chosen_formats)
+    run = TrainedRun.open(str(config.run_dir))
+    console = Console(progress="none")
+    runtime.prepare_environment(verbosity=config.verbosity)
+    with interrupts.caught():
+        runtime.import_tensorflow(verbosity=config.verbosity)
+        # Imports TensorFlow, so not before.
+        from tfgpu.exporting import session
+
+        return session.export(config, run, console=console)
+
+
+if __name__ == "__main__":
+    cli.run(main)
