@@ -40,7 +40,7 @@ def test_nothing_stays_open(num_examples, optimizer):
     config = resolve(num_examples=num_examples, optimizer=optimizer)
     # Where None is "off", the clock's or TFDS's own choice, and where devices decide.
     left = {"clip_norm", "ema_momentum", "early_stopping", "run_dir", "data_dir", "image_size"}
-    left.add("checkpoint_every")
+    left |= {"checkpoint_every", "profile"}
     open_ = {name for name, value in config.to_json().items() if value is None}
     assert open_ <= left
     assert isinstance(config.steps_per_execution, int)

@@ -1,5 +1,6 @@
 """A finished run read back: what is refused, and that nothing a file says is executed."""
 
+import importlib
 import json
 import os
 import pickle
@@ -118,8 +119,7 @@ def test_a_model_with_layers_of_ones_own_needs_the_module_that_the_user_names(
 ):
     (tmp_path / "own_layers_of_a_test.py").write_text(OWN_LAYER)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    import own_layers_of_a_test
-
+    own_layers_of_a_test = importlib.import_module("own_layers_of_a_test")
     inputs = keras.Input(SHAPE)
     outputs = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
     model = keras.Model(inputs, own_layers_of_a_test.Doubled()(outputs))
