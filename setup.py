@@ -44,14 +44,23 @@ EXPORT = [
     "tf2onnx>=1.17.0",
 ]
 
-# The tests draw every picture and write every format. selenium: TensorBoard in a real browser,
-# where there is one.
-TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS, *EXPORT]
+TUNE = [
+    # tfgpu.tuning overrides parts of its oracles that are not its stable interface.
+    "keras-tuner>=1.4.8,<1.5",
+    "grpcio>=1.71.0",
+    # Its BayesianOptimization needs both, undeclared.
+    "scikit-learn>=1.5.0",
+    "scipy>=1.13.1",
+]
+
+# The tests draw every picture, write every format and search. selenium: TensorBoard in a real
+# browser, where there is one.
+TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS, *EXPORT, *TUNE]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
-    # BayesianOptimization of keras-tuner needs scipy and scikit-learn undeclared.
-    "tune": ["keras-tuner>=1.4.7", "scikit-learn>=1.5.0", "scipy>=1.13.1"],
+    # `tfgpu tune`.
+    "tune": TUNE,
     # The pictures of `tfgpu bench` and `tfgpu evaluate`.
     "plots": PLOTS,
     # What writes the files of `tfgpu export`, and the runtimes they are compared in.

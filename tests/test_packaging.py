@@ -17,6 +17,7 @@ MODULE_OF = {
     "absl-py": "absl",
     "ai-edge-litert": "ai_edge_litert",
     "google-crc32c": "google_crc32c",
+    "grpcio": "grpc",
     "keras-tuner": "keras_tuner",
     "pillow": "PIL",
     "scikit-learn": "sklearn",
@@ -65,16 +66,14 @@ def test_every_import_of_the_package_is_declared(setup_call):
     }
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
-        if path.parent.name == "exporting":
-            allowed = extra["export"]
+        if path.parent.name in ("exporting", "tuning"):
+            allowed = extra[{"exporting": "export", "tuning": "tune"}[path.parent.name]]
         undeclared = _third_party_imports(path) - allowed
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"
 
 
 def test_every_import_of_the_tests_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"] + setup_call["extras_require"]["test"])
-    # tests of the optional commands skip when their packages are missing
-    declared |= _modules(setup_call["extras_require"]["tune"])
     for path in _sources("tests"):
         undeclared = _third_party_imports(path) - declared
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"

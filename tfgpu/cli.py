@@ -17,6 +17,7 @@ from tfgpu.errors import Error, RequestError, WorkError
 # Each command is the module of that name in this package.
 _COMMANDS = {
     "train": "train a model",
+    "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
     "export": "write the model for other runtimes, and prove that nothing got lost",

@@ -38,6 +38,8 @@ PROGRESS = ("auto", "bar", "plain", "none")
 RESUME = ("auto", "never", "must")
 SPLITS = ("test", "validation", "train", "all")
 PREDICTION_FORMATS = ("table", "jsonl", "csv")
+TUNERS = ("hyperband", "bayesian", "random", "grid")
+OBJECTIVES = ("val_accuracy", "val_loss")
 EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8")
 
 # Two runs that differ in these alone are the same run.
@@ -241,9 +243,9 @@ class Config(DeviceSettings):
     """Every setting of a training run; the fields are the flags of `tfgpu train`.
 
     `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
-    run starts. The exceptions are `clip_norm`, `ema_momentum` and `early_stopping`, where `None`
-    is "off", `data_dir`, where it is TFDS's own choice, and `checkpoint_every`, where it is one
-    epoch.
+    run starts, and the model for `width` and `depth`. The exceptions are `clip_norm`,
+    `ema_momentum` and `early_stopping`, where `None` is "off", `data_dir`, where it is TFDS's own
+    choice, and `checkpoint_every`, where it is one epoch.
 
     Raises:
         RequestError: A value, or a combination of values, is impossible.
@@ -263,6 +265,8 @@ class Config(DeviceSettings):
     augment: str | None = None  # "none", or names of AUGMENTATIONS joined by commas
 
     model: str = "lenet"  # or "package.module:function"
+    width: float | None = None  # of the layers, as a multiple; None is what the builder decides
+    depth: int | None = None  # convolutions or blocks; likewise
 
     batch_size: int | None = None  # global: over all replicas
     epochs: int | None = None
@@ -351,6 +355,10 @@ class Config(DeviceSettings):
         self._text("model", "name a model, such as lenet or package.module:function")
         if ":" in self.model and not _BUILDER.fullmatch(self.model):
             self._refuse("model", "is not of the form package.module:function")
+        if self.width is not None:
+            self._number("width", above=0, instead="leave it out for the model's own")
+        if self.depth is not None:
+            self._whole("depth", minimum=1, instead="leave it out for the model's own")
 
     def _check_training(self) -> None:
         if self.batch_size is not None:
@@ -540,6 +548,64 @@ class BenchConfig(Config):
                         f"names out of {', '.join(FACTORS)} joined by commas",
                     )
         self._whole("rounds", minimum=1, instead="5 is the default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(Config):
+    """The settings of `tfgpu tune`: those that all trials share, and
+
+    Attributes:
+        tuner: One of `TUNERS`.
+        space: "default" or a Python file.
+        objective: One of `OBJECTIVES`.
+        max_trials: Trials at most; None is what suits the tuner.
+        max_minutes: For the search, in all processes together; None is no limit.
+        workers: Processes on this machine; 0 for a chief whose workers are on other machines.
+        final_seeds: Trainings of the best settings at the end.
+    """
+
+    tuner: str = "hyperband"
+    space: str = "default"
+    objective: str = "val_accuracy"
+    max_trials: int | None = None
+    max_minutes: float | None = None
+    workers: int = 1
+    final_seeds: int = 3
+
+    @property
+    def training(self) -> Config:
+        """What all trials share, alone."""
+        return Config(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        )
+
+    def check(self) -> None:
+        """Checks what `Config` checks, and the settings above.
+
+        Raises:
+            RequestError: Names the setting as it is typed, the constraint and the way out.
+        """
+        super().check()
+        self._choice("tuner", TUNERS)
+        self._text("space", "write default, or name a Python file")
+        self._choice("objective", OBJECTIVES)
+        if self.max_trials is not None:
+            self._whole("max_trials", minimum=1, instead="leave it out for a default")
+        if self.max_minutes is not None:
+            self._number("max_minutes", above=0, instead="leave it out for no limit")
+        self._whole("workers", minimum=0, instead="1 is the default")
+        self._whole("final_seeds", minimum=0, instead="0 retrains nothing")
+        if self.validation_fraction == 0:
+            raise RequestError(
+                "--validation_fraction=0 leaves nothing to compare trials by: the test split is "
+                "for the winner alone; raise the fraction"
+            )
+        if self.strategy == "multi_worker_mirrored":
+            self._refuse(
+                "strategy",
+                "a trial trains on one machine; choose mirrored or one_device, and have other "
+                "machines train other trials",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,8 @@ _VERSION = {"--version", "-version", "--version=true"}
 ENVIRONMENT = """\
   TFDS_DATA_DIR  where TFDS keeps its data sets
   TF_CONFIG      the machines of --strategy=multi_worker_mirrored
+  KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT
+                 the part of this process in a `tfgpu tune` over several machines
   TFGPU_DEBUG=1  shows the traceback of every error"""
 
 EXIT_CODES = """\
@@ -249,6 +251,22 @@ _MODEL = _Group(
             name="model",
             values="NAME|PACKAGE.MODULE:FUNCTION",
             help="`lenet`, or a function of yours that builds a Keras functional model.",
+        ),
+        _Flag(
+            name="width",
+            values="auto|FACTOR",
+            parse=_number,
+            unset="auto",
+            help="Multiplies the channels and units of the hidden layers; `auto` is 1 for lenet. "
+            "A function of yours gets it as the argument `width`.",
+        ),
+        _Flag(
+            name="depth",
+            values="auto|N",
+            parse=_whole,
+            unset="auto",
+            help="Convolutions; `auto` is 2 for lenet. A function of yours gets it as the argument "
+            "`depth`.",
         ),
     ),
 )
@@ -615,6 +633,60 @@ _EXPORT = _Group(
     ),
 )
 
+_SEARCH = _Group(
+    "Search",
+    (
+        _Flag(
+            name="tuner",
+            values=_one_of(config_lib.TUNERS),
+            help="KerasTuner's: hyperband trains many for a few epochs and goes on with the better "
+            "ones, the others train each trial for --epochs.",
+        ),
+        _Flag(
+            name="space",
+            values="default|FILE.py",
+            help="A file that defines `space(hp) -> dict`: settings of a run, made from "
+            "KerasTuner's hp.Choice, hp.Int, hp.Float and hp.Boolean (the file is run). `default` "
+            "is one for lenet.",
+        ),
+        _Flag(
+            name="objective",
+            values=_one_of(config_lib.OBJECTIVES),
+            help="What is compared, of the model that a trial ends with.",
+        ),
+        _Flag(
+            name="max_trials",
+            values="auto|N",
+            parse=_whole,
+            unset="auto",
+            help="Trials at most; `auto` is 20 for random and bayesian, and all there are for "
+            "hyperband and grid.",
+        ),
+        _Flag(
+            name="max_minutes",
+            values="off|MINUTES",
+            parse=_number,
+            unset="off",
+            help="Time for the search, over all starts of it. Trials that are under way then are "
+            "kept, and go on when there is more.",
+        ),
+        _Flag(
+            name="workers",
+            values="N",
+            parse=_whole,
+            help="Processes that train trials side by side on this machine, one GPU each, or one "
+            "group of cores each where there is no GPU. One alone has all of them.",
+        ),
+        _Flag(
+            name="final_seeds",
+            values="N",
+            parse=_whole,
+            help="Trainings of the best settings at the end, with seeds that the search has not "
+            "seen; they alone read the test split. 0 tests the best trial's own model.",
+        ),
+    ),
+)
+
 _PLAIN_GENERAL = _Group(
     "General",
     (
@@ -682,6 +754,41 @@ _PAGES = {
                 "your model on images of your size, without any data",
                 "--model=mymodels:build --dataset=synthetic:224x224x3:1000",
             ),
+        ),
+    ),
+    "tune": _Page(
+        purpose="Search for better settings with KerasTuner. The flags of `tfgpu train` are what "
+        "all trials share;\n--space says what is tried. The same command again goes on where it "
+        "was stopped.",
+        settings=config_lib.TuneConfig,
+        groups=(
+            _SEARCH,
+            _DEVICES,
+            _DATA,
+            _MODEL,
+            _TRAINING,
+            dataclasses.replace(
+                _OUTPUT,
+                flags=(
+                    _Flag(
+                        name="run_dir",
+                        values="PATH",
+                        default="runs/tune-<dataset>-<model>-<time>",
+                        help="Where the search keeps its trials, its state and its result.",
+                    ),
+                    *(flag for flag in _OUTPUT.flags if flag.name != "run_dir"),
+                ),
+            ),
+            _GENERAL,
+        ),
+        examples=(
+            ("the digits, in a few minutes", "--tuner=random --max_trials=10 --epochs=10"),
+            (
+                "half an hour for settings of your choice",
+                "--dataset=cifar10 --space=experiments/search_recipe.py --max_minutes=30 "
+                "--run_dir=runs/search",
+            ),
+            ("four GPUs, a trial on each", "--workers=4 --run_dir=runs/search"),
         ),
     ),
     "doctor": _Page(
@@ -916,15 +1023,20 @@ def _read_experiment(path: Path) -> dict[str, Any]:
             f"--experiment={path}: must be a .py file that defines config() -> dict, or an "
             f"earlier run's config.json{near}"
         )
+    if path.suffix == ".json":
+        return _from_json(path, _read_text(path, flag="experiment"))
+    return _from_python(path)
+
+
+def _read_text(path: Path, *, flag: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise RequestError(
-            f"--experiment={path}: {error.strerror or error}; name a file that can be read"
+            f"--{flag}={path}: {error.strerror or error}; name a file that can be read"
         ) from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"--experiment={path}: is not UTF-8 text: {error}") from error
-    return _from_json(path, text) if path.suffix == ".json" else _from_python(path, text)
+        raise RequestError(f"--{flag}={path}: is not UTF-8 text: {error}") from error
 
 
 def _from_json(path: Path, text: str) -> dict[str, Any]:
@@ -943,17 +1055,41 @@ def _from_json(path: Path, text: str) -> dict[str, Any]:
     return settings
 
 
-def _from_python(path: Path, text: str) -> dict[str, Any]:
-    namespace: dict[str, Any] = {"__name__": "tfgpu_experiment", "__file__": str(path)}
+def read_python(path: Path, *, flag: str) -> dict[str, Any]:
+    """Runs a Python file of the user's.
+
+    Args:
+        path: The file.
+        flag: The one that named it, for the message.
+
+    Returns:
+        What it defines, by name.
+
+    Raises:
+        RequestError: It cannot be read or run; names the line where there is one.
+    """
+    if path.suffix != ".py":
+        raise RequestError(f"--{flag}={path}: must be a .py file")
+    text = _read_text(path, flag=flag)
+    namespace: dict[str, Any] = {"__name__": f"tfgpu_{flag}", "__file__": str(path)}
     try:
         exec(compile(text, str(path), "exec"), namespace)
-        config = namespace.get("config")
-        settings = config() if callable(config) else None
     # Whatever the file raises is the file's mistake, an early exit included.
     except (Exception, SystemExit) as error:
         what = error.msg if isinstance(error, SyntaxError) else error
         raise RequestError(
-            f"{path}{_line_of(error, path)}: {type(error).__name__}: {what}"
+            f"{path}{line_of(error, path)}: {type(error).__name__}: {what}"
+        ) from error
+    return namespace
+
+
+def _from_python(path: Path) -> dict[str, Any]:
+    config = read_python(path, flag="experiment").get("config")
+    try:
+        settings = config() if callable(config) else None
+    except (Exception, SystemExit) as error:
+        raise RequestError(
+            f"{path}{line_of(error, path)}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(settings, dict):
         raise RequestError(
@@ -962,7 +1098,7 @@ def _from_python(path: Path, text: str) -> dict[str, Any]:
     return settings
 
 
-def _line_of(error: BaseException, path: Path) -> str:
+def line_of(error: BaseException, path: Path) -> str:
     """Returns ":LINE", the last line of `path` that led to the error, or ""."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f":{error.lineno}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfgpu.config import AUGMENTATIONS, Config, did_you_mean
+from tfgpu.config import AUGMENTATIONS, Config, as_typed, did_you_mean
 from tfgpu.errors import RequestError
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def has_small_steps(config: Config) -> bool:
     height, width = config.image_size or (32, 32)
     return (
         config.model == "lenet"
+        and (config.width or 1) <= 1
         and config.batch_size is not None
         and config.batch_size * height * width <= SMALL_STEP_PIXELS
     )
@@ -219,6 +221,49 @@ def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
+def build_model(
+    config: Config,
+    builder: Callable[..., keras.Model],
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> keras.Model:
+    """Calls the function that builds the model.
+
+    Args:
+        config: For `width` and `depth`, which it gets when they are set.
+        builder: What `find_builder` returned.
+        image_shape: Height, width and channels.
+        num_classes: Size of the output.
+
+    Returns:
+        What the builder made, whatever that is.
+
+    Raises:
+        RequestError: It does not take what is set, or it fails.
+    """
+    wanted = {
+        name: value for name in ("width", "depth") if (value := getattr(config, name)) is not None
+    }
+    parameters = inspect.signature(builder).parameters
+    if not any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
+        for name, value in wanted.items():
+            if name not in parameters:
+                raise RequestError(
+                    f"--{name}={as_typed(value)}: --model={config.model} takes no argument "
+                    f"{name!r}; give it one, or leave --{name} out"
+                )
+    try:
+        return builder(image_shape=image_shape, num_classes=num_classes, **wanted)
+    except Exception as error:
+        also = "".join(f" and {name}" for name in wanted)
+        raise RequestError(
+            f"--model={config.model} cannot be built for images of "
+            f"{'x'.join(map(str, image_shape))} and {num_classes} classes: "
+            f"{error}; it is called with image_shape and num_classes{also}"
+        ) from error
+
+
 def find_builder(name: str) -> Callable[..., keras.Model]:
     """Finds the function that builds the model.
 
@@ -227,7 +272,7 @@ def find_builder(name: str) -> Callable[..., keras.Model]:
             in the current folder too.
 
     Returns:
-        A function of `image_shape` and `num_classes`.
+        A function of `image_shape`, `num_classes` and perhaps `width` and `depth`.
 
     Raises:
         RequestError: There is no such model, module or function, or the module fails.

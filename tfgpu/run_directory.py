@@ -22,7 +22,7 @@ from typing import Any
 
 from tfgpu import disk
 from tfgpu.checkpoint import RunLock
-from tfgpu.config import MAY_CHANGE, NOT_OF_THE_RUN
+from tfgpu.config import MAY_CHANGE, NOT_OF_THE_RUN, Config
 from tfgpu.errors import RequestError
 
 _MISSING = object()
@@ -356,7 +356,9 @@ def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, 
             f"run_dir {str(place)!r} holds files but no run (no config.json); name another"
         )
     old = _read_json(place / "config.json")
-    other = differences(old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
+    # A setting that a version before this one did not know had its default's effect.
+    defaults = {name: value for name, value in Config().to_json().items() if name in config}
+    other = differences(defaults | old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
     # More epochs are the same run for longer where no epoch before depends on their number, and
     # where the last one does not end the training for good, as Keras ends one with an average.
     longer = (

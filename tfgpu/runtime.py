@@ -12,6 +12,7 @@ Every choice that `start` makes is kept with its reason; `describe` shows them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import faulthandler
 import importlib
@@ -356,6 +357,45 @@ def start(
         deterministic=deterministic,
         intra_op_threads=threads,
         choices=choices,
+    )
+
+
+def again(runtime: Runtime, *, precision: str, jit_compile: str | bool, seed: int) -> Runtime:
+    """Makes the process ready for another run on the same devices, as if it were the first.
+
+    Args:
+        runtime: What `start` returned.
+        precision: One of `PRECISIONS`.
+        jit_compile: As for `start`.
+        seed: As for `start`.
+
+    Returns:
+        The same devices with these settings.
+    """
+    import keras
+
+    # Names of layers and variables are numbered through a process, and checkpoints go by them.
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    jit, jit_reason = decide_jit(jit_compile, on_gpu=runtime.on_gpu)
+    capability = _capability(runtime.devices[0]) if runtime.on_gpu else None
+    changed = {
+        "precision": Choice(
+            "precision", precision, precision_reason(precision, capability=capability)
+        ),
+        "XLA": Choice("XLA", "on" if jit else "off", jit_reason),
+        "seed": Choice("seed", str(seed), "deterministic kernels, slower")
+        if runtime.deterministic
+        else Choice("seed", str(seed), ""),
+    }
+    return dataclasses.replace(
+        runtime,
+        precision=precision,
+        jit_compile=jit,
+        jit_reason=jit_reason,
+        seed=seed,
+        choices=tuple(changed.get(choice.item, choice) for choice in runtime.choices),
     )
 
 

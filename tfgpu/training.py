@@ -1,6 +1,7 @@
 """One training run: from settings to a run directory.
 
-Reads top to bottom: devices, data, settings, run directory, model, `fit`, test, files.
+Reads top to bottom: workplace (devices and data), settings, run directory, model, `fit`, test,
+files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,96 @@ POINTS_AN_EPOCH = 10
 """Of `batch_<metric>` and `performance/` in TensorBoard."""
 
 
-def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, Any]:
+class Workplace:
+    """What all runs of a process stand on: devices, data, and the data in the devices' memory.
+
+    Attributes:
+        machine: Devices and strategy.
+        data: The splits.
+    """
+
+    def __init__(self, machine: runtime.Runtime, data: sources.ImageDataset):
+        self.machine = machine
+        self.data = data
+        self._resident: dict[int, tuple[Any, ...]] = {}
+
+    @classmethod
+    def open(cls, config: Config, *, stopwatch: Stopwatch) -> Workplace:
+        """Finds the devices and the data; once a process.
+
+        Args:
+            config: The settings of the first run.
+            stopwatch: Is switched to "data".
+
+        Raises:
+            tfgpu.errors.Error: The request or the data is at fault.
+        """
+        machine = runtime.start(
+            strategy=config.strategy,
+            devices=config.devices,
+            virtual_devices=config.virtual_devices,
+            precision=config.precision,
+            jit_compile=config.jit_compile,
+            seed=config.seed,
+            deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
+        )
+        stopwatch.switch("data")
+        return cls(machine, sources.load(**_of_the_data(config)))
+
+    def another(self, config: Config) -> Workplace:
+        """The same place made ready for another run, as if that were the first.
+
+        Args:
+            config: Its settings; those of the devices, the threads and the data are the first
+                run's.
+        """
+        place = Workplace(
+            runtime.again(
+                self.machine,
+                precision=config.precision,
+                jit_compile=config.jit_compile,
+                seed=config.seed,
+            ),
+            self.data,
+        )
+        place._resident = self._resident
+        return place
+
+    def resident(self, examples: Examples) -> tuple[Any, ...]:
+        """A split in the memory of each device, read when it is first asked for.
+
+        Raises:
+            DataError: An image or a record is damaged.
+        """
+        if id(examples) not in self._resident:
+            self._resident[id(examples)] = make_resident(examples, self.machine.strategy)
+        return self._resident[id(examples)]
+
+
+def run(
+    config: Config,
+    *,
+    console: Console,
+    stopwatch: Stopwatch,
+    workplace: Workplace | None = None,
+    until_epoch: int | None = None,
+    test: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict[str, Any]:
     """Trains, evaluates and saves.
 
     Args:
         config: The settings as the user gave them.
         console: Where the run speaks.
         stopwatch: Started with the process.
+        workplace: What an earlier run of this process stood on; None for the first.
+        until_epoch: Where to pause: the run is saved, with the status "paused", and is continued
+            by the next call with a later end, exactly as if it had not paused. None trains all
+            epochs.
+        test: Whether to end with the test split; without it no image of it is read.
+        callbacks: More of them, called after those that keep the run's files.
 
     Returns:
         What `result.json` holds.
@@ -90,32 +174,18 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
     with interrupts.caught() as signals:
         build = recipe.find_builder(config.model)
         begun = _as_recorded(config)
-        machine = runtime.start(
-            strategy=config.strategy,
-            devices=config.devices,
-            virtual_devices=config.virtual_devices,
-            precision=config.precision,
-            jit_compile=begun.jit_compile,
-            seed=config.seed,
-            deterministic=config.deterministic,
-            intra_op_threads=begun.intra_op_threads,
-            small_steps=recipe.has_small_steps(begun),
-        )
-        stopwatch.switch("data")
-        data = sources.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            validation_fraction=config.validation_fraction,
-            image_size=config.image_size,
-            seed=config.seed,
-        )
+        if workplace is None:
+            place = Workplace.open(begun, stopwatch=stopwatch)
+        else:
+            place = workplace.another(begun)
+        machine, data = place.machine, place.data
         settings = recipe.resolve(
             begun,
             num_examples=data.train.num_examples,
             replicas=machine.num_replicas,
             on_gpu=machine.on_gpu,
         )
-        mode, mode_reason = _choose_input(settings, machine, data)
+        mode, mode_reason = _choose_input(settings, place, test=test)
         settings = dataclasses.replace(
             settings,
             input=mode,
@@ -147,7 +217,7 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
         with _failures(settings, machine):
             # All that can be wrong with the data and the model shows before the first file is
             # written.
-            job = _prepare(settings, machine, data, build, stopwatch)
+            job = _prepare(settings, place, build, stopwatch)
             directory = RunDirectory.create(
                 config.run_dir,
                 config=settings.to_json(),
@@ -158,10 +228,25 @@ def run(config: Config, *, console: Console, stopwatch: Stopwatch) -> dict[str, 
             )
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
-                job, command=shlex.join(["tfgpu", "train", *flags.to_argv(again)])
+                job,
+                command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
+                until_epoch=min(until_epoch or settings.epochs, settings.epochs),
+                test=test,
+                callbacks=tuple(callbacks),
             )
             with contextlib.closing(directory):
                 return _record(job, directory, console, stopwatch, signals)
+
+
+def _of_the_data(config: Config) -> dict[str, Any]:
+    """The arguments of `sources.load`."""
+    return {
+        "name": config.dataset,
+        "data_dir": config.data_dir,
+        "validation_fraction": config.validation_fraction,
+        "image_size": config.image_size,
+        "seed": config.seed,
+    }
 
 
 def _as_recorded(config: Config) -> Config:
@@ -249,6 +334,9 @@ class _Job:
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
         command: What continues the run.
+        until_epoch: Where training ends, or pauses.
+        test: Whether the test split is read.
+        callbacks: More of them.
     """
 
     config: Resolved
@@ -259,16 +347,24 @@ class _Job:
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
     command: str = ""
+    until_epoch: int = 0
+    test: bool = True
+    callbacks: tuple[keras.callbacks.Callback, ...] = ()
+
+    @property
+    def pauses(self) -> bool:
+        """Whether training is to be continued later."""
+        return self.until_epoch < self.config.epochs
 
 
 def _prepare(
     config: Resolved,
-    machine: runtime.Runtime,
-    data: sources.ImageDataset,
+    place: Workplace,
     build: Callable[..., keras.Model],
     stopwatch: Stopwatch,
 ) -> _Job:
     """Builds the model and reads resident data; writes nothing."""
+    machine, data = place.machine, place.data
     strategy = machine.strategy
     resident = config.input == "resident"
     # Padding keeps one shape for XLA and equal shares for replicas; a single replica
@@ -279,7 +375,7 @@ def _prepare(
         return evaluation_batches(
             examples,
             batch_size=_evaluation_batch(examples, config, machine.num_replicas),
-            resident=make_resident(examples, strategy) if resident else (),
+            resident=place.resident(examples) if resident else (),
             pad=pad,
         )
 
@@ -292,7 +388,7 @@ def _prepare(
         batch_size=config.batch_size,
         seed=config.seed,
         augment=recipe.augmentations(config),
-        resident=make_resident(data.train, strategy) if resident else (),
+        resident=place.resident(data.train) if resident else (),
         pad=pad,
     )
     validation = evaluated(data.validation) if data.validation is not None else None
@@ -350,7 +446,7 @@ def _train(
     if config.tensorboard != "none" and chief:
         tensorboard = _tensorboard(job, directory.tensorboard_dir)
         callbacks.append(tensorboard)
-    callbacks += [*recipe.make_callbacks(config), backup, timing.closing]
+    callbacks += [*recipe.make_callbacks(config), *job.callbacks, backup, timing.closing]
     if directory.resuming:
         console.say(f"continuing the run in {directory.path}")
         if directory.metrics_size() and not any(directory.checkpoints_dir.glob("step-*")):
@@ -363,7 +459,7 @@ def _train(
             model.fit(
                 job.batches,
                 steps_per_epoch=job.batches.steps_per_epoch,
-                epochs=config.epochs,
+                epochs=job.until_epoch,
                 validation_data=job.validation,
                 shuffle=False,  # The order is the data set's own.
                 callbacks=callbacks,
@@ -387,14 +483,15 @@ def _train(
     if tensorboard is not None and job.validation is not None and job.machine.num_workers == 1:
         with stopwatch.during("tensorboard"):
             tensorboard.show_predictions(job.validation, step=outcome["steps"])
-    with stopwatch.during("test"):
-        test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
-    outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+    if job.test and not job.pauses:
+        with stopwatch.during("test"):
+            test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
+        outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
     if tensorboard is not None:
         names = ("accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy", "test_loss")
         final = {name: outcome[name] for name in (*names, "samples_per_second")}
         tensorboard.show_result(final, step=outcome["steps"])
-    _close(outcome, "finished", directory, stopwatch)
+    _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
 
 
@@ -488,15 +585,17 @@ class _Record(keras.callbacks.Callback):
         )
 
 
-def _choose_input(
-    config: Resolved, machine: runtime.Runtime, data: sources.ImageDataset
-) -> tuple[str, str]:
+def _choose_input(config: Resolved, place: Workplace, *, test: bool) -> tuple[str, str]:
     """Decides `--input=auto` and gives the reason."""
     if config.input != "auto":
         return config.input, ""
+    data = place.data
+    splits = [data.train, *([data.test] if test else [])]
+    splits += [data.validation] if data.validation else []
+    if all(id(split) in place._resident for split in splits):
+        return "resident", "the data are there already"
     # Of virtual devices that share a memory, each has its part of it free.
-    free = runtime.free_memory(machine.devices[0])
-    splits = [data.train, data.test, *([data.validation] if data.validation else [])]
+    free = runtime.free_memory(place.machine.devices[0])
     needed = sum(split.nbytes for split in splits)
     fits = needed <= RESIDENT_SHARE * free
     reason = (
@@ -519,14 +618,9 @@ def _build(
     """Calls the builder and checks what it made."""
     from tfgpu.model import ReplicaTrainer
 
-    try:
-        model = build(image_shape=data.image_shape, num_classes=len(data.class_names))
-    except Exception as error:
-        raise RequestError(
-            f"--model={config.model} cannot be built for images of "
-            f"{'x'.join(map(str, data.image_shape))} and {len(data.class_names)} classes: "
-            f"{error}; it is called with image_shape and num_classes"
-        ) from error
+    model = recipe.build_model(
+        config, build, image_shape=data.image_shape, num_classes=len(data.class_names)
+    )
     if not isinstance(model, keras.Model):
         raise RequestError(
             f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"

@@ -76,7 +76,9 @@ class Trial:
         classes = len(self.data.class_names)
         steps = -(-self.examples.num_examples // self.config.batch_size)
         with strategy.scope():
-            self.model = builder(image_shape=self.data.image_shape, num_classes=classes)
+            self.model = recipe.build_model(
+                config, builder, image_shape=self.data.image_shape, num_classes=classes
+            )
             if not isinstance(self.model, keras.Model):
                 raise RequestError(
                     f"--model={config.model} returned {type(self.model).__name__}; return a "

@@ -14,6 +14,9 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar import metadata as scalar_metadata
+from tensorboard.util import tensor_util
 
 from tfgpu import flops, loss_scale
 from tfgpu.batches import Batches
@@ -239,9 +242,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if every != "epoch" and self._consumed // every > self._written // every:
             self._written = self._consumed
             self._write_performance(logs)
-            with self._train_writer.as_default():
-                for name, value in _floats(logs).items():
-                    tf.summary.scalar(f"batch_{name}", value, step=self._consumed)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._end_of_steps()
@@ -288,18 +288,22 @@ class TensorBoard(keras.callbacks.TensorBoard):
         )
 
     def _write_performance(self, logs: Mapping[str, Any] | None) -> None:
+        """Writes a point of everything that is not an epoch's."""
         # Not left out where the times are: a resumed run has other first executions.
-        with self._train_writer.as_default():
-            if self._gauges is not None and self._gauges.has_norm:
-                norm = _number(self._gauges.gradient_norm)
-                self._scalar("training/gradient_norm", norm, "Of the latest step, unclipped.")
-            scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
-            if scale is not None:
-                value = _number(scale)
-                self._scalar("training/loss_scale", value, "Of float16 gradients.")
+        point = {f"batch_{name}": (value, "") for name, value in _floats(logs).items()}
+        if self._gauges is not None and self._gauges.has_norm:
+            norm = _number(self._gauges.gradient_norm)
+            point["training/gradient_norm"] = (norm, "Of the latest step, unclipped.")
+        scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
+        if scale is not None:
+            point["training/loss_scale"] = (_number(scale), "Of float16 gradients.")
+        self._write_point(point | self._measured(logs))
+
+    def _measured(self, logs: Mapping[str, Any] | None) -> dict[str, tuple[float, str]]:
+        """Times of the steps since the last point, and what follows from them."""
         interval = self._interval
         if interval is None or interval.steps == 0:
-            return
+            return {}
         waiting = time.perf_counter()
         _floats(logs)  # Waits for the device, so that all of its work is in the interval.
         following = self._begin_interval()
@@ -322,24 +326,35 @@ class TensorBoard(keras.callbacks.TensorBoard):
             ),
             "step_milliseconds_checkpoint": (saved, "Of a step: waiting for checkpoints."),
         }
-        with self._train_writer.as_default():
-            for name, (spent, description) in parts.items():
-                self._scalar(
-                    f"performance/{name}", max(0.0, 1e3 * spent / interval.steps), description
-                )
-            self._scalar("performance/samples_per_second", rate, "Training examples a second.")
-            if self._flops is not None and self._peak:
-                self._scalar(
-                    "performance/flops_utilization",
-                    rate * self._flops / self._peak,
-                    "Of the rate that a matrix product reaches on these devices; "
-                    f"{self._flops / 1e6:,.2f} MFLOP an example.",
-                )
-            for device, gib in _memory(_local_devices(self.model)).items():
-                self._scalar(f"memory/{device}", gib, "GiB in use.")
+        point = {
+            f"performance/{name}": (max(0.0, 1e3 * spent / interval.steps), description)
+            for name, (spent, description) in parts.items()
+        }
+        point["performance/samples_per_second"] = (rate, "Training examples a second.")
+        if self._flops is not None and self._peak:
+            point["performance/flops_utilization"] = (
+                rate * self._flops / self._peak,
+                "Of the rate that a matrix product reaches on these devices; "
+                f"{self._flops / 1e6:,.2f} MFLOP an example.",
+            )
+        for device, gib in _memory(_local_devices(self.model)).items():
+            point[f"memory/{device}"] = (gib, "GiB in use.")
+        return point
 
-    def _scalar(self, tag: str, value: float, description: str) -> None:
-        tf.summary.scalar(tag, value, step=self._consumed, description=description)
+    def _write_point(self, point: Mapping[str, tuple[float, str]]) -> None:
+        """Writes scalars, (value, description) by tag, at once.
+
+        One by one, each takes the time of an eager operation, and there are twenty.
+        """
+        summary = Summary()
+        for tag, (value, description) in point.items():
+            summary.value.add(
+                tag=tag,
+                tensor=tensor_util.make_tensor_proto(np.float32(value)),
+                metadata=scalar_metadata.create_summary_metadata("", description),
+            )
+        with self._train_writer.as_default():
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=self._consumed)
 
     def _examples(self) -> float:
         """Examples of this epoch so far; the loss weighs by them."""

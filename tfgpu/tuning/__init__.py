@@ -1,0 +1,5 @@
+"""What `tfgpu tune` is made of.
+
+One process, the chief, holds KerasTuner's oracle and hands out trials over KerasTuner's own
+protocol; worker processes train them, each trial as a run in a directory of its own.
+"""

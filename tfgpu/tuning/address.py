@@ -1,0 +1,81 @@
+"""Which part of a search over several machines a process plays, and where its chief is.
+
+The variables are KerasTuner's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfgpu.errors import RequestError
+
+TUNER_ID = "KERASTUNER_TUNER_ID"
+ORACLE_IP = "KERASTUNER_ORACLE_IP"
+ORACLE_PORT = "KERASTUNER_ORACLE_PORT"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the environment says of this process.
+
+    Attributes:
+        chief: Whether it holds the oracle.
+        name: Its id, the beginning of those of its workers.
+        ip: Of the chief.
+        port: Of the chief; 0 for any that is free.
+    """
+
+    chief: bool = True
+    name: str = "worker"
+    ip: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other machine."""
+        return self.port == 0
+
+
+def read(environ: Mapping[str, str]) -> Role:
+    """Reads KerasTuner's variables.
+
+    Args:
+        environ: Such as `os.environ`.
+
+    Raises:
+        RequestError: One is missing, or is not what it has to be.
+    """
+    given = {name: environ.get(name, "") for name in (TUNER_ID, ORACLE_IP, ORACLE_PORT)}
+    if not any(given.values()):
+        return Role()
+    for name, value in given.items():
+        if not value:
+            others = " and ".join(other for other in given if other != name)
+            raise RequestError(
+                f"{name} is not set, and {others} go with it; set all three for a search over "
+                "several machines, or none"
+            )
+    port = given[ORACLE_PORT]
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise RequestError(f"{ORACLE_PORT}={port}: must be a port, 1 to 65535")
+    return Role(
+        # As KerasTuner tells it.
+        chief="chief" in given[TUNER_ID],
+        name=given[TUNER_ID],
+        ip=given[ORACLE_IP],
+        port=int(port),
+    )
+
+
+def variables(*, tuner_id: str, ip: str, port: int) -> dict[str, str]:
+    """The environment variables of a worker."""
+    # A proxy of the network's is nothing for the machine next to it.
+    direct = ",".join(filter(None, [os.environ.get("no_grpc_proxy"), ip]))
+    return {
+        TUNER_ID: tuner_id,
+        ORACLE_IP: ip,
+        ORACLE_PORT: str(port),
+        "no_grpc_proxy": direct,
+    }

@@ -1,0 +1,730 @@
+"""One search from beginning to end: space, chief and workers, the winner's retrainings, files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfgpu import disk, errors, flags, interrupts, recipe, runtime
+from tfgpu.checkpoint import RunLock
+from tfgpu.config import Config, TuneConfig
+from tfgpu.console import Console, duration
+from tfgpu.data import sources
+from tfgpu.errors import Interrupted, RequestError, WorkError
+from tfgpu.run_directory import differences
+from tfgpu.tuning import address, crew, oracle
+from tfgpu.tuning.board import Board, shown_settings
+from tfgpu.tuning.chief import ATTEMPTS, FAILURES, LEASE, Chief
+from tfgpu.tuning.oracle import COMPLETED, FAILED
+from tfgpu.tuning.space import Space
+
+SEARCH = "search.json"
+RESULT = "result.json"
+BEST = "best_config.json"
+TABLE = "trials.jsonl"
+FINAL = "final"
+
+_MAY_CHANGE = frozenset(
+    {
+        "max_trials",
+        "max_minutes",
+        "workers",
+        "final_seeds",
+        "run_dir",
+        "resume",
+        "progress",
+        "verbosity",
+        "data_dir",
+        "space",  # Its name; what it declares counts.
+    }
+)
+"""Settings in which two starts of a search may differ."""
+
+_TICK = 0.2
+_SAVE_EVERY = 10.0
+
+
+def run(config: TuneConfig, *, console: Console) -> dict[str, Any]:
+    """Searches, retrains the best and says what came of it.
+
+    Args:
+        config: The settings.
+        console: Where to speak.
+
+    Returns:
+        What `result.json` holds; {} on a machine that only trains for another's search.
+
+    Raises:
+        tfgpu.errors.Error: The request, the data or the work is at fault.
+    """
+    with interrupts.caught() as signals:
+        role = address.read(os.environ)
+        if not role.chief:
+            return _work_for_another(config, role, console, signals)
+        if config.workers == 0 and role.alone:
+            raise RequestError(
+                f"--workers=0 leaves nobody to train; it goes with {address.TUNER_ID} and its "
+                "companions, where other machines do"
+            )
+        search = _Search.open(config, console=console)
+        with search:
+            if (finished := search.finished()) is not None:
+                console.say(f"{search.place} holds this search, finished")
+                console.say(_summary(finished, search.place))
+                return finished
+            search.go(role, signals)
+            return search.conclude(signals)
+
+
+class _Search:
+    """A search in its directory, which is locked while it is a context."""
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        *,
+        place: Path,
+        space: Space,
+        epochs: int,
+        gpus: Sequence[str],
+        console: Console,
+    ):
+        self.config = dataclasses.replace(config, run_dir=str(place))
+        self.place = place
+        self._space = space
+        self._epochs = epochs
+        self._gpus = gpus
+        self._console = console
+        self._lock = RunLock(place)
+        self._oracle: Any = None
+        self._began = time.monotonic()
+        self._before = 0.0
+
+    @classmethod
+    def open(cls, config: TuneConfig, *, console: Console) -> _Search:
+        """Finds all that can be wrong with a search before anything is written.
+
+        Raises:
+            tfgpu.errors.Error: The space, the data, the devices or the directory is at fault.
+        """
+        space = Space.load(config.space)
+        recipe.find_builder(config.model)
+        gpus, replicas = _devices(config)
+        crew.places(max(1, config.workers), gpus=gpus, cores=crew.cores())
+        data = sources.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            image_size=config.image_size,
+            seed=config.seed,
+        )
+
+        def resolve(settings: Config) -> recipe.Resolved:
+            return recipe.resolve(
+                settings,
+                num_examples=data.train.num_examples,
+                replicas=replicas,
+                on_gpu=bool(gpus),
+            )
+
+        epochs = resolve(config.training).epochs
+        if config.tuner == "hyperband" and "epochs" in space.names(config):
+            raise RequestError(
+                f"--space={config.space}: 'epochs' is what --tuner=hyperband decides; leave it "
+                "out, or choose another tuner"
+            )
+        space.check(config.training, resolve)
+        place = _directory(config, data.name)
+        search = cls(config, place=place, space=space, epochs=epochs, gpus=gpus, console=console)
+        search._compare()
+        return search
+
+    # ---- the directory -------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        settings = {
+            name: value for name, value in self.config.to_json().items() if name not in _MAY_CHANGE
+        }
+        return settings | {f"space {name}": text for name, text in self._space.identity().items()}
+
+    def _compare(self) -> None:
+        """Looks whether the directory is free, or holds this search."""
+        path = self.place / SEARCH
+        resume = self.config.resume
+        there = path.exists()
+        if not there:
+            if self.place.exists() and any(file.name != ".lock" for file in self.place.iterdir()):
+                raise RequestError(
+                    f"run_dir {str(self.place)!r} holds files but no search (no {SEARCH}); name "
+                    "another"
+                )
+            if resume == "must":
+                raise RequestError(
+                    f"run_dir {str(self.place)!r} holds no search that --resume=must could "
+                    "continue; check the name, or leave --resume out to start one"
+                )
+            return
+        old = _read(path)
+        other = differences(old, self._identity(), ignoring=frozenset())
+        if other:
+            shown = "; ".join(other[:5]) + (f"; and {len(other) - 5} more" if other[5:] else "")
+            raise RequestError(
+                f"run_dir {str(self.place)!r} holds another search ({shown}); name another "
+                "--run_dir, or give the same settings"
+            )
+        if resume == "never":
+            raise RequestError(
+                f"run_dir {str(self.place)!r} holds this search already, and --resume=never "
+                "overwrites nothing; name another --run_dir"
+            )
+
+    def __enter__(self) -> _Search:
+        disk.make_directory(self.place, flag="run_dir")
+        self._lock.__enter__()
+        try:
+            path = self.place / SEARCH
+            if not path.exists():
+                _write(path, self._identity())
+            self._console.log_to(self._log)
+            self._oracle = oracle.make(
+                self.config,
+                self._space.hyperparameters,
+                epochs=self._epochs,
+                place=self.place,
+            )
+            self._oracle.reload()
+            self._before = self._oracle.seconds
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._console.log_to(None)
+        self._lock.__exit__()
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError), open(self.place / "log.txt", "a") as log:
+            log.write(text if text.endswith("\n") else text + "\n")
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of the same search, when it has nothing left to do."""
+        path = self.place / RESULT
+        if not path.exists():
+            return None
+        result = _read(path)
+        asked = {name: getattr(self.config, name) for name in _ASKED}
+        if result.get("status") != "finished" or result.get("asked") != asked:
+            return None
+        return result
+
+    # ---- the search ----------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """That the search has taken, in all processes together."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def _left(self) -> float | None:
+        if self.config.max_minutes is None:
+            return None
+        return self.config.max_minutes * 60 - self.seconds
+
+    def go(self, role: address.Role, signals: interrupts.Interrupts) -> None:
+        """Hands out trials until there are no more, or no more time."""
+        self._began = time.monotonic()
+        chief = Chief(self._oracle)
+        chief.start(role.ip, role.port)
+        config = self.config
+        places = (
+            crew.places(config.workers, gpus=self._gpus, cores=crew.cores())
+            if config.workers
+            else []
+        )
+        workers = [
+            crew.Worker(
+                f"{role.name}-{number}" if role.name != "worker" else f"worker-{number}",
+                place,
+                config=config,
+                ip=role.ip,
+                port=chief.port,
+            )
+            for number, place in enumerate(places)
+        ]
+        known = len(self._oracle.trials)
+        waiting = len(self._oracle.waiting)
+        if known:
+            self._console.say(
+                f"continuing the search in {self.place}: {known} trials"
+                + (f", {waiting} of them to be gone on with" if waiting else "")
+            )
+        board = Board(self._console, config.objective)
+        board.remember(self._oracle)
+        stopped: list[int] = []
+        try:
+            with board, signals.deferred(stopped.append):
+                for worker in workers:
+                    worker.start()
+                self._watch(chief, workers, board, stopped)
+        finally:
+            chief.stopping = True
+            for worker in workers:
+                worker.stop()
+            for worker in workers:
+                worker.wait()
+            self._oracle.seconds = self.seconds
+            chief.close()
+            self._write_trials()
+        if stopped:
+            raise Interrupted(
+                stopped[0],
+                f"stopped by {signal.Signals(stopped[0]).name}; continue with: {self.command}",
+            )
+        if chief.failures >= FAILURES:
+            reason = self._last_reason()
+            raise WorkError(
+                f"{FAILURES} trials on end have failed, the last: {reason}; mend it and continue "
+                f"with: {self.command}"
+            )
+
+    def _watch(
+        self, chief: Chief, workers: list[crew.Worker], board: Board, stopped: list[int]
+    ) -> None:
+        saved = time.monotonic()
+        shown = -1.0
+        alive = set(workers)
+        while True:
+            time.sleep(_TICK)
+            if chief.error is not None:
+                raise WorkError(
+                    f"the search broke: {type(chief.error).__name__}: {chief.error}"
+                ) from chief.error
+            for worker in list(alive):
+                code = worker.poll()
+                if code is not None:
+                    self._ended(worker, code, chief, alive)
+            by_name = {worker.name: worker for worker in workers}
+            for name in chief.look_after():
+                # Stopped, or stuck: its trial is another's now.
+                if name in by_name:
+                    by_name[name].kill()
+            with chief.held() as held:
+                board.show(held, left=self._left)
+                ended = len(held.end_order)
+                now = time.monotonic()
+                if ended != shown:
+                    shown = ended
+                    self._write_trials()
+                if now - saved > _SAVE_EVERY:
+                    saved = now
+                    held.seconds = self.seconds
+                    held.save()
+                under_way = len(held.ongoing_trials)
+            if stopped:
+                return
+            if self._left is not None and self._left <= 0:
+                self._console.say(f"the {self.config.max_minutes:g} minutes are over")
+                return
+            if (chief.over or chief.closing) and not under_way and not alive:
+                if all(m.dismissed or _gone(m, chief) for m in chief.members.values()):
+                    return
+
+    def _ended(self, worker: crew.Worker, code: int, chief: Chief, alive: set[crew.Worker]) -> None:
+        """Deals with a worker process that has ended."""
+        if code == 0:
+            alive.discard(worker)
+            return
+        member = chief.members.get(worker.name)
+        if code != crew.AGAIN:
+            if code in _HOPELESS or member is None:
+                # It has not got as far as a first trial, and the next one would not either.
+                raise worker.failure(code)
+            if worker.idle_deaths(len(chief.oracle.end_order)) >= ATTEMPTS:
+                raise worker.failure(code)
+            chief.died(worker.name, crew.how(code))
+            self._console.say(
+                f"{worker.name} {crew.how(code)} and is started again: {worker.last_words()}"
+            )
+        worker.start()
+
+    def _last_reason(self) -> str:
+        failed = [
+            self._oracle.records.get(name, {}).get("reason")
+            for name in self._oracle.end_order
+            if self._oracle.trials[name].status == FAILED
+        ]
+        return str(failed[-1]) if failed else "unknown"
+
+    @property
+    def command(self) -> str:
+        """What goes on with the search."""
+        again = dataclasses.replace(self.config, resume="auto")
+        return shlex.join(["tfgpu", "tune", *flags.to_argv(again, command="tune")])
+
+    def _write_trials(self) -> None:
+        """Writes trials.jsonl: a line for each trial, in the order of their start."""
+        lines = []
+        for trial in self._oracle.trials.values():
+            record = self._oracle.records.get(trial.trial_id, {})
+            values = trial.hyperparameters.values
+            lines.append(
+                {
+                    "trial": trial.trial_id,
+                    "status": trial.status.lower(),
+                    "reason": record.get("reason"),
+                    self.config.objective: trial.score,
+                    "metrics": record.get("metrics"),
+                    "epochs": record.get("epochs"),
+                    "values": {k: v for k, v in values.items() if not k.startswith("tuner/")},
+                    "tuner": {
+                        k.removeprefix("tuner/"): v
+                        for k, v in values.items()
+                        if k.startswith("tuner/")
+                    },
+                    "settings": record.get("settings"),
+                    "directory": record.get("directory"),
+                    "worker": record.get("worker"),
+                    "parameters": record.get("parameters"),
+                    "samples_per_second": record.get("samples_per_second"),
+                    "seconds": record.get("seconds"),
+                    "where": record.get("where"),
+                }
+            )
+        with contextlib.suppress(OSError), disk.replacing(self.place / TABLE) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+    # ---- the winner ----------------------------------------------------------------------
+
+    def conclude(self, signals: interrupts.Interrupts) -> dict[str, Any]:
+        """Writes the best settings, retrains them, and sums up."""
+        best = self._oracle.get_best_trials(1)
+        best = [trial for trial in best if trial.status == COMPLETED]
+        if not best:
+            raise WorkError(
+                f"no trial was completed in {duration(self.seconds)}; raise --max_minutes, and "
+                f"continue with: {self.command}"
+            )
+        trial = best[0]
+        record = self._oracle.records[trial.trial_id]
+        winner = _read(self.place / record["directory"] / "config.json")
+        settings = {
+            name: value
+            for name, value in winner.items()
+            if name not in ("run_dir", "resume", "progress", "verbosity")
+        }
+        _write(self.place / BEST, settings)
+        final = self._retrain(trial.trial_id, settings, signals)
+        trials = list(self._oracle.trials.values())
+        result: dict[str, Any] = {
+            "status": "finished",
+            "tuner": self.config.tuner,
+            "objective": self.config.objective,
+            "trials": len(trials),
+            "completed": sum(t.status == COMPLETED for t in trials),
+            "failed": sum(t.status == FAILED for t in trials),
+            "best_trial": trial.trial_id,
+            "best_score": trial.score,
+            "best_values": {
+                k: v for k, v in trial.hyperparameters.values.items() if not k.startswith("tuner/")
+            },
+            "best_settings": record.get("settings"),
+            "final": final,
+            **_spreads(final),
+            "search_seconds": self._oracle.seconds,
+            "final_seconds": sum(run["seconds"] or 0.0 for run in final),
+            "asked": {name: getattr(self.config, name) for name in _ASKED},
+        }
+        _write(self.place / RESULT, result)
+        self._console.say(_summary(result, self.place))
+        return result
+
+    def _retrain(
+        self, trial_id: str, settings: dict[str, Any], signals: interrupts.Interrupts
+    ) -> list[dict[str, Any]]:
+        """Trains the winner again, with seeds of which the search knows nothing."""
+        if self.config.final_seeds == 0:
+            directory = self.place / self._oracle.records[trial_id]["directory"]
+            return [self._tested(directory)]
+        found = []
+        for number in range(1, self.config.final_seeds + 1):
+            seed = self.config.seed + number
+            directory = self.place / FINAL / f"trial-{trial_id}-seed-{seed}"
+            self._console.progress_line(f"training the best settings with seed {seed}")
+            final = Config.from_json(
+                settings | {"seed": seed, "run_dir": str(directory), "progress": "none"}
+            )
+            self._command(["tfgpu.train", *flags.to_argv(final)], signals, name=f"seed {seed}")
+            result = _read(directory / RESULT)
+            found.append(
+                {
+                    "seed": seed,
+                    "directory": str(directory.relative_to(self.place)),
+                    "seconds": result.get("total_seconds"),
+                    **{
+                        name: result.get(name)
+                        for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+                    },
+                }
+            )
+            self._console.progress_line(
+                f"seed {seed}: {self.config.objective} {found[-1][self.config.objective]:.4f}"
+            )
+        return found
+
+    def _tested(self, directory: Path) -> dict[str, Any]:
+        """The best trial's own model, on the test split."""
+        out = directory / "evaluation" / "test"
+        began = time.perf_counter()
+        self._command(
+            [
+                "tfgpu.evaluate",
+                f"--run_dir={directory}",
+                f"--out={out}",
+                *([f"--model={self.config.model}"] if ":" in self.config.model else []),
+                f"--strategy={self.config.strategy}",
+                f"--devices={self.config.devices}",
+                f"--virtual_devices={self.config.virtual_devices}",
+            ],
+            None,
+            name="the best trial's test",
+        )
+        tested, trained = _read(out / "evaluation.json"), _read(directory / RESULT)
+        return {
+            "seed": self.config.seed,
+            "directory": str(directory.relative_to(self.place)),
+            "seconds": time.perf_counter() - began,
+            "val_accuracy": trained.get("val_accuracy"),
+            "val_loss": trained.get("val_loss"),
+            "test_accuracy": tested.get("accuracy"),
+            "test_loss": tested.get("loss"),
+        }
+
+    def _command(
+        self, argv: Sequence[str], signals: interrupts.Interrupts | None, *, name: str
+    ) -> None:
+        """Runs a command of tfgpu's in a process of its own.
+
+        Raises:
+            tfgpu.errors.Error: It failed; with what it said and its exit code.
+            Interrupted: A signal came.
+        """
+        stopped: list[int] = []
+        log = self.place / "logs" / "final.log"
+        log.parent.mkdir(exist_ok=True)
+        root = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths}
+        for variable in (address.TUNER_ID, address.ORACLE_IP, address.ORACLE_PORT):
+            environment.pop(variable, None)
+        with open(log, "a") as out, _deferred(signals, stopped):
+            process = subprocess.Popen(
+                [sys.executable, "-m", *argv],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                env=environment,
+                text=True,
+                start_new_session=True,
+            )
+            told = False
+            said = ""
+            while True:
+                try:
+                    _, said = process.communicate(timeout=_TICK)
+                    break
+                except subprocess.TimeoutExpired:
+                    if stopped and not told:
+                        told = True
+                        process.terminate()
+        if stopped:
+            raise Interrupted(
+                stopped[0],
+                f"stopped by {signal.Signals(stopped[0]).name}; continue with: {self.command}",
+            )
+        if process.returncode:
+            lines = [line for line in said.splitlines() if line.startswith("tfgpu: ")]
+            text = (lines or [crew.how(process.returncode)])[-1].removeprefix("tfgpu: ")
+            for kind in (RequestError, errors.DataError, errors.ModelFileError):
+                if process.returncode == kind.exit_code:
+                    raise kind(f"{name}: {text}")
+            raise WorkError(f"{name}: {text}")
+
+
+_ASKED = ("max_trials", "max_minutes", "final_seeds")
+"""What a finished search is finished by: with more of them it goes on."""
+
+_HOPELESS = frozenset({RequestError.exit_code, errors.DataError.exit_code})
+"""Exit codes of workers that would end in the same way again."""
+
+
+def _gone(member: Any, chief: Chief) -> bool:
+    return chief.clock() - member.heard > LEASE
+
+
+@contextlib.contextmanager
+def _deferred(signals: interrupts.Interrupts | None, stopped: list[int]) -> Iterator[None]:
+    if signals is None:
+        yield
+        return
+    with signals.deferred(stopped.append):
+        yield
+
+
+def _work_for_another(
+    config: TuneConfig, role: address.Role, console: Console, signals: interrupts.Interrupts
+) -> dict[str, Any]:
+    """Trains trials of a search whose chief is another process."""
+    if config.run_dir is None:
+        raise RequestError(
+            "--run_dir is missing: name the directory of the chief's search, which all machines "
+            "have to see"
+        )
+    if config.workers == 0:
+        raise RequestError("--workers=0 leaves nothing to do here; only the chief can do without")
+    gpus, _ = _devices(config)
+    places = crew.places(config.workers, gpus=gpus, cores=crew.cores())
+    workers = [
+        crew.Worker(f"{role.name}-{number}", place, config=config, ip=role.ip, port=role.port)
+        for number, place in enumerate(places)
+    ]
+    stopped: list[int] = []
+    console.say(f"training for the search of {role.ip}:{role.port}")
+    try:
+        with signals.deferred(stopped.append):
+            for worker in workers:
+                worker.start()
+            alive = set(workers)
+            while alive and not stopped:
+                time.sleep(_TICK)
+                for worker in list(alive):
+                    code = worker.poll()
+                    if code is None:
+                        continue
+                    if code == 0 or code == 128 + signal.SIGTERM:
+                        # Dismissed, or told by the chief to stop.
+                        alive.discard(worker)
+                    elif code in _HOPELESS or worker.starts > 2 and code != crew.AGAIN:
+                        raise worker.failure(code)
+                    else:
+                        console.say(f"{worker.name} {crew.how(code)} and is started again")
+                        worker.start()
+    finally:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.wait()
+    if stopped:
+        raise Interrupted(stopped[0])
+    return {}
+
+
+def _devices(config: TuneConfig) -> tuple[list[str], int]:
+    """The GPUs for workers, as CUDA_VISIBLE_DEVICES names them, and the replicas of each trial."""
+    import tensorflow as tf
+
+    requested = runtime.parse_devices(config.devices)
+    physical = tf.config.list_physical_devices("GPU")
+    # This process trains nothing.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    if not physical or (requested and requested[0].startswith("CPU")):
+        if requested and requested[0].startswith("GPU"):
+            raise RequestError(
+                f"no device {config.devices} here; there is CPU:0; leave --devices out"
+            )
+        return [], 1 if config.strategy == "one_device" else config.virtual_devices or max(
+            1, len(requested)
+        )
+    visible = [
+        name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()
+    ]
+    names = visible or [str(number) for number in range(len(physical))]
+    if requested:
+        if config.workers > 1:
+            raise RequestError(
+                f"--devices={config.devices} and --workers={config.workers} exclude each other: "
+                "workers take a GPU each; choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        return names, len(requested)
+    if config.strategy == "one_device" or config.workers > 1:
+        return names, max(1, config.virtual_devices)
+    return names, config.virtual_devices or len(physical)
+
+
+def _directory(config: TuneConfig, dataset: str) -> Path:
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser()
+    name = (
+        f"tune-{disk.file_name(dataset)}-{disk.file_name(config.model)}-"
+        f"{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    place, number = Path("runs") / name, 1
+    while place.exists():
+        number += 1
+        place = Path("runs") / f"{name}-{number}"
+    return place
+
+
+def _spreads(final: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation of what the retrainings came to."""
+    found: dict[str, Any] = {}
+    for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss"):
+        values = [run[name] for run in final if run[name] is not None]
+        found[name] = statistics.mean(values) if values else None
+        found[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return found
+
+
+def _summary(result: dict[str, Any], place: Path) -> str:
+    """The closing lines."""
+    objective = result["objective"]
+    lines = [
+        f"{result['trials']} trials in {duration(result['search_seconds'])}: "
+        f"{result['completed']} completed, {result['failed']} failed",
+        f"best is trial {result['best_trial']}, {objective} {result['best_score']:.4f}: "
+        f"{shown_settings(result['best_values'])}",
+    ]
+    final = result["final"]
+    seeds = ", ".join(str(run["seed"]) for run in final)
+    for name, text in ((objective, f"{objective} of its"), ("test_accuracy", "test accuracy")):
+        spread = result.get(f"{name}_std")
+        if spread is None:
+            continue
+        if name == objective:
+            text = f"{objective} of {len(final)} trainings with seeds {seeds}"
+        lines.append(f"{text}: {result[name]:.4f}, standard deviation {spread:.4f}")
+    if len(final) == 1 and result["test_accuracy"] is not None:
+        lines.append(f"test accuracy {result['test_accuracy']:.4f}, seed {seeds}")
+    lines.append(f"retraining and testing took {duration(result['final_seconds'])}")
+    path = shlex.quote(str(place / BEST))
+    lines.append(f"train with them: tfgpu train --experiment={path}")
+    lines.append(f"look at the search: tensorboard --logdir {shlex.quote(str(place))}")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{str(path)!r} cannot be read ({error}); name another --run_dir, or put it back"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{str(path)!r} holds no JSON object; name another --run_dir")
+    return value
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    with disk.replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
