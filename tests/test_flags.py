@@ -18,7 +18,7 @@ EVERY_FLAG = """
     --steps_per_execution=7 --intra_op_threads=2 --deterministic=true
     --dataset=folder:photos --data_dir=data --validation_fraction=0.25 --image_size=48x64
     --input=streaming --augment=crop,flip
-    --model=package.module:build
+    --model=package.module:build --width=1.5 --depth=3
     --batch_size=96 --epochs=9 --optimizer=sgd --learning_rate=0.1 --momentum=0.9
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
     --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2 --early_stopping=3

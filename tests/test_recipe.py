@@ -40,7 +40,7 @@ def test_nothing_stays_open(num_examples, optimizer):
     config = resolve(num_examples=num_examples, optimizer=optimizer)
     # Where None is "off", the clock's or TFDS's own choice, and where devices decide.
     left = {"clip_norm", "ema_momentum", "early_stopping", "run_dir", "data_dir", "image_size"}
-    left |= {"checkpoint_every", "profile"}
+    left |= {"checkpoint_every", "profile", "width", "depth"}
     open_ = {name for name, value in config.to_json().items() if value is None}
     assert open_ <= left
     assert isinstance(config.steps_per_execution, int)
@@ -261,6 +261,46 @@ def test_a_builder_that_cannot_be_had_is_refused(here, name, said):
         recipe.find_builder(name)
 
 
+def test_a_builder_gets_what_is_set_and_nothing_else():
+    def build(*, image_shape, num_classes, depth=7):
+        return depth
+
+    shape = {"image_shape": (8, 8, 1), "num_classes": 2}
+    assert recipe.build_model(Config(model="m:build"), build, **shape) == 7
+    assert recipe.build_model(Config(model="m:build", depth=3), build, **shape) == 3
+
+
+def test_a_setting_that_the_builder_does_not_take_is_refused():
+    def build(*, image_shape, num_classes):
+        return None
+
+    config = Config(model="m:build", width=2.0)
+    with pytest.raises(
+        RequestError, match="--width=2.0: --model=m:build takes no argument 'width'"
+    ):
+        recipe.build_model(config, build, image_shape=(8, 8, 1), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        ({}, 62_006),
+        ({"width": 1.0, "depth": 2}, 62_006),
+        # 12 and 32 channels, 240 and 168 units: sizes worked out by hand.
+        ({"width": 2.0}, 912 + 9_632 + 192_240 + 40_488 + 1_690),
+        # A 3x3 convolution of 16 to 16 channels more.
+        ({"depth": 3}, 62_006 + 2_320),
+        # conv1 alone: 14 x 14 x 6 values into the first dense layer.
+        ({"depth": 1}, 456 + 1_176 * 120 + 120 + 10_164 + 850),
+    ],
+)
+def test_width_and_depth_of_lenet(tensorflow, settings, parameters):
+    from tfgpu.models.lenet import lenet
+
+    model = recipe.build_model(Config(**settings), lenet, image_shape=(32, 32, 3), num_classes=10)
+    assert model.count_params() == parameters
+
+
 def test_resolved_settings_are_those_of_config():
     names = [field.name for field in dataclasses.fields(recipe.Resolved)]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
@@ -276,6 +316,7 @@ def test_resolved_settings_are_those_of_config():
         ({"batch_size": 4, "image_size": (64, 64)}, True),
         ({"batch_size": 4, "image_size": (224, 224)}, False),
         ({"batch_size": 4, "model": "mine:build"}, False),
+        ({"batch_size": 4, "width": 4.0}, False),
     ],
 )
 def test_steps_too_small_to_share(settings, small):

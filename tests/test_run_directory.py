@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from tfgpu.config import Config
 from tfgpu.errors import RequestError
 from tfgpu.run_directory import RunDirectory, differences
 
@@ -316,3 +317,13 @@ def test_a_worker_bears_with_the_unfinished_run_of_its_chief(tmp_path):
     assert create(tmp_path / "run", chief=False).finished is None
     chief.write_result({"status": "finished"})
     assert create(tmp_path / "run", chief=False).finished == {"status": "finished"}
+
+
+def test_a_run_of_a_version_that_did_not_know_a_setting_is_the_same_run(tmp_path):
+    old = Config().to_json() | {"batch_size": 8}
+    del old["width"]
+    create(tmp_path / "run", config=old).close()
+    with contextlib.closing(create(tmp_path / "run", config=old | {"width": None})) as again:
+        assert again.resuming
+    with pytest.raises(RequestError, match="width: null there, 2.0 now"):
+        create(tmp_path / "run", config=old | {"width": 2.0})

@@ -23,7 +23,7 @@ from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
 from tfgpu.errors import RequestError
 from tfgpu.tuning import address
-from tfgpu.tuning.oracle import COMPLETED, FAILED, STOPPED, quiet
+from tfgpu.tuning.oracle import COMPLETED, FAILED, STOPPED
 
 LEASE = 60.0
 """Seconds of silence after which a worker is taken for dead."""
@@ -132,7 +132,7 @@ class Chief:
     @contextlib.contextmanager
     def held(self) -> Iterator[Any]:
         """The oracle, for this thread alone."""
-        with self._lock, quiet():
+        with self._lock:
             yield self.oracle
 
     # ---- what workers ask ----------------------------------------------------------------

@@ -8,7 +8,6 @@ once, and the score of a trial is that of the model it ends with, not of its luc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from pathlib import Path
@@ -56,11 +55,14 @@ class Kept(keras_tuner.Oracle):
         self.seconds = 0.0
         self.verbose = 0
         self.unsaved: OSError | None = None
+        self._halfway = False
 
     # ---- the file ------------------------------------------------------------------------
 
     def save(self) -> None:
         """Writes oracle.json; on a full disk it is left for the next time."""
+        if self._halfway:
+            return
         state = {
             "state": self.get_state(),
             "trials": [trial.get_state() for trial in self.trials.values()],
@@ -124,6 +126,15 @@ class Kept(keras_tuner.Oracle):
             # One of them may have to be tried again.
             answer = {"status": IDLE, "values": None}
         return answer
+
+    def end_trial(self, trial: trial_module.Trial) -> None:
+        """Ends a trial; KerasTuner saves before it is through with that."""
+        self._halfway = True
+        try:
+            super().end_trial(trial)
+        finally:
+            self._halfway = False
+        self.save()
 
     def score_trial(self, trial: trial_module.Trial) -> None:
         """Takes over the score that the worker reported."""
@@ -249,13 +260,3 @@ def make(
         oracle = RandomSearchOracle(max_trials=None, **common)
     oracle.place, oracle.limit = place, limit
     return oracle
-
-
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Drops KerasTuner's warnings to its own developers."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
-        yield

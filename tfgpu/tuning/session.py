@@ -139,7 +139,7 @@ class _Search:
             )
 
         epochs = resolve(config.training).epochs
-        if config.tuner == "hyperband" and "epochs" in space.names(config):
+        if config.tuner == "hyperband" and "epochs" in space.values():
             raise RequestError(
                 f"--space={config.space}: 'epochs' is what --tuner=hyperband decides; leave it "
                 "out, or choose another tuner"
@@ -195,6 +195,7 @@ class _Search:
         try:
             path = self.place / SEARCH
             if not path.exists():
+                _describe(self._space.values(), self.place / "tensorboard")
                 _write(path, self._identity())
             self._console.log_to(self._log)
             self._oracle = oracle.make(
@@ -674,6 +675,32 @@ def _directory(config: TuneConfig, dataset: str) -> Path:
         number += 1
         place = Path("runs") / f"{name}-{number}"
     return place
+
+
+def _describe(values: dict[str, list[Any]], place: Path) -> None:
+    """Tells TensorBoard's HParams tab which settings were searched over, and their ranges."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
+
+    settings = []
+    for name, found in values.items():
+        kinds = {type(value) for value in found}
+        domain: Any = None
+        if kinds == {float}:
+            domain = api.RealInterval(found[0], found[-1])
+        elif kinds == {int}:
+            domain = api.IntInterval(found[0], found[-1])
+        elif len(kinds) == 1 and kinds <= {str, bool}:
+            domain = api.Discrete(found)
+        settings.append(api.HParam(name, domain))
+    metrics = [
+        api.Metric(f"result/{name}", display_name=name)
+        for name in ("val_accuracy", "val_loss", "accuracy", "loss", "samples_per_second")
+    ]
+    writer = tf.summary.create_file_writer(str(place))
+    with writer.as_default():
+        api.hparams_config(hparams=settings, metrics=metrics)
+    writer.close()
 
 
 def _spreads(final: list[dict[str, Any]]) -> dict[str, Any]:

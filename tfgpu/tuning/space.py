@@ -196,9 +196,18 @@ class Space:
         text = json.dumps(outcomes, sort_keys=True, default=str)
         return declared | {"(settings)": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
-    def names(self, config: Config) -> list[str]:
-        """The settings that differ between trials, sorted."""
-        return sorted({name for hp in self._points() for name in self.changes(hp)})
+    def values(self) -> dict[str, list[Any]]:
+        """The settings that the space gives, each with the values it was seen to have, sorted."""
+        found: dict[str, list[Any]] = {}
+        for hp in self._points():
+            for name, value in self.changes(hp).items():
+                values = found.setdefault(name, [])
+                if value not in values:
+                    values.append(value)
+        return {
+            name: sorted(values, key=lambda value: (str(type(value)), value))
+            for name, values in sorted(found.items())
+        }
 
     def _explored(self) -> keras_tuner.HyperParameters:
         hp = keras_tuner.HyperParameters()

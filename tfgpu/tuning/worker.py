@@ -56,13 +56,12 @@ class _Worker:
         self._config = config
         self._space = Space.load(config.space)
         self._workplace: Any = None
-        with oracle.quiet():
-            self._oracle = oracle.make(
-                config,
-                self._space.hyperparameters,
-                epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
-                place=Path(str(config.run_dir)),
-            )
+        self._oracle = oracle.make(
+            config,
+            self._space.hyperparameters,
+            epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
+            place=Path(str(config.run_dir)),
+        )
 
     def work(self) -> int | None:
         import grpc
