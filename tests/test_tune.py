@@ -191,7 +191,7 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
         hparams = session["_hparams_/session_start_info"].session_start_info.hparams
         assert hparams["learning_rate"].number_value == pytest.approx(trial["values"]["rate"])
         (score,) = events.Tensors("result/val_accuracy")
-        assert score.tensor_proto.float_val[0] == pytest.approx(trial["val_accuracy"])
+        assert tensorflow.make_ndarray(score.tensor_proto) == pytest.approx(trial["val_accuracy"])
 
 
 def test_a_killed_search_ends_as_if_it_had_not_been(search, tmp_path, tensorflow):

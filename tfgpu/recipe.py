@@ -207,11 +207,13 @@ def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     """
     import keras
 
+    from tfgpu.moving_average import SwapEMAWeights
+
     callbacks: list[keras.callbacks.Callback] = []
     if config.ema_momentum is not None:
         # The run ends with the average, so that is what is validated, and what early stopping
         # compares and restores.
-        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+        callbacks.append(SwapEMAWeights())
     if config.early_stopping is not None:
         callbacks.append(
             keras.callbacks.EarlyStopping(

@@ -34,6 +34,7 @@ from tfgpu.data.inputs import (
 )
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.losses import classification_loss
+from tfgpu.moving_average import SwapEMAWeights
 from tfgpu.progress import Progress, Timing
 from tfgpu.recipe import Resolved
 from tfgpu.run_directory import RunDirectory
@@ -446,7 +447,10 @@ def _train(
     if config.tensorboard != "none" and chief:
         tensorboard = _tensorboard(job, directory.tensorboard_dir)
         callbacks.append(tensorboard)
-    callbacks += [*recipe.make_callbacks(config), *job.callbacks, backup, timing.closing]
+    of_settings = recipe.make_callbacks(config)
+    callbacks += [*of_settings, *job.callbacks, backup]
+    callbacks += [c.closing for c in of_settings if isinstance(c, SwapEMAWeights)]
+    callbacks.append(timing.closing)
     if directory.resuming:
         console.say(f"continuing the run in {directory.path}")
         if directory.metrics_size() and not any(directory.checkpoints_dir.glob("step-*")):

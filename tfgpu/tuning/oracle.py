@@ -240,7 +240,14 @@ def make(
     }
     oracle: Any
     if config.tuner == "hyperband":
-        oracle = HyperbandOracle(max_epochs=epochs, factor=3, **common)
+        # Once over all its brackets, or as often as trials or time allow.
+        limited = limit is not None or config.max_minutes is not None
+        oracle = HyperbandOracle(
+            max_epochs=epochs,
+            factor=3,
+            hyperband_iterations=2**31 if limited else 1,
+            **common,
+        )
     elif config.tuner == "bayesian":
         dimensions = len(hyperparameters.space)
         # KerasTuner's own number is three for each dimension, which may be all that are asked for.

@@ -152,12 +152,6 @@ class _Search:
 
     # ---- the directory -------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        settings = {
-            name: value for name, value in self.config.to_json().items() if name not in _MAY_CHANGE
-        }
-        return settings | {f"space {name}": text for name, text in self._space.identity().items()}
-
     def _compare(self) -> None:
         """Looks whether the directory is free, or holds this search."""
         path = self.place / SEARCH
@@ -175,14 +169,7 @@ class _Search:
                     "continue; check the name, or leave --resume out to start one"
                 )
             return
-        old = _read(path)
-        other = differences(old, self._identity(), ignoring=frozenset())
-        if other:
-            shown = "; ".join(other[:5]) + (f"; and {len(other) - 5} more" if other[5:] else "")
-            raise RequestError(
-                f"run_dir {str(self.place)!r} holds another search ({shown}); name another "
-                "--run_dir, or give the same settings"
-            )
+        _check_same(self.place, self.config, self._space)
         if resume == "never":
             raise RequestError(
                 f"run_dir {str(self.place)!r} holds this search already, and --resume=never "
@@ -196,7 +183,7 @@ class _Search:
             path = self.place / SEARCH
             if not path.exists():
                 _describe(self._space.values(), self.place / "tensorboard")
-                _write(path, self._identity())
+                _write(path, _identity(self.config, self._space))
             self._console.log_to(self._log)
             self._oracle = oracle.make(
                 self.config,
@@ -582,6 +569,27 @@ def _deferred(signals: interrupts.Interrupts | None, stopped: list[int]) -> Iter
         yield
 
 
+def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
+    """What makes it this search."""
+    settings = {name: value for name, value in config.to_json().items() if name not in _MAY_CHANGE}
+    return settings | {f"space {name}": text for name, text in space.identity().items()}
+
+
+def _check_same(place: Path, config: TuneConfig, space: Space) -> None:
+    """Compares with the search in a directory.
+
+    Raises:
+        RequestError: It is another one; names the differences.
+    """
+    found = differences(_read(place / SEARCH), _identity(config, space), ignoring=frozenset())
+    if found:
+        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if found[5:] else "")
+        raise RequestError(
+            f"run_dir {str(place)!r} holds another search ({shown}); name another --run_dir, or "
+            "give the same settings"
+        )
+
+
 def _work_for_another(
     config: TuneConfig, role: address.Role, console: Console, signals: interrupts.Interrupts
 ) -> dict[str, Any]:
@@ -593,6 +601,7 @@ def _work_for_another(
         )
     if config.workers == 0:
         raise RequestError("--workers=0 leaves nothing to do here; only the chief can do without")
+    space = Space.load(config.space)
     gpus, _ = _devices(config)
     places = crew.places(config.workers, gpus=gpus, cores=crew.cores())
     workers = [
@@ -600,6 +609,12 @@ def _work_for_another(
         for number, place in enumerate(places)
     ]
     stopped: list[int] = []
+    place = Path(config.run_dir).expanduser()
+    if not (place / SEARCH).exists():
+        console.say(f"waiting for the chief to begin a search in {place}")
+        while not (place / SEARCH).exists():
+            time.sleep(_TICK)
+    _check_same(place, config, space)
     console.say(f"training for the search of {role.ip}:{role.port}")
     try:
         with signals.deferred(stopped.append):
