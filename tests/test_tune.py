@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tfgpu import flags
+from tfgpu.console import Console
+from tfgpu.errors import RequestError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SPACE = """
@@ -27,11 +31,26 @@ def space(hp):
     return {"learning_rate": 1e30, "clip_norm": None}
 """
 
+DEFAULTS = {
+    "tuner": "random",
+    "space": "space.py",
+    "max_trials": 3,
+    "epochs": 2,
+    "final_seeds": 0,
+    "tensorboard": "none",
+    "devices": "CPU:0",
+}
+
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
     "TF_NUM_INTRAOP_THREADS": "1",
 }
+
+
+def as_flags(settings):
+    """The command line for settings; None leaves one out."""
+    return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +60,36 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
+def refusal(tensorflow, tmp_path, data_dir, monkeypatch):
+    """Runs `tfgpu tune` in this process, to be refused; returns what it says."""
+    from tfgpu.tuning import session
+
+    (tmp_path / "space.py").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+
+    def argv(**settings):
+        return as_flags(DEFAULTS | {"data_dir": data_dir, "run_dir": "search"} | settings)
+
+    def refusal(**settings):
+        with pytest.raises(RequestError) as refused:
+            config = flags.parse(argv(**settings), command="tune")
+            session.run(config, console=Console(progress="none"))
+        return str(refused.value)
+
+    refusal.argv = argv
+    return refusal
+
+
+@pytest.fixture
 def search(tmp_path, data_dir):
     """Starts `tfgpu tune`; ends what is left of it."""
     (tmp_path / "space.py").write_text(SPACE)
     started = []
 
-    def search(*flags, run_dir="search", environment=None, **settings):
-        defaults = {
-            "tuner": "random",
-            "space": "space.py",
-            "max_trials": 3,
-            "epochs": 2,
-            "final_seeds": 0,
-            "tensorboard": "none",
-            "devices": "CPU:0",
-            "data_dir": data_dir,
-            "run_dir": run_dir,
-        } | settings
-        command = [sys.executable, "-m", "tfgpu.tune", *flags]
-        command += [f"--{name}={value}" for name, value in defaults.items() if value is not None]
+    def search(run_dir="search", environment=None, **settings):
+        given = DEFAULTS | {"data_dir": data_dir, "run_dir": run_dir} | settings
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "tfgpu.tune", *as_flags(given)],
             cwd=tmp_path,
             env=ENVIRONMENT | (environment or {}),
             stdout=subprocess.PIPE,
@@ -145,8 +173,6 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
     assert result["final"][0]["seed"] == 1
     assert 0.0 < result["test_accuracy"] <= 1.0
     # What the search found is what its trial trained with, and `train` takes it as it is.
-    from tfgpu import flags
-
     config = flags.parse([f"--experiment={place / 'best_config.json'}"])
     assert config.learning_rate == best["values"]["rate"]
     assert config.batch_size == best["values"]["batch"]
@@ -194,6 +220,7 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
         assert tensorflow.make_ndarray(score.tensor_proto) == pytest.approx(trial["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_if_it_had_not_been(search, tmp_path, tensorflow):
     end(search(run_dir="whole", epochs=4))
     process = search(epochs=4)
@@ -221,6 +248,7 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_tried_again(search, tmp_pa
     assert [trial["status"] for trial in trials(place)] == ["completed"] * 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_trial_under_way_and_says_how_to_go_on(search, tmp_path):
     process = search(epochs=30, max_trials=1)
     place = tmp_path / "search"
@@ -272,6 +300,7 @@ def test_three_trials_that_diverge_end_the_search_with_the_reason(search, tmp_pa
     assert all("not finite" in trial["reason"] for trial in found)
 
 
+@pytest.mark.slow
 def test_the_time_that_is_over_ends_the_search_and_more_of_it_goes_on(search, tmp_path):
     settings = {"epochs": 2, "max_trials": 500}
     said = end(search(max_minutes=0.4, **settings))
@@ -283,6 +312,7 @@ def test_the_time_that_is_over_ends_the_search_and_more_of_it_goes_on(search, tm
     assert len(trials(place)) > first
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_trials(search, tmp_path):
     end(search(workers=2, max_trials=6))
     found = trials(tmp_path / "search")
@@ -319,26 +349,40 @@ def test_machines_find_each_other_by_kerastuners_variables(search, tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_bad_request_is_one_line_and_writes_nothing(search, tmp_path, settings, message):
+def test_a_bad_request_is_one_line_and_writes_nothing(refusal, tmp_path, settings, message):
     (tmp_path / "rate.py").write_text(
         "def space(hp):\n    return {'learning_rate': hp.Float('rate', 0.1, 0.2)}\n"
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.png").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    line = end(search(**settings), code=2)
-    assert line.startswith("tfgpu: ") and message in line and line.count("\n") == 1
+    line = refusal(**settings)
+    assert message in line and "\n" not in line
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_another_search_in_the_directory_is_refused(search, tmp_path):
-    process = search()
-    place = tmp_path / "search"
-    until(lambda: (place / "search.json").exists(), process=process)
-    assert "is in use by process" in end(search(), code=2)
-    process.send_signal(signal.SIGTERM)
-    end(process, code=143)
-    line = end(search(epochs=3), code=2)
-    assert "holds another search (epochs: 2 there, 3 now)" in line
+def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
+    from tfgpu.checkpoint import RunLock
+    from tfgpu.tuning import session
+
+    config = flags.parse(refusal.argv(), command="tune")
+    with session._Search.open(config, console=Console(progress="none")):
+        pass  # Begun, and stopped before its first trial.
+    assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)
+    assert "--resume=never overwrites nothing" in refusal(resume="never")
+    with RunLock(tmp_path / "search"):
+        assert "is in use by process" in refusal()
     (tmp_path / "space.py").write_text(SPACE.replace("0.05", "0.5"))
-    assert "space rate" in end(search(), code=2)
+    assert "space rate" in refusal()
+
+
+def test_a_machine_with_other_settings_is_refused_by_the_search_of_its_chief(refusal, monkeypatch):
+    from tfgpu.tuning import session
+
+    config = flags.parse(refusal.argv(), command="tune")
+    with session._Search.open(config, console=Console(progress="none")):
+        pass
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "second")
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "1")
+    assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)

@@ -659,8 +659,8 @@ _SEARCH = _Group(
             values="auto|N",
             parse=_whole,
             unset="auto",
-            help="Trials at most; `auto` is 20 for random and bayesian, all there are for grid, and "
-            "for hyperband once through its brackets, or as often as --max_minutes allows.",
+            help="Trials at most; `auto` is 20 for random and bayesian, all there are for grid, "
+            "and for hyperband once through its brackets, or as often as --max_minutes allows.",
         ),
         _Flag(
             name="max_minutes",
