@@ -158,7 +158,8 @@ class _Search:
         resume = self.config.resume
         there = path.exists()
         if not there:
-            if self.place.exists() and any(file.name != ".lock" for file in self.place.iterdir()):
+            # Hidden ones are ours: the lock, and what a kill left half written.
+            if self.place.exists() and any(file.name[0] != "." for file in self.place.iterdir()):
                 raise RequestError(
                     f"run_dir {str(self.place)!r} holds files but no search (no {SEARCH}); name "
                     "another"
@@ -180,10 +181,11 @@ class _Search:
         disk.make_directory(self.place, flag="run_dir")
         self._lock.__enter__()
         try:
-            path = self.place / SEARCH
-            if not path.exists():
+            # First: without it the rest would be files of something else.
+            if not (self.place / SEARCH).exists():
+                _write(self.place / SEARCH, _identity(self.config, self._space))
+            if not (self.place / "tensorboard").exists():
                 _describe(self._space.values(), self.place / "tensorboard")
-                _write(path, _identity(self.config, self._space))
             self._console.log_to(self._log)
             self._oracle = oracle.make(
                 self.config,
@@ -291,7 +293,8 @@ class _Search:
         self, chief: Chief, workers: list[crew.Worker], board: Board, stopped: list[int]
     ) -> None:
         saved = time.monotonic()
-        shown = -1.0
+        shown = -1
+        warned = False
         alive = set(workers)
         while True:
             time.sleep(_TICK)
@@ -320,6 +323,13 @@ class _Search:
                     held.seconds = self.seconds
                     held.save()
                 under_way = len(held.ongoing_trials)
+                unsaved = held.unsaved
+            if unsaved is not None and not warned:
+                self._console.say(
+                    f"warning: {unsaved.strerror} while writing {unsaved.filename}; the search "
+                    "goes on and tries again"
+                )
+            warned = unsaved is not None
             if stopped:
                 return
             if self._left is not None and self._left <= 0:
@@ -412,6 +422,8 @@ class _Search:
             for name, value in winner.items()
             if name not in ("run_dir", "resume", "progress", "verbosity")
         }
+        for name in _OF_THE_WORKER - set(record.get("settings") or ()):
+            settings[name] = getattr(self.config, name)
         _write(self.place / BEST, settings)
         final = self._retrain(trial.trial_id, settings, signals)
         trials = list(self._oracle.trials.values())
@@ -516,6 +528,9 @@ class _Search:
         environment = os.environ | {"PYTHONPATH": paths}
         for variable in (address.TUNER_ID, address.ORACLE_IP, address.ORACLE_PORT):
             environment.pop(variable, None)
+        if self._gpus and self.config.workers > 1:
+            # As in the trials, whose batch may not divide among more.
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[0]
         with open(log, "a") as out, _deferred(signals, stopped):
             process = subprocess.Popen(
                 [sys.executable, "-m", *argv],
@@ -551,6 +566,9 @@ class _Search:
 
 _ASKED = ("max_trials", "max_minutes", "final_seeds")
 """What a finished search is finished by: with more of them it goes on."""
+
+_OF_THE_WORKER = {"jit_compile", "intra_op_threads", "input"}
+"""Decided for a worker's share of the machine; another run decides for itself."""
 
 _HOPELESS = frozenset({RequestError.exit_code, errors.DataError.exit_code})
 """Exit codes of workers that would end in the same way again."""
