@@ -386,3 +386,15 @@ def test_a_machine_with_other_settings_is_refused_by_the_search_of_its_chief(ref
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "1")
     assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)
+
+
+def test_a_taken_port_is_refused_before_anything_is_written(refusal, monkeypatch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+        monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+        monkeypatch.setenv("KERASTUNER_ORACLE_PORT", port)
+        assert f"KERASTUNER_ORACLE_PORT={port}: cannot be listened on" in refusal()
+    assert not (tmp_path / "search").exists()

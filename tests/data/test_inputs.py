@@ -150,3 +150,10 @@ def test_training_batches_say_that_they_have_no_end(examples):
     # A model watches data that may end; that costs each execution.
     dataset = training_batches(examples, batch_size=BATCH, seed=5)
     assert int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
+
+
+def test_nothing_tunes_a_pipeline_and_holds_its_end_up(examples):
+    """The thread that does so sleeps for up to a minute, and an iterator's end waits for it."""
+    assert training_batches(examples, batch_size=BATCH, seed=0).options().autotune.enabled is False
+    assert evaluation_batches(examples, batch_size=BATCH).options().autotune.enabled is False
+    assert examples.dataset().options().autotune.enabled is False

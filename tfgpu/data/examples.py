@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from tfgpu import runtime
 from tfgpu.errors import DataError
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
@@ -25,6 +26,18 @@ _BATCH = 256
 # TensorFlow turns an exception of a Python function inside a graph into text; our message
 # travels between these marks and is found again by `data_errors`.
 _OPEN, _CLOSE = "<<tfgpu data: ", " :tfgpu data>>"
+
+
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same data set without tf.data's autotuning.
+
+    There is little to tune here, and the thread that does it sleeps for up to a minute at a time,
+    for the rest of which the end of an iterator may wait (TensorFlow 2.21): between two trainings
+    of one process that was seen to take 40 s.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +123,8 @@ class Examples:
         if positions is None:
             positions = tf.data.Dataset.range(self.num_examples)
         batches = positions.batch(_BATCH)
-        return batches.map(self.batch, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+        batches = batches.map(self.batch, num_parallel_calls=runtime.usable_cores())
+        return untuned(batches.unbatch())
 
     def load_arrays(
         self, progress: Callable[[int, int], object] | None = None
@@ -132,8 +146,8 @@ class Examples:
         try:
             with data_errors():
                 positions = tf.data.Dataset.range(self.num_examples).batch(_BATCH)
-                batches = positions.map(self.batch, num_parallel_calls=tf.data.AUTOTUNE)
-                for some_images, some_labels in batches.as_numpy_iterator():
+                batches = positions.map(self.batch, num_parallel_calls=runtime.usable_cores())
+                for some_images, some_labels in untuned(batches).as_numpy_iterator():
                     after = done + len(some_labels)
                     images[done:after] = some_images
                     labels[done:after] = some_labels

@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpu import runtime
 from tfgpu.data.augment import augment, draw
-from tfgpu.data.examples import Examples
+from tfgpu.data.examples import Examples, untuned
+
+PREFETCHED = 8
+"""Batches that are read ahead."""
 
 
 class DeviceMap:
@@ -210,8 +214,10 @@ def _finish(
     def from_step(step: int) -> tf.data.Dataset:
         dataset = numbers(step)
         if not resident:
-            dataset = dataset.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+            dataset = dataset.map(
+                fetch, num_parallel_calls=runtime.usable_cores(), deterministic=True
+            )
+        return untuned(dataset.prefetch(PREFETCHED))
 
     return DeviceDataset(
         from_step(start_step or 0),

@@ -6,6 +6,7 @@ The variables are KerasTuner's own.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,6 +68,32 @@ def read(environ: Mapping[str, str]) -> Role:
         ip=given[ORACLE_IP],
         port=int(port),
     )
+
+
+def taken(ip: str, port: int) -> RequestError:
+    """The error of a port that cannot be listened on."""
+    return RequestError(
+        f"{ORACLE_PORT}={port}: cannot be listened on at {ip}; choose a free port, and for "
+        f"{ORACLE_IP} an address of this machine"
+    )
+
+
+def check_free(role: Role) -> None:
+    """Sees, before anything is written, that the chief can listen.
+
+    Raises:
+        RequestError: The port is taken, or the address is another machine's.
+    """
+    family = socket.AF_INET6 if ":" in role.ip else socket.AF_INET
+    with socket.socket(family) as attempt:
+        # As the server does; a connection that has just ended is no obstacle.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((role.ip, role.port))
+        except OSError as error:
+            if role.alone:
+                raise RequestError(f"no free port at {role.ip} ({error.strerror})") from None
+            raise taken(role.ip, role.port) from None
 
 
 def variables(*, tuner_id: str, ip: str, port: int) -> dict[str, str]:

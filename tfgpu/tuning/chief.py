@@ -110,12 +110,7 @@ class Chief:
         with contextlib.suppress(RuntimeError):
             bound = server.add_insecure_port(f"{ip}:{port}")
         if not bound:
-            if port:
-                raise RequestError(
-                    f"{address.ORACLE_PORT}={port}: cannot be listened on at {ip}; choose a free "
-                    f"port, and for {address.ORACLE_IP} an address of this machine"
-                )
-            raise RequestError(f"no free port at {ip}")
+            raise address.taken(ip, port) if port else RequestError(f"no free port at {ip}")
         server.start()
         self._server, self.port = server, bound
 

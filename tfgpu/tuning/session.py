@@ -77,6 +77,7 @@ def run(config: TuneConfig, *, console: Console) -> dict[str, Any]:
                 f"--workers=0 leaves nobody to train; it goes with {address.TUNER_ID} and its "
                 "companions, where other machines do"
             )
+        address.check_free(role)
         search = _Search.open(config, console=console)
         with search:
             if (finished := search.finished()) is not None:
