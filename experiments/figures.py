@@ -1,6 +1,6 @@
 """Runs each recipe here with three seeds and writes the figures that the README quotes.
 
-    python experiments/figures.py [digits] [cifar10]
+    python experiments/figures.py [digits] [cifar10] [cifar10_tuned]
 
 Writes `experiments/results/figures.json`: for each seed test accuracy, training time and
 the wall time of the whole process, TensorFlow's import included, with their medians.
@@ -65,7 +65,7 @@ def measure(recipe: str) -> dict[str, Any]:
 def main() -> None:
     """Measures the recipes named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", default=["digits", "cifar10"])
+    parser.add_argument("recipes", nargs="*", default=["digits", "cifar10", "cifar10_tuned"])
     recipes = {recipe: measure(recipe) for recipe in parser.parse_args().recipes}
     write("figures.json", {"machine": machine(), "recipes": recipes})
 

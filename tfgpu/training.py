@@ -151,6 +151,7 @@ def run(
     workplace: Workplace | None = None,
     until_epoch: int | None = None,
     test: bool = True,
+    pictures: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
     """Trains, evaluates and saves.
@@ -164,6 +165,8 @@ def run(
             by the next call with a later end, exactly as if it had not paused. None trains all
             epochs.
         test: Whether to end with the test split; without it no image of it is read.
+        pictures: Whether TensorBoard gets graphs and pictures too, which take seconds, and not
+            scalars and settings alone.
         callbacks: More of them, called after those that keep the run's files.
 
     Returns:
@@ -233,6 +236,7 @@ def run(
                 command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
+                pictures=pictures,
                 callbacks=tuple(callbacks),
             )
             with contextlib.closing(directory):
@@ -337,6 +341,7 @@ class _Job:
         command: What continues the run.
         until_epoch: Where training ends, or pauses.
         test: Whether the test split is read.
+        pictures: Whether TensorBoard gets them, and graphs.
         callbacks: More of them.
     """
 
@@ -350,6 +355,7 @@ class _Job:
     command: str = ""
     until_epoch: int = 0
     test: bool = True
+    pictures: bool = True
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
 
     @property
@@ -484,9 +490,10 @@ def _train(
             with _full_disk(job, backup):
                 _save(model, directory.model_path)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
-    if tensorboard is not None and job.validation is not None and job.machine.num_workers == 1:
+    shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
+    if shown is not None and job.validation is not None:
         with stopwatch.during("tensorboard"):
-            tensorboard.show_predictions(job.validation, step=outcome["steps"])
+            shown.show_predictions(job.validation, step=outcome["steps"])
     if job.test and not job.pauses:
         with stopwatch.during("test"):
             test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
@@ -513,12 +520,13 @@ def _tensorboard(job: _Job, directory: Path) -> TensorBoard:
     return TensorBoard(
         directory,
         histogram_freq=1 if full else 0,
+        write_graph=job.pictures,
         # Some points an epoch show its course; each of them waits for the device.
         update_freq=max(1, job.batches.steps_per_epoch // POINTS_AN_EPOCH),
         profile_batch=(int(first), int(last)) if config.profile else 0,
         class_names=job.data.class_names,
         hparams=hparams,
-        write_batches="every" if full else True,
+        write_batches="every" if full else job.pictures,
     )
 
 

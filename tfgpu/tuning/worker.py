@@ -163,6 +163,8 @@ class _Worker:
                 workplace=self._workplace,
                 until_epoch=trial.hyperparameters.values.get("tuner/epochs"),
                 test=False,
+                # The best settings get them, when they are trained again.
+                pictures=self._config.tensorboard == "full",
                 callbacks=[_report(client, trial.trial_id)],
             )
         stopwatch.switch("reporting")
