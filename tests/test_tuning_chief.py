@@ -152,7 +152,7 @@ def client(chief, stub):
 def test_a_trial_goes_to_a_worker_and_back(chief, client, capsys):
     worker = client("a")
     trial = worker.create_trial("a")
-    worker.update_trial(trial.trial_id, {"val_accuracy": 0.25, "val_loss": 2.0}, step=1)
+    worker.tell(trial.trial_id, {"val_accuracy": 0.25, "val_loss": 2.0}, step=1)
     assert chief.oracle.records[trial.trial_id]["metrics"]["val_accuracy"] == 0.25
     trial.status = "COMPLETED"
     worker.finish(trial, {"score": 0.5, "epochs": 2, "seconds": 1.0})

@@ -101,6 +101,7 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.starts += 1
         self._asked = None
+        self._close_stdin()
         with open(self._log, "ab") as log:
             self._offset = log.tell()
             self._process = subprocess.Popen(
@@ -154,7 +155,10 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdin is not None:
+        self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 

@@ -180,7 +180,7 @@ def _report(client: Any, trial_id: str) -> Any:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             names = ("val_accuracy", "val_loss")
             metrics = {name: float(logs[name]) for name in names if logs and name in logs}
-            client.update_trial(trial_id, metrics, step=epoch + 1)
+            client.tell(trial_id, metrics, step=epoch + 1)
 
     return Report()
 
