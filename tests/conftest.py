@@ -6,6 +6,7 @@ its tests take the fixture `tensorflow`. A module that does neither runs without
 the import costs.
 """
 
+import signal
 import sys
 
 import pytest
@@ -14,6 +15,11 @@ from tfgpu import runtime
 
 # Before any test module imports TensorFlow.
 runtime.prepare_environment()
+
+# A shell has its background jobs ignore SIGINT, and what is ignored stays so in the processes that
+# the tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _devices_made = False
 

@@ -135,7 +135,7 @@ def test_one_replica_resumes_to_the_bit(tmp_path, one, executions):
     assert same(whole, cut) and logs == cut_logs
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_replicas_resume_to_the_bit(tmp_path, mirrored2, streaming):
     whole, logs, _ = train(tmp_path / "whole", mirrored2, streaming=streaming)
     cut, cut_logs, _ = resumed(tmp_path / "cut", mirrored2, 5, streaming=streaming)
@@ -183,6 +183,7 @@ def test_a_step_of_its_own_resumes_to_the_bit(tmp_path):
     assert same(whole, cut)
 
 
+@pytest.mark.slow
 def test_the_loss_scale_resumes_to_the_bit(tmp_path, one):
     keras.config.set_dtype_policy("mixed_float16")
     whole, _, _ = train(tmp_path / "whole", one)

@@ -551,6 +551,7 @@ def test_a_finished_run_is_extended_and_stays_unfinished_until_that_is_done(
     same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_the_exit_by_early_stopping_has_its_checkpoint(here, tmp_path, capsys):
     settings = {"early_stopping": 1, "learning_rate": 0.9, "epochs": 30, "checkpoint_every": 1000}
     assert command(tmp_path / "whole", **settings) == 0

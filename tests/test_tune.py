@@ -237,6 +237,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(search, tmp_path, tensorflow
         assert weights(place / directory) == weights(tmp_path / "whole" / directory)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_trial_tried_again(search, tmp_path):
     process = search(epochs=6)
     place = tmp_path / "search"
@@ -313,6 +314,17 @@ def test_the_time_that_is_over_ends_the_search_and_more_of_it_goes_on(search, tm
 
 
 @pytest.mark.slow
+def test_a_search_that_is_killed_in_its_last_trainings_ends_with_them(search, tmp_path):
+    process = search(final_seeds=1, max_trials=1, epochs=3)
+    place = tmp_path / "search"
+    until(lambda: list(place.glob("final/*/checkpoints/step-*")), process=process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    said = end(search(final_seeds=1, max_trials=1, epochs=3))
+    assert "test accuracy" in said
+
+
+@pytest.mark.slow
 def test_two_workers_share_the_trials(search, tmp_path):
     end(search(workers=2, max_trials=6))
     found = trials(tmp_path / "search")
@@ -346,15 +358,27 @@ def test_machines_find_each_other_by_kerastuners_variables(search, tmp_path):
         ({"devices": "GPU:0"}, "no device GPU:0 here"),
         ({"run_dir": "full"}, "holds files but no search"),
         ({"strategy": "multi_worker_mirrored"}, "a trial trains on one machine"),
+        ({"model": "plain:build", "space": "default"}, "takes no argument 'width'"),
+        ({"space": "hidden.py"}, "'m' is declared under some values only (with o=adam)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_bad_request_is_one_line_and_writes_nothing(refusal, tmp_path, settings, message):
+def test_a_bad_request_is_one_line_and_writes_nothing(
+    refusal, tmp_path, monkeypatch, settings, message
+):
     (tmp_path / "rate.py").write_text(
         "def space(hp):\n    return {'learning_rate': hp.Float('rate', 0.1, 0.2)}\n"
     )
+    (tmp_path / "hidden.py").write_text(
+        "def space(hp):\n"
+        "    if hp.Choice('o', ['sgd', 'adam']) == 'adam':\n"
+        "        return {'learning_rate': hp.Float('m', 0.1, 0.2)}\n"
+        "    return {}\n"
+    )
+    (tmp_path / "plain.py").write_text("def build(image_shape, num_classes): pass\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.png").write_text("")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = sorted(tmp_path.rglob("*"))
     line = refusal(**settings)
     assert message in line and "\n" not in line

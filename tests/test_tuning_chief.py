@@ -37,6 +37,15 @@ def chief(tensorflow, tmp_path):
     chief.close()
 
 
+def pass_time(chief, until):
+    """Lets the clock run on, with the chief looking after its workers."""
+    silent = []
+    while chief.clock.now < until:
+        chief.clock.now = min(until, chief.clock.now + 5.0)
+        silent += chief.look_after()
+    return silent
+
+
 def fail(chief, name, reason="it broke"):
     trial = chief.next_trial(name)
     trial.status = "FAILED"
@@ -48,10 +57,8 @@ def test_a_silent_worker_loses_its_trial_to_the_next_one(chief):
     from tfgpu.tuning.chief import LEASE
 
     lost = chief.next_trial("a").trial_id
-    chief.clock.now = LEASE - 1
-    assert chief.look_after() == []
-    chief.clock.now = LEASE + 1
-    assert chief.look_after() == ["a"]
+    assert pass_time(chief, LEASE) == []
+    assert pass_time(chief, LEASE + 1) == ["a"]
     assert chief.next_trial("b").trial_id == lost
     assert not chief.owns("a", lost)
 
@@ -60,9 +67,16 @@ def test_a_sign_of_life_keeps_a_trial(chief):
     from tfgpu.tuning.chief import LEASE
 
     chief.next_trial("a")
-    chief.clock.now = LEASE - 1
+    pass_time(chief, LEASE - 1)
     chief.hear("a")
-    chief.clock.now = LEASE + 1
+    assert pass_time(chief, 2 * LEASE - 2) == []
+
+
+def test_a_chief_that_stood_still_itself_takes_nobody_for_dead(chief):
+    from tfgpu.tuning.chief import LEASE
+
+    chief.next_trial("a")
+    chief.clock.now = 10 * LEASE
     assert chief.look_after() == []
 
 
@@ -249,6 +263,8 @@ def test_what_breaks_the_oracle_is_kept_for_the_session(chief, client):
         with pytest.raises(grpc.RpcError):
             client("a").create_trial("a")
     assert chief.error is broken
+    # And nobody waits for ever for a lock that KerasTuner has kept.
+    assert chief.next_trial("b").status == "STOPPED"
 
 
 def test_the_state_can_be_read_back_after_every_kind_of_end(chief, tmp_path):
@@ -257,3 +273,11 @@ def test_the_state_can_be_read_back_after_every_kind_of_end(chief, tmp_path):
     chief.close()
     saved = json.loads((tmp_path / "oracle.json").read_text())
     assert [trial["status"] for trial in saved["trials"]] == ["FAILED", "RUNNING"]
+
+
+def test_a_trial_that_was_given_back_while_its_end_came_is_not_tried_again(chief):
+    trial = chief.next_trial("a")
+    chief.oracle._retry_queue.append(trial.trial_id)
+    trial.status = "COMPLETED"
+    chief.end(trial, {"score": 0.5, "epochs": 2}, sender="a")
+    assert chief.next_trial("a").trial_id != trial.trial_id

@@ -129,6 +129,16 @@ def test_the_better_half_goes_on_for_the_epochs_of_the_next_round(make, tmp_path
     assert sum(v["a"] + v["b"] > worst for v in first) <= len(promoted)
 
 
+def test_hyperband_goes_on_by_the_limits_of_now(make, tmp_path):
+    run_one(make(tmp_path, "hyperband", max_trials=3))
+    unlimited = make(tmp_path, "hyperband")
+    unlimited.reload()
+    assert unlimited.hyperband_iterations == 1
+    limited = make(tmp_path, "hyperband", max_trials=9)
+    limited.reload()
+    assert limited.hyperband_iterations > 9
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"trials": []}'])
 def test_a_damaged_file_is_refused_and_kept(make, tmp_path, text):
     (tmp_path / "oracle.json").write_text(text)

@@ -223,6 +223,33 @@ def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
+def check_builder(config: Config, builder: Callable[..., keras.Model]) -> dict[str, Any]:
+    """The arguments of a builder that settings are for.
+
+    Args:
+        config: For `width` and `depth`.
+        builder: What `find_builder` returned.
+
+    Returns:
+        Those that are set, by name.
+
+    Raises:
+        RequestError: The builder does not take one.
+    """
+    wanted = {
+        name: value for name in ("width", "depth") if (value := getattr(config, name)) is not None
+    }
+    parameters = inspect.signature(builder).parameters
+    if not any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
+        for name, value in wanted.items():
+            if name not in parameters:
+                raise RequestError(
+                    f"--{name}={as_typed(value)}: --model={config.model} takes no argument "
+                    f"{name!r}; give it one, or leave --{name} out"
+                )
+    return wanted
+
+
 def build_model(
     config: Config,
     builder: Callable[..., keras.Model],
@@ -244,17 +271,7 @@ def build_model(
     Raises:
         RequestError: It does not take what is set, or it fails.
     """
-    wanted = {
-        name: value for name in ("width", "depth") if (value := getattr(config, name)) is not None
-    }
-    parameters = inspect.signature(builder).parameters
-    if not any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
-        for name, value in wanted.items():
-            if name not in parameters:
-                raise RequestError(
-                    f"--{name}={as_typed(value)}: --model={config.model} takes no argument "
-                    f"{name!r}; give it one, or leave --{name} out"
-                )
+    wanted = check_builder(config, builder)
     try:
         return builder(image_shape=image_shape, num_classes=num_classes, **wanted)
     except Exception as error:

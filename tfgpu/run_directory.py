@@ -244,7 +244,7 @@ class RunDirectory:
             return
         path = self.path / "metrics.jsonl"
         with disk.named(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(metrics)) + "\n")
+            file.write(json.dumps(plain(metrics)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -322,7 +322,7 @@ def differences(
         return "not set" if value is _MISSING else json.dumps(value)
 
     found = []
-    new = _plain(new)
+    new = plain(new)
     for name in sorted((old.keys() | new.keys()) - ignoring):
         before, now = old.get(name, _MISSING), new.get(name, _MISSING)
         if before != now:
@@ -461,7 +461,7 @@ def _refusals(place: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file that is either the old or the new one, whatever happens."""
-    text = json.dumps(_plain(value), indent=2) + "\n"
+    text = json.dumps(plain(value), indent=2) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk.named(path):
         try:
@@ -487,12 +487,16 @@ def _sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def _plain(value: Any) -> Any:
-    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite."""
+def plain(value: Any) -> Any:
+    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite.
+
+    Raises:
+        TypeError: It holds something else.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if not isinstance(value, str | int | float | None):

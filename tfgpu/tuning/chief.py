@@ -20,6 +20,7 @@ import grpc
 from keras_tuner.engine import trial as trial_module
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.engine import oracle as engine
 
 from tfgpu.errors import RequestError
 from tfgpu.tuning import address
@@ -39,6 +40,10 @@ HELD = "tfgpu-trial"
 REPORT = "tfgpu-report-bin"
 """Metadata of a call: who calls, which trial it trains, and what `EndTrial` reports beside
 KerasTuner's own."""
+
+
+class NotItsOwn(Exception):
+    """A worker speaks of a trial that is another's by now."""
 
 
 @dataclass
@@ -87,6 +92,7 @@ class Chief:
         self._lock = threading.RLock()
         self._server: grpc.Server | None = None
         self._attempts: dict[str, int] = {}
+        self._looked = self.clock()
 
     # ---- the server ----------------------------------------------------------------------
 
@@ -128,7 +134,18 @@ class Chief:
     def held(self) -> Iterator[Any]:
         """The oracle, for this thread alone."""
         with self._lock:
-            yield self.oracle
+            try:
+                yield self.oracle
+            except NotItsOwn:
+                raise
+            except Exception as error:
+                self.error = error
+                self.closing = True
+                # KerasTuner keeps its lock after an exception, and the next call waits for ever.
+                if engine.THREADS[self.oracle] is not None:
+                    engine.THREADS[self.oracle] = None
+                    engine.LOCKS[self.oracle].release()
+                raise
 
     # ---- what workers ask ----------------------------------------------------------------
 
@@ -167,22 +184,41 @@ class Chief:
         self.members[name].dismissed = True
         return trial_module.Trial(self.oracle.get_space(), status=STOPPED)
 
-    def progress(self, trial_id: str, metrics: dict[str, float], step: int) -> trial_module.Trial:
-        """Notes an epoch's metrics."""
+    def progress(
+        self, trial_id: str, metrics: dict[str, float], step: int, *, sender: str
+    ) -> trial_module.Trial:
+        """Notes an epoch's metrics.
+
+        Raises:
+            NotItsOwn: The trial is not the sender's.
+        """
         with self.held() as oracle:
+            self._check_owner(sender, trial_id)
             trial = oracle.update_trial(trial_id, metrics, step=step)
             oracle.records.setdefault(trial_id, {}).update(epochs=step, metrics=dict(metrics))
             self.changed(trial_id)
             return trial
 
-    def end(self, trial: trial_module.Trial, report: dict[str, Any]) -> None:
+    def _check_owner(self, sender: str, trial_id: str) -> None:
+        if not self.owns(sender, trial_id):
+            raise NotItsOwn(f"trial {trial_id} is another worker's by now")
+
+    def end(
+        self, trial: trial_module.Trial, report: dict[str, Any], *, sender: str | None = None
+    ) -> None:
         """Ends a trial.
 
         Args:
             trial: With its new status, `COMPLETED` or `FAILED`.
             report: `score`, `reason`, `seconds` and more.
+            sender: The worker that says so; None for the chief itself.
+
+        Raises:
+            NotItsOwn: The trial is not the sender's.
         """
         with self.held() as oracle:
+            if sender is not None:
+                self._check_owner(sender, trial.trial_id)
             record = oracle.records.setdefault(trial.trial_id, {})
             record.update(report)
             trial.message = record.get("reason")
@@ -209,6 +245,11 @@ class Chief:
         """
         with self.held() as oracle:
             now = self.clock()
+            if now - self._looked > LEASE / 4:
+                # It was the chief that stood still, by Ctrl-Z or a terminal that takes nothing.
+                for member in self.members.values():
+                    member.heard = now
+            self._looked = now
             silent = [
                 name for name in oracle.ongoing_trials if now - self.members[name].heard > LEASE
             ]
@@ -267,16 +308,17 @@ class _Servicer(OracleServicer):
 
     def UpdateTrial(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._called(context) as sender:
-            self._check(context, sender, request.trial_id)
-            trial = self._chief.progress(request.trial_id, dict(request.metrics), int(request.step))
+            self._check(context)
+            trial = self._chief.progress(
+                request.trial_id, dict(request.metrics), int(request.step), sender=sender
+            )
             return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
 
     def EndTrial(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._called(context) as sender:
             trial = trial_module.Trial.from_proto(request.trial)
-            self._check(context, sender, trial.trial_id, finishing=True)
             metadata = dict(context.invocation_metadata())
-            self._chief.end(trial, json.loads(metadata.get(REPORT, b"{}")))
+            self._chief.end(trial, json.loads(metadata.get(REPORT, b"{}")), sender=sender)
             return protos.get_service().EndTrialResponse()
 
     def GetTrial(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -286,11 +328,11 @@ class _Servicer(OracleServicer):
     def GetBestTrials(self, request: Any, context: grpc.ServicerContext) -> Any:
         # A sign of life: of all calls, the one that means nothing else while a trial trains.
         with self._called(context) as sender:
-            if self._chief.stopping:
-                context.abort(grpc.StatusCode.CANCELLED, "the search stops")
+            self._check(context)
             held = dict(context.invocation_metadata()).get(HELD)
             if held:
-                self._check(context, sender, held)
+                with self._chief.held():
+                    self._chief._check_owner(sender, held)
             return protos.get_service().GetBestTrialsResponse()
 
     @contextlib.contextmanager
@@ -300,24 +342,9 @@ class _Servicer(OracleServicer):
             self._chief.hear(sender)
         try:
             yield sender
-        except Exception as error:
-            # `abort` raises a bare Exception, when it has set the code.
-            if context.code() is None:
-                self._chief.error = error
-            raise
+        except NotItsOwn as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
-    def _check(
-        self,
-        context: grpc.ServicerContext,
-        sender: str,
-        trial_id: str,
-        *,
-        finishing: bool = False,
-    ) -> None:
-        if self._chief.stopping and not finishing:
+    def _check(self, context: grpc.ServicerContext) -> None:
+        if self._chief.stopping:
             context.abort(grpc.StatusCode.CANCELLED, "the search stops")
-        if not self._chief.owns(sender, trial_id):
-            context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"trial {trial_id} is another worker's by now",
-            )

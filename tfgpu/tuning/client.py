@@ -67,6 +67,7 @@ class Client(OracleClient):
 
     Attributes:
         dismissed: Why the process was ended; empty when it was not.
+        code: The status that told it; None when the chief did not answer.
     """
 
     def __init__(self, oracle: Any):
@@ -82,6 +83,7 @@ class Client(OracleClient):
         )
         self.stub = protos.get_service_grpc().OracleStub(self._channel)
         self.dismissed = ""
+        self.code: grpc.StatusCode | None = None
         self._held = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -136,7 +138,7 @@ class Client(OracleClient):
             raise lost(error) from error
 
     def _beat(self) -> None:
-        answered = time.monotonic()
+        answered: float | None = None  # A chief that has not begun yet is waited for.
         while not self._ended.wait(BEAT):
             held = self._held
             metadata = ((HELD, held),) if held else ()
@@ -152,8 +154,10 @@ class Client(OracleClient):
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     # Of a trial that has ended meanwhile it says nothing about the next one.
                     told = held == self._held
-                if told or time.monotonic() - answered > LEASE:
+                silent = answered is not None and time.monotonic() - answered > LEASE
+                if told or silent:
                     self.dismissed = str(lost(error))
+                    self.code = error.code() if told else None
                     if not self._ended.is_set():
                         os.kill(os.getpid(), signal.SIGTERM)
                     return

@@ -130,6 +130,8 @@ class Kept(keras_tuner.Oracle):
     def end_trial(self, trial: trial_module.Trial) -> None:
         """Ends a trial; KerasTuner saves before it is through with that."""
         self._halfway = True
+        if trial.trial_id in self._retry_queue:
+            self._retry_queue.remove(trial.trial_id)
         try:
             super().end_trial(trial)
         finally:
@@ -140,7 +142,7 @@ class Kept(keras_tuner.Oracle):
         """Takes over the score that the worker reported."""
         record = self.records.get(trial.trial_id, {})
         score = record.get("score")
-        trial.score = math.nan if score is None else score
+        trial.score = score if score is not None and math.isfinite(score) else math.nan
         trial.best_step = record.get("epochs") or 0
 
     def give_back(self, tuner_id: str) -> str | None:
@@ -168,6 +170,17 @@ class RandomSearchOracle(Kept, keras_tuner.oracles.RandomSearchOracle):
 
 class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
     """Many short trials, of which the better ones go on."""
+
+    hyperband_iterations: float
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to a state, but for how often to go through the brackets.
+
+        A search may be continued with other limits than it was begun with.
+        """
+        iterations = self.hyperband_iterations
+        super().set_state(state)
+        self.hyperband_iterations = max(iterations, self._current_iteration + 1)
 
 
 class BayesianOptimizationOracle(Kept, keras_tuner.oracles.BayesianOptimizationOracle):

@@ -11,8 +11,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from tfgpu.config import Config, TuneConfig
 from tfgpu.console import Console, duration
 from tfgpu.data import sources
 from tfgpu.errors import Interrupted, RequestError, WorkError
-from tfgpu.run_directory import differences
+from tfgpu.run_directory import differences, plain
 from tfgpu.tuning import address, crew, oracle
 from tfgpu.tuning.board import Board, shown_settings
 from tfgpu.tuning.chief import ATTEMPTS, FAILURES, LEASE, Chief
 from tfgpu.tuning.oracle import COMPLETED, FAILED
 from tfgpu.tuning.space import Space
+from tfgpu.tuning.worker import wait_until_free
 
 SEARCH = "search.json"
 RESULT = "result.json"
@@ -120,7 +122,7 @@ class _Search:
             tfgpu.errors.Error: The space, the data, the devices or the directory is at fault.
         """
         space = Space.load(config.space)
-        recipe.find_builder(config.model)
+        builder = recipe.find_builder(config.model)
         gpus, replicas = _devices(config)
         crew.places(max(1, config.workers), gpus=gpus, cores=crew.cores())
         data = sources.load(
@@ -132,6 +134,8 @@ class _Search:
         )
 
         def resolve(settings: Config) -> recipe.Resolved:
+            if settings.model == config.model:
+                recipe.check_builder(settings, builder)
             return recipe.resolve(
                 settings,
                 num_examples=data.train.num_examples,
@@ -342,13 +346,13 @@ class _Search:
 
     def _ended(self, worker: crew.Worker, code: int, chief: Chief, alive: set[crew.Worker]) -> None:
         """Deals with a worker process that has ended."""
-        if code == 0:
+        member = chief.members.get(worker.name)
+        if code == 0 or (member is not None and member.dismissed):
             alive.discard(worker)
             return
-        member = chief.members.get(worker.name)
         if code != crew.AGAIN:
-            if code in _HOPELESS or member is None:
-                # It has not got as far as a first trial, and the next one would not either.
+            if code in _HOPELESS:
+                # Nor would the next one get further.
                 raise worker.failure(code)
             if worker.idle_deaths(len(chief.oracle.end_order)) >= ATTEMPTS:
                 raise worker.failure(code)
@@ -402,14 +406,19 @@ class _Search:
                 }
             )
         with contextlib.suppress(OSError), disk.replacing(self.place / TABLE) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+            beside.write_text("".join(json.dumps(plain(line)) + "\n" for line in lines), "utf-8")
 
     # ---- the winner ----------------------------------------------------------------------
 
     def conclude(self, signals: interrupts.Interrupts) -> dict[str, Any]:
         """Writes the best settings, retrains them, and sums up."""
-        best = self._oracle.get_best_trials(1)
+        trials = list(self._oracle.trials.values())
+        best = self._oracle.get_best_trials(len(trials))
         best = [trial for trial in best if trial.status == COMPLETED]
+        if self.config.final_seeds == 0:
+            # The model of a trial that was promoted is gone: its run went on.
+            gone = {t.hyperparameters.values.get("tuner/trial_id") for t in trials}
+            best = [trial for trial in best if trial.trial_id not in gone] or best
         if not best:
             raise WorkError(
                 f"no trial was completed in {duration(self.seconds)}; raise --max_minutes, and "
@@ -427,7 +436,6 @@ class _Search:
             settings[name] = getattr(self.config, name)
         _write(self.place / BEST, settings)
         final = self._retrain(trial.trial_id, settings, signals)
-        trials = list(self._oracle.trials.values())
         result: dict[str, Any] = {
             "status": "finished",
             "tuner": self.config.tuner,
@@ -457,7 +465,7 @@ class _Search:
         """Trains the winner again, with seeds of which the search knows nothing."""
         if self.config.final_seeds == 0:
             directory = self.place / self._oracle.records[trial_id]["directory"]
-            return [self._tested(directory)]
+            return [self._tested(directory, signals)]
         found = []
         for number in range(1, self.config.final_seeds + 1):
             seed = self.config.seed + number
@@ -466,31 +474,35 @@ class _Search:
             final = Config.from_json(
                 settings | {"seed": seed, "run_dir": str(directory), "progress": "none"}
             )
-            self._command(["tfgpu.train", *flags.to_argv(final)], signals, name=f"seed {seed}")
+            wait_until_free(directory)  # By a process whose parent was killed.
+            run: dict[str, Any] = {"seed": seed, "reason": None}
+            try:
+                self._command(["train", *flags.to_argv(final)], signals, name=f"seed {seed}")
+            except WorkError as error:
+                run["reason"] = str(error)
             result = _read(directory / RESULT)
-            found.append(
-                {
-                    "seed": seed,
-                    "directory": str(directory.relative_to(self.place)),
-                    "seconds": result.get("total_seconds"),
-                    **{
-                        name: result.get(name)
-                        for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
-                    },
-                }
-            )
+            run |= {
+                "directory": str(directory.relative_to(self.place)),
+                "seconds": result.get("total_seconds"),
+                **{
+                    name: result.get(name) if run["reason"] is None else None
+                    for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+                },
+            }
+            found.append(run)
             self._console.progress_line(
-                f"seed {seed}: {self.config.objective} {found[-1][self.config.objective]:.4f}"
+                run["reason"]
+                or f"seed {seed}: {self.config.objective} {run[self.config.objective]:.4f}"
             )
         return found
 
-    def _tested(self, directory: Path) -> dict[str, Any]:
+    def _tested(self, directory: Path, signals: interrupts.Interrupts) -> dict[str, Any]:
         """The best trial's own model, on the test split."""
         out = directory / "evaluation" / "test"
         began = time.perf_counter()
         self._command(
             [
-                "tfgpu.evaluate",
+                "evaluate",
                 f"--run_dir={directory}",
                 f"--out={out}",
                 *([f"--model={self.config.model}"] if ":" in self.config.model else []),
@@ -498,7 +510,7 @@ class _Search:
                 f"--devices={self.config.devices}",
                 f"--virtual_devices={self.config.virtual_devices}",
             ],
-            None,
+            signals,
             name="the best trial's test",
         )
         tested, trained = _read(out / "evaluation.json"), _read(directory / RESULT)
@@ -512,9 +524,7 @@ class _Search:
             "test_loss": tested.get("loss"),
         }
 
-    def _command(
-        self, argv: Sequence[str], signals: interrupts.Interrupts | None, *, name: str
-    ) -> None:
+    def _command(self, argv: Sequence[str], signals: interrupts.Interrupts, *, name: str) -> None:
         """Runs a command of tfgpu's in a process of its own.
 
         Raises:
@@ -532,25 +542,32 @@ class _Search:
         if self._gpus and self.config.workers > 1:
             # As in the trials, whose batch may not divide among more.
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[0]
-        with open(log, "a") as out, _deferred(signals, stopped):
+        with (
+            open(log, "a") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as errors_,
+            signals.deferred(stopped.append),
+        ):
             process = subprocess.Popen(
-                [sys.executable, "-m", *argv],
+                [sys.executable, "-m", "tfgpu.tuning.child", *argv],
+                stdin=subprocess.PIPE,
                 stdout=out,
-                stderr=subprocess.PIPE,
+                stderr=errors_,
                 env=environment,
-                text=True,
                 start_new_session=True,
             )
-            told = False
-            said = ""
-            while True:
-                try:
-                    _, said = process.communicate(timeout=_TICK)
-                    break
-                except subprocess.TimeoutExpired:
+            try:
+                told = False
+                while process.poll() is None:
                     if stopped and not told:
                         told = True
                         process.terminate()
+                    time.sleep(_TICK)
+            finally:
+                assert process.stdin is not None
+                process.stdin.close()  # Which ends it, when it has not ended.
+                process.wait()
+            errors_.seek(0)
+            said = errors_.read()
         if stopped:
             raise Interrupted(
                 stopped[0],
@@ -577,15 +594,6 @@ _HOPELESS = frozenset({RequestError.exit_code, errors.DataError.exit_code})
 
 def _gone(member: Any, chief: Chief) -> bool:
     return chief.clock() - member.heard > LEASE
-
-
-@contextlib.contextmanager
-def _deferred(signals: interrupts.Interrupts | None, stopped: list[int]) -> Iterator[None]:
-    if signals is None:
-        yield
-        return
-    with signals.deferred(stopped.append):
-        yield
 
 
 def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
@@ -623,17 +631,18 @@ def _work_for_another(
     space = Space.load(config.space)
     gpus, _ = _devices(config)
     places = crew.places(config.workers, gpus=gpus, cores=crew.cores())
-    workers = [
-        crew.Worker(f"{role.name}-{number}", place, config=config, ip=role.ip, port=role.port)
-        for number, place in enumerate(places)
-    ]
     stopped: list[int] = []
     place = Path(config.run_dir).expanduser()
+    config = dataclasses.replace(config, run_dir=str(place))
     if not (place / SEARCH).exists():
         console.say(f"waiting for the chief to begin a search in {place}")
         while not (place / SEARCH).exists():
             time.sleep(_TICK)
     _check_same(place, config, space)
+    workers = [
+        crew.Worker(f"{role.name}-{number}", share, config=config, ip=role.ip, port=role.port)
+        for number, share in enumerate(places)
+    ]
     console.say(f"training for the search of {role.ip}:{role.port}")
     try:
         with signals.deferred(stopped.append):
@@ -646,10 +655,11 @@ def _work_for_another(
                     code = worker.poll()
                     if code is None:
                         continue
-                    if code == 0 or code == 128 + signal.SIGTERM:
-                        # Dismissed, or told by the chief to stop.
+                    if code == 0:  # There is no more to do.
                         alive.discard(worker)
-                    elif code in _HOPELESS or worker.starts > 2 and code != crew.AGAIN:
+                    elif code in _HOPELESS or (
+                        code != crew.AGAIN and worker.idle_deaths(0) >= ATTEMPTS
+                    ):
                         raise worker.failure(code)
                     else:
                         console.say(f"{worker.name} {crew.how(code)} and is started again")
@@ -684,7 +694,8 @@ def _devices(config: TuneConfig) -> tuple[list[str], int]:
     visible = [
         name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()
     ]
-    names = visible or [str(number) for number in range(len(physical))]
+    # CUDA sees those before the first that is not there.
+    names = visible[: len(physical)] or [str(number) for number in range(len(physical))]
     if requested:
         if config.workers > 1:
             raise RequestError(

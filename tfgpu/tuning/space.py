@@ -176,7 +176,15 @@ class Space:
         Raises:
             RequestError: Some are refused; names them.
         """
+        known = {hp.name for hp in self.hyperparameters.space}
         for hp in self._points():
+            asked = hp.copy()
+            self.changes(asked)
+            if unknown := sorted({each.name for each in asked.space} - known):
+                raise RequestError(
+                    f"--space={self.name}: {unknown[0]!r} is declared under some values only"
+                    f"{_with(hp)}; put it into `with hp.conditional_scope(...)`"
+                )
             settings = self.settings(config, hp)
             try:
                 resolve(settings)

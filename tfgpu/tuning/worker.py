@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from tfgpu import cli, interrupts, runtime
 from tfgpu.config import Config, TuneConfig
-from tfgpu.errors import Error, Interrupted, RequestError
+from tfgpu.errors import DataError, Error, Interrupted, RequestError, WorkError
+from tfgpu.tuning import child
 
 TRIALS = "trials"
 """The folder of the trials' run directories, in that of the search."""
+
+_LONGEST = 800
+"""Characters of a failure's reason."""
 
 _IDLE = 0.5
 """Seconds before a worker asks again for a trial that there was none of."""
@@ -32,19 +34,11 @@ def main(argv: list[str]) -> int | None:
     if argv[1] and hasattr(os, "sched_setaffinity"):
         # Before TensorFlow counts them.
         os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    child.end_with_parent()
     runtime.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
         runtime.import_tensorflow(verbosity=config.verbosity)
         return _Worker(config).work()
-
-
-def _end_with_parent() -> None:
-    """Waits for the end of standard input, which the parent holds open as long as it lives."""
-    # Not through sys.stdin, whose lock the interpreter wants at its end.
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:
@@ -66,10 +60,14 @@ class _Worker:
     def work(self) -> int | None:
         import grpc
 
+        from tfgpu import training
+        from tfgpu.console import Stopwatch
         from tfgpu.tuning import client as clients
         from tfgpu.tuning import crew
         from tfgpu.tuning.oracle import IDLE, STOPPED
 
+        # Before the first trial: what is wrong with this machine or its data is not the trial's.
+        self._workplace = training.Workplace.open(self._config.training, stopwatch=Stopwatch())
         with clients.Client(self._oracle) as client:
             try:
                 while True:
@@ -86,8 +84,12 @@ class _Worker:
             except grpc.RpcError as error:
                 raise clients.lost(error) from error
             except (KeyboardInterrupt, Interrupted) as error:
+                if client.code is grpc.StatusCode.CANCELLED:
+                    return None
+                if client.code is grpc.StatusCode.FAILED_PRECONDITION:
+                    return crew.AGAIN  # For another trial.
                 if client.dismissed:
-                    raise Interrupted(signal.SIGTERM, client.dismissed) from None
+                    raise WorkError(client.dismissed) from None
                 raise error
 
     def _train(self, client: Any, trial: Any) -> bool:
@@ -107,13 +109,15 @@ class _Worker:
             settings = self._space.settings(self._config.training, trial.hyperparameters)
             report["settings"] = self._space.changes(trial.hyperparameters.copy())
             result, seconds = self._run(client, trial, settings, place)
-        except (KeyboardInterrupt, Interrupted):
-            raise
+            report["score"] = _score(result, settings, place, self._config.objective)
+        except (KeyboardInterrupt, Interrupted, DataError):
+            raise  # No trial's fault.
         except Exception as error:
             if _of_the_chief(error):
                 raise
             trial.status = FAILED
-            text = " ".join(str(error).split())
+            # TensorFlow tells whole graphs, and what goes with a call is limited.
+            text = " ".join(str(error).split())[:_LONGEST]
             report["reason"] = (
                 text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
             )
@@ -122,7 +126,6 @@ class _Worker:
         else:
             trial.status = COMPLETED
             report |= {
-                "score": _score(result, settings, place, self._config.objective),
                 "epochs": result["epochs"],
                 "status_of_run": result["status"],
                 "parameters": result["parameters"],
@@ -148,13 +151,9 @@ class _Worker:
         from tfgpu import training
         from tfgpu.console import Console, Stopwatch
 
-        _wait_until_free(place)
+        wait_until_free(place)
         settings = dataclasses.replace(settings, run_dir=str(place), resume="auto")
         stopwatch = Stopwatch(phase="start-up")
-        if self._workplace is None:
-            self._workplace = training.Workplace.open(self._config.training, stopwatch=stopwatch)
-            # Of the process and not of its first trial.
-            stopwatch = Stopwatch(phase="start-up")
         with open(os.devnull, "w") as nothing:
             result = training.run(
                 settings,
@@ -195,7 +194,7 @@ def _score(result: dict[str, Any], settings: Config, place: Path, objective: str
     return min(epochs, key=lambda epoch: epoch["val_loss"])[objective] if epochs else None
 
 
-def _wait_until_free(place: Path) -> None:
+def wait_until_free(place: Path) -> None:
     """Waits while a process that was given up still saves in a trial's directory."""
     from tfgpu.checkpoint import RunLock
     from tfgpu.tuning.chief import LEASE
