@@ -70,6 +70,11 @@ def read(environ: Mapping[str, str]) -> Role:
     )
 
 
+def target(ip: str, port: int) -> str:
+    """The address as gRPC takes it."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
 def taken(ip: str, port: int) -> RequestError:
     """The error of a port that cannot be listened on."""
     return RequestError(

@@ -114,7 +114,7 @@ class Chief:
         protos.get_service_grpc().add_OracleServicer_to_server(_Servicer(self), server)
         bound = 0
         with contextlib.suppress(RuntimeError):
-            bound = server.add_insecure_port(f"{ip}:{port}")
+            bound = server.add_insecure_port(address.target(ip, port))
         if not bound:
             raise address.taken(ip, port) if port else RequestError(f"no free port at {ip}")
         server.start()

@@ -16,6 +16,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from tfgpu.errors import WorkError
+from tfgpu.tuning import address
 from tfgpu.tuning.chief import HELD, LEASE, REPORT, SENDER
 
 BEAT = 3.0
@@ -77,7 +78,8 @@ class Client(OracleClient):
             oracle: KerasTuner's, for the settings of the search.
         """
         super().__init__(oracle)
-        target = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
+        ip, port = os.environ[address.ORACLE_IP], int(os.environ[address.ORACLE_PORT])
+        target = address.target(ip, port)
         self._channel = grpc.intercept_channel(
             grpc.insecure_channel(target), _Signed(self.tuner_id)
         )

@@ -123,7 +123,8 @@ class _Search:
         """
         space = Space.load(config.space)
         builder = recipe.find_builder(config.model)
-        gpus, replicas = _devices(config)
+        # Without workers here, the devices are the other machines'.
+        gpus, replicas = _devices(config) if config.workers else ([], 1)
         crew.places(max(1, config.workers), gpus=gpus, cores=crew.cores())
         data = sources.load(
             config.dataset,
@@ -767,17 +768,22 @@ def _summary(result: dict[str, Any], place: Path) -> str:
         f"best is trial {result['best_trial']}, {objective} {result['best_score']:.4f}: "
         f"{shown_settings(result['best_values'])}",
     ]
-    final = result["final"]
+    final = [run for run in result["final"] if run["test_accuracy"] is not None]
     seeds = ", ".join(str(run["seed"]) for run in final)
-    for name, text in ((objective, f"{objective} of its"), ("test_accuracy", "test accuracy")):
-        spread = result.get(f"{name}_std")
-        if spread is None:
-            continue
-        if name == objective:
-            text = f"{objective} of {len(final)} trainings with seeds {seeds}"
-        lines.append(f"{text}: {result[name]:.4f}, standard deviation {spread:.4f}")
-    if len(final) == 1 and result["test_accuracy"] is not None:
-        lines.append(f"test accuracy {result['test_accuracy']:.4f}, seed {seeds}")
+    if len(final) > 1:
+        lines.append(
+            f"{objective} of {len(final)} trainings with seeds {seeds}: {result[objective]:.4f}, "
+            f"standard deviation {result[f'{objective}_std']:.4f}"
+        )
+        lines.append(
+            f"test accuracy: {result['test_accuracy']:.4f}, "
+            f"standard deviation {result['test_accuracy_std']:.4f}"
+        )
+    elif final:
+        lines.append(
+            f"with seed {seeds}: {objective} {result[objective]:.4f}, "
+            f"test accuracy {result['test_accuracy']:.4f}"
+        )
     lines.append(f"retraining and testing took {duration(result['final_seconds'])}")
     path = shlex.quote(str(place / BEST))
     lines.append(f"train with them: tfgpu train --experiment={path}")
