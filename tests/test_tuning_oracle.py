@@ -129,6 +129,46 @@ def test_the_better_half_goes_on_for_the_epochs_of_the_next_round(make, tmp_path
     assert sum(v["a"] + v["b"] > worst for v in first) <= len(promoted)
 
 
+def hyperband_rounds(oracle, fails):
+    """Trials that did not fail, in the first bracket's three rounds of a whole search."""
+    rounds = [0, 0, 0]
+    while (trial := oracle.create_trial("worker-0")).status == "RUNNING":
+        values = trial.hyperparameters.values
+        failed = fails(trial, values["tuner/initial_epoch"])
+        oracle.records[trial.trial_id] = {"score": None if failed else values["b"], "epochs": 1}
+        trial.status = "FAILED" if failed else "COMPLETED"
+        oracle.end_trial(trial)
+        if not failed and values["tuner/bracket"] == 2:
+            rounds[values["tuner/round"]] += 1
+    return rounds
+
+
+def test_another_trial_takes_the_place_of_one_that_failed(make, tmp_path):
+    oracle = make(tmp_path, "hyperband")
+    assert hyperband_rounds(oracle, lambda trial, start: trial.trial_id == "0004") == [9, 3, 1]
+
+
+def test_another_trial_is_promoted_where_one_fails_after_it_was(make, tmp_path):
+    oracle = make(tmp_path, "hyperband")
+    failures = iter([True])
+    rounds = hyperband_rounds(oracle, lambda trial, start: start == 1 and next(failures, False))
+    assert rounds == [10, 3, 1]  # Of ten, one could not go on.
+
+
+def test_trials_are_promoted_where_the_space_has_no_more_values(tensorflow, tmp_path):
+    import keras_tuner
+
+    from tfgpu.tuning import oracle
+
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("b", [1, 2, 3, 4])
+    config = TuneConfig(tuner="hyperband", run_dir=str(tmp_path))
+    found = hyperband_rounds(
+        oracle.make(config, hp, epochs=9, place=tmp_path), lambda trial, start: False
+    )
+    assert found == [4, 2, 1]
+
+
 def test_hyperband_goes_on_by_the_limits_of_now(make, tmp_path):
     run_one(make(tmp_path, "hyperband", max_trials=3))
     unlimited = make(tmp_path, "hyperband")

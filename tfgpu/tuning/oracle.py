@@ -169,9 +169,21 @@ class RandomSearchOracle(Kept, keras_tuner.oracles.RandomSearchOracle):
 
 
 class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
-    """Many short trials, of which the better ones go on."""
+    """Many short trials, of which the better ones go on.
+
+    Another trial takes the place of one that failed, and a bracket for which no values are left
+    makes do with those it has: KerasTuner's own would promote fewer, or none.
+    """
 
     hyperband_iterations: float
+
+    def __init__(self, **settings: Any):
+        self._drawn: dict[int, int] = {}  # Trials in the first round of a bracket, where fewer.
+        super().__init__(**settings)
+
+    def get_state(self) -> dict[str, Any]:
+        """KerasTuner's, and which brackets are smaller."""
+        return super().get_state() | {"drawn": list(self._drawn.items())}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes back to a state, but for how often to go through the brackets.
@@ -181,6 +193,34 @@ class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
         iterations = self.hyperband_iterations
         super().set_state(state)
         self.hyperband_iterations = max(iterations, self._current_iteration + 1)
+        self._drawn = dict(state.get("drawn", []))
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Chooses values for the next trial: new ones, or those of a trial to be promoted."""
+        for bracket in self._brackets:
+            self._vacate(bracket["rounds"])
+        return super().populate_space(trial_id)
+
+    def _vacate(self, rounds: list[list[dict[str, str | None]]]) -> None:
+        """Frees the places of the trials that failed, and of those that they went on from."""
+        failed = {trial.trial_id for trial in self.trials.values() if trial.status == FAILED}
+        for places in reversed(rounds):
+            lost = [place for place in places if place["id"] in failed]
+            failed |= {place["past_id"] for place in lost}
+            places[:] = [place for place in places if place not in lost]
+
+    def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = super()._random_trial(trial_id, bracket)
+        number, first = bracket["bracket_num"], bracket["rounds"][0]
+        if answer["status"] == RUNNING or not first or self._drawn.get(number) == len(first):
+            return answer
+        self._drawn[number] = len(first)
+        return self.populate_space(trial_id)
+
+    def _get_size(self, bracket_num: int, round_num: int) -> int:
+        size: int = super()._get_size(bracket_num, round_num)
+        drawn = self._drawn.get(bracket_num, size * self.factor**round_num)
+        return min(size, math.ceil(drawn / self.factor**round_num))
 
 
 class BayesianOptimizationOracle(Kept, keras_tuner.oracles.BayesianOptimizationOracle):
