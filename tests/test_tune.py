@@ -332,13 +332,46 @@ def test_two_workers_share_the_trials(search, tmp_path):
     assert {trial["worker"] for trial in found} == {"worker-0", "worker-1"}
 
 
-def test_machines_find_each_other_by_kerastuners_variables(search, tmp_path):
+@pytest.fixture
+def machine():
+    """KerasTuner's variables for a machine of that name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
-    chief = search(environment=common | {"KERASTUNER_TUNER_ID": "chief"}, workers=0)
-    other = search(environment=common | {"KERASTUNER_TUNER_ID": "second"})
+    return lambda name: {
+        "KERASTUNER_ORACLE_IP": "127.0.0.1",
+        "KERASTUNER_ORACLE_PORT": port,
+        "KERASTUNER_TUNER_ID": name,
+    }
+
+
+@pytest.mark.slow
+def test_the_other_machines_end_with_a_chief_that_is_stopped(search, machine, tmp_path):
+    chief = search(environment=machine("chief"), workers=0, epochs=30)
+    other = search(environment=machine("second"), epochs=30)
+    until(started(tmp_path / "search", 1), process=other)
+    chief.send_signal(signal.SIGTERM)
+    end(chief, code=143)
+    assert "the search has no more trials for this machine, or was stopped" in end(other)
+
+
+@pytest.mark.slow
+def test_a_machine_whose_name_another_takes_is_refused(search, machine, tmp_path):
+    chief = search(environment=machine("chief"), workers=0, epochs=20)
+    first = search(environment=machine("second"), epochs=20)
+    until(started(tmp_path / "search", 1), process=first)
+    other = search(environment=machine("second"), epochs=20)
+    assert "two processes are called 'second-0'; give each machine a KERASTUNER_TUNER_ID" in end(
+        first, code=2
+    )
+    end(chief)
+    end(other)
+    assert [trial["status"] for trial in trials(tmp_path / "search")] == ["completed"] * 3
+
+
+def test_machines_find_each_other_by_kerastuners_variables(search, machine, tmp_path):
+    chief = search(environment=machine("chief"), workers=0)
+    other = search(environment=machine("second"))
     end(chief)
     end(other)
     found = trials(tmp_path / "search")

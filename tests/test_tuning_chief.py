@@ -222,7 +222,41 @@ def test_a_worker_that_is_not_wanted_any_more_ends_itself(chief, client, case):
     ):
         worker._thread.join(20)
     kill.assert_called_once_with(os.getpid(), signal.SIGTERM)
-    assert ("another worker's" if case == "lost" else "the search stops") in worker.dismissed
+    assert ("another worker's" if case == "lost" else "the search stops") in str(worker.dismissed)
+
+
+def test_a_name_is_of_the_process_that_took_it_last(chief, client):
+    import grpc
+
+    from tfgpu.errors import RequestError
+
+    first, second = client("a"), client("a")
+    first.create_trial("a")
+    lost = second.create_trial("a")
+    with (
+        mock.patch("tfgpu.tuning.client.BEAT", 0.01),
+        mock.patch("os.kill") as kill,
+        first,
+    ):
+        first._thread.join(20)
+    kill.assert_called_once_with(os.getpid(), signal.SIGTERM)
+    assert isinstance(first.dismissed, RequestError)
+    assert "two processes are called 'a'" in str(first.dismissed)
+    with pytest.raises(grpc.RpcError):
+        first.create_trial("a")
+    assert chief.owns("a", lost.trial_id)
+
+
+def test_a_chief_that_stops_waits_until_the_workers_have_heard_of_it(chief, client):
+    worker = client("a")
+    worker.create_trial("a")
+    with mock.patch("tfgpu.tuning.client.BEAT", 0.01), mock.patch("os.kill"), worker:
+        chief.clock = __import__("time").monotonic
+        chief.hear("a")
+        chief.tell_to_stop((), seconds=20)
+        assert chief.members["a"].dismissed
+        worker._thread.join(20)
+    assert "the search stops" in str(worker.dismissed)
 
 
 def test_signs_of_life_reach_the_chief(chief, client):

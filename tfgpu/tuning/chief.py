@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,14 +36,19 @@ FAILURES = 3
 """Trials that fail on end, and end the search."""
 
 SENDER = "tfgpu-worker"
+PROCESS = "tfgpu-process"
 HELD = "tfgpu-trial"
 REPORT = "tfgpu-report-bin"
-"""Metadata of a call: who calls, which trial it trains, and what `EndTrial` reports beside
-KerasTuner's own."""
+"""Metadata of a call: who calls and from which process, which trial it trains, and what `EndTrial`
+reports beside KerasTuner's own."""
 
 
 class NotItsOwn(Exception):
     """A worker speaks of a trial that is another's by now."""
+
+
+class NameTaken(Exception):
+    """Two processes that both live call themselves by one name."""
 
 
 @dataclass
@@ -54,11 +59,15 @@ class Member:
         name: Its tuner id.
         heard: When it was last heard of, by the chief's clock.
         dismissed: Whether it was told that the search is over.
+        process: What tells its process from others of that name; empty while unknown.
+        former: The processes that had the name before.
     """
 
     name: str
     heard: float
     dismissed: bool = False
+    process: str = ""
+    former: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -120,6 +129,25 @@ class Chief:
         server.start()
         self._server, self.port = server, bound
 
+    def tell_to_stop(self, names: Collection[str], *, seconds: float) -> None:
+        """Waits until workers have been told that the search stops.
+
+        Args:
+            names: Of those that need not be waited for.
+            seconds: To wait at most.
+        """
+        self.stopping = True
+        until = self.clock() + seconds
+        while self.clock() < until:
+            with self._lock:
+                now = self.clock()
+                if all(
+                    member.dismissed or name in names or now - member.heard > seconds
+                    for name, member in self.members.items()
+                ):
+                    return
+            time.sleep(0.1)
+
     def close(self) -> None:
         """Stops listening and takes back the trials that are under way."""
         if self._server is not None:
@@ -149,10 +177,27 @@ class Chief:
 
     # ---- what workers ask ----------------------------------------------------------------
 
-    def hear(self, name: str) -> None:
-        """Notes that a worker lives."""
+    def hear(self, name: str, process: str = "") -> None:
+        """Notes that a worker lives.
+
+        Args:
+            name: Its tuner id.
+            process: What tells its process from others of that name.
+
+        Raises:
+            NameTaken: Another process has begun under that name, and this one still lives.
+        """
         with self._lock:
-            self.members.setdefault(name, Member(name, 0.0)).heard = self.clock()
+            member = self.members.setdefault(name, Member(name, 0.0))
+            if process in member.former:
+                raise NameTaken(
+                    f"two processes are called {name!r}; give each machine a {address.TUNER_ID} "
+                    "of its own"
+                )
+            member.heard = self.clock()
+            if process and process != member.process:
+                member.former |= {member.process} - {""}
+                member.process = process
 
     def owns(self, name: str, trial_id: str) -> bool:
         """Whether a trial is still that worker's."""
@@ -308,7 +353,7 @@ class _Servicer(OracleServicer):
 
     def UpdateTrial(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._called(context) as sender:
-            self._check(context)
+            self._check(context, sender)
             trial = self._chief.progress(
                 request.trial_id, dict(request.metrics), int(request.step), sender=sender
             )
@@ -328,7 +373,7 @@ class _Servicer(OracleServicer):
     def GetBestTrials(self, request: Any, context: grpc.ServicerContext) -> Any:
         # A sign of life: of all calls, the one that means nothing else while a trial trains.
         with self._called(context) as sender:
-            self._check(context)
+            self._check(context, sender)
             held = dict(context.invocation_metadata()).get(HELD)
             if held:
                 with self._chief.held():
@@ -337,14 +382,19 @@ class _Servicer(OracleServicer):
 
     @contextlib.contextmanager
     def _called(self, context: grpc.ServicerContext) -> Iterator[str]:
-        sender = dict(context.invocation_metadata()).get(SENDER, "")
-        if sender:
-            self._chief.hear(sender)
+        metadata = dict(context.invocation_metadata())
+        sender = metadata.get(SENDER, "")
         try:
+            if sender:
+                self._chief.hear(sender, metadata.get(PROCESS, ""))
             yield sender
+        except NameTaken as error:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
         except NotItsOwn as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
-    def _check(self, context: grpc.ServicerContext) -> None:
+    def _check(self, context: grpc.ServicerContext, sender: str) -> None:
         if self._chief.stopping:
+            if sender:
+                self._chief.members[sender].dismissed = True
             context.abort(grpc.StatusCode.CANCELLED, "the search stops")

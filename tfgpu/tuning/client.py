@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from typing import Any, NamedTuple
 
 import grpc
@@ -15,9 +16,9 @@ from keras_tuner.engine import trial as trial_module
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_client import OracleClient
 
-from tfgpu.errors import WorkError
+from tfgpu.errors import Error, RequestError, WorkError
 from tfgpu.tuning import address
-from tfgpu.tuning.chief import HELD, LEASE, REPORT, SENDER
+from tfgpu.tuning.chief import HELD, LEASE, PROCESS, REPORT, SENDER
 
 BEAT = 3.0
 """Seconds between two signs of life."""
@@ -41,13 +42,13 @@ class _Call(
 
 
 class _Signed(grpc.UnaryUnaryClientInterceptor):
-    """Puts the worker's name on each call."""
+    """Puts the worker's name on each call, and what tells this process from others."""
 
     def __init__(self, name: str):
-        self._name = name
+        self._signature = [(SENDER, name), (PROCESS, uuid.uuid4().hex)]
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        metadata = [*(details.metadata or ()), (SENDER, self._name)]
+        metadata = [*(details.metadata or ()), *self._signature]
         call = _Call(
             details.method,
             details.timeout,
@@ -63,11 +64,11 @@ class Client(OracleClient):
     """KerasTuner's client, with signs of life.
 
     Used as a context, it sends one every `BEAT` seconds. A chief that does not answer for `LEASE`
-    seconds, or says that the trial is another worker's, ends this process by SIGTERM, which saves
-    the trial.
+    seconds, or says that the trial or the name is another worker's, ends this process by SIGTERM,
+    which saves the trial.
 
     Attributes:
-        dismissed: Why the process was ended; empty when it was not.
+        dismissed: Why the process was ended; None when it was not.
         code: The status that told it; None when the chief did not answer.
     """
 
@@ -84,7 +85,7 @@ class Client(OracleClient):
             grpc.insecure_channel(target), _Signed(self.tuner_id)
         )
         self.stub = protos.get_service_grpc().OracleStub(self._channel)
-        self.dismissed = ""
+        self.dismissed: Error | None = None
         self.code: grpc.StatusCode | None = None
         self._held = ""
         self._ended = threading.Event()
@@ -152,20 +153,25 @@ class Client(OracleClient):
                 )
                 answered = time.monotonic()
             except grpc.RpcError as error:
-                told = error.code() is grpc.StatusCode.CANCELLED
+                told = error.code() in _LAST_WORDS
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     # Of a trial that has ended meanwhile it says nothing about the next one.
                     told = held == self._held
                 silent = answered is not None and time.monotonic() - answered > LEASE
                 if told or silent:
-                    self.dismissed = str(lost(error))
+                    self.dismissed = lost(error)
                     self.code = error.code() if told else None
                     if not self._ended.is_set():
                         os.kill(os.getpid(), signal.SIGTERM)
                     return
 
 
-def lost(error: grpc.RpcError) -> WorkError:
+_LAST_WORDS = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ALREADY_EXISTS)
+"""The search stops; the name is another process's."""
+
+
+def lost(error: grpc.RpcError) -> Error:
     """What a failed call means."""
     what = error.details() or error.code().name.lower()
-    return WorkError(f"the chief of the search: {what}")
+    kind = RequestError if error.code() is grpc.StatusCode.ALREADY_EXISTS else WorkError
+    return kind(f"the chief of the search: {what}")

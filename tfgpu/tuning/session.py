@@ -27,6 +27,7 @@ from tfgpu.run_directory import differences, plain
 from tfgpu.tuning import address, crew, oracle
 from tfgpu.tuning.board import Board, shown_settings
 from tfgpu.tuning.chief import ATTEMPTS, FAILURES, LEASE, Chief
+from tfgpu.tuning.client import BEAT
 from tfgpu.tuning.oracle import COMPLETED, FAILED
 from tfgpu.tuning.space import Space
 from tfgpu.tuning.worker import wait_until_free
@@ -281,6 +282,8 @@ class _Search:
             for worker in workers:
                 worker.wait()
             self._oracle.seconds = self.seconds
+            # Those on other machines hear it with their next sign of life.
+            chief.tell_to_stop({worker.name for worker in workers}, seconds=2 * BEAT)
             chief.close()
             self._write_trials()
         if stopped:
@@ -672,6 +675,7 @@ def _work_for_another(
             worker.wait()
     if stopped:
         raise Interrupted(stopped[0])
+    console.say("the search has no more trials for this machine, or was stopped")
     return {}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tfgpu import cli, interrupts, runtime
 from tfgpu.config import Config, TuneConfig
-from tfgpu.errors import DataError, Error, Interrupted, RequestError, WorkError
+from tfgpu.errors import DataError, Error, Interrupted, RequestError
 from tfgpu.tuning import child
 
 TRIALS = "trials"
@@ -88,8 +88,8 @@ class _Worker:
                     return None
                 if client.code is grpc.StatusCode.FAILED_PRECONDITION:
                     return crew.AGAIN  # For another trial.
-                if client.dismissed:
-                    raise WorkError(client.dismissed) from None
+                if client.dismissed is not None:
+                    raise client.dismissed from None
                 raise error
 
     def _train(self, client: Any, trial: Any) -> bool:
