@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()
 
-    from tfgpu import runtime
+    from tfgpu import runtime, startup
 
-    runtime.prepare_environment()
-    runtime.import_tensorflow()
+    startup.prepare_environment()
+    startup.import_tensorflow()
     import keras
     import numpy as np
     import tensorflow as tf

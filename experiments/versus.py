@@ -169,10 +169,10 @@ def tfgpu_worker(
     tensorboard: bool = False,
 ) -> None:
     """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
-    from tfgpu import runtime
+    from tfgpu import runtime, startup
 
-    runtime.prepare_environment()
-    runtime.import_tensorflow()
+    startup.prepare_environment()
+    startup.import_tensorflow()
     import keras
     import tensorflow as tf
 

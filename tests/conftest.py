@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from tfgpu import runtime
+from tfgpu import startup
 
 # Before any test module imports TensorFlow.
-runtime.prepare_environment()
+startup.prepare_environment()
 
 # A shell has its background jobs ignore SIGINT, and what is ignored stays so in the processes that
 # the tests start and stop.
@@ -26,7 +26,7 @@ _devices_made = False
 
 def _two_devices():
     global _devices_made
-    tf = runtime.import_tensorflow()
+    tf = startup.import_tensorflow()
     if not _devices_made:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_visible_devices([], "GPU")

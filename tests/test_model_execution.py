@@ -90,9 +90,9 @@ def test_nothing_is_traced_after_the_first_epoch(strategy, steps_per_execution, 
 
 RUN = """
 import json, os, sys
-from tfgpu import runtime
-runtime.prepare_environment()
-tf = runtime.import_tensorflow()
+from tfgpu import startup
+startup.prepare_environment()
+tf = startup.import_tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

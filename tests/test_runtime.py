@@ -1,81 +1,24 @@
+"""Devices, strategy, precision and seed of a run."""
+
 import json
-import os
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from fresh_process import python
 
-from tfgpu import runtime
+from tfgpu import hardware, runtime
 from tfgpu.errors import RequestError
 from tfgpu.runtime import choose_devices, parse_devices
-
-
-def python(program, *, path=None, **variables):
-    """Runs a program in a fresh interpreter, without what this one has set."""
-    ours = ("TF_", "KERAS_BACKEND", "GRPC_VERBOSITY", "CUDA_DEVICE_ORDER")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(ours)
-    } | variables
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        timeout=120,
-    )
-
-
-# The environment.
-
-
-def test_what_the_user_has_set_stays(monkeypatch):
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    runtime.prepare_environment()
-    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
-
-
-def test_another_backend_is_refused(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with pytest.raises(RequestError, match="KERAS_BACKEND is 'jax'"):
-        runtime.prepare_environment()
-
-
-def test_a_setting_that_comes_too_late_is_told(monkeypatch):
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
-    with pytest.warns(RuntimeWarning, match="TF_ENABLE_ONEDNN_OPTS"):
-        runtime.prepare_environment()
-
-
-def test_a_second_time_is_silent():
-    runtime.prepare_environment()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        runtime.prepare_environment()
-
-
-def test_verbosity_leaves_the_log_level_alone(monkeypatch):
-    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    runtime.prepare_environment(verbosity=1)
-    assert "TF_CPP_MIN_LOG_LEVEL" not in os.environ
-
-
-# The import.
 
 
 def test_start_in_a_fresh_process_is_silent_and_does_as_asked():
     done = python(
         """
 import json, os
-from tfgpu import runtime
-runtime.prepare_environment()
-runtime.import_tensorflow()
+from tfgpu import environment, runtime, startup
+startup.prepare_environment()
+startup.import_tensorflow()
 from tensorflow.python.framework.config import is_op_determinism_enabled
 made = runtime.start(virtual_devices=3, devices="all", deterministic=True, seed=7)
 os.write(2, b"still open")
@@ -83,7 +26,7 @@ print(json.dumps({
     "devices": made.devices,
     "replicas": made.strategy.num_replicas_in_sync,
     "deterministic": is_op_determinism_enabled(),
-    "variables": runtime.environment(made)["variables"],
+    "variables": environment.record(made)["variables"],
 }))
 """,
         CUDA_VISIBLE_DEVICES="-1",
@@ -127,9 +70,9 @@ def test_threads_of_an_operation(asked, replicas, small_steps, threads):
 def test_threads_are_set_before_tensorflow_starts_them(arguments, environment, threads):
     done = python(
         f"""
-from tfgpu import runtime
-runtime.prepare_environment()
-tf = runtime.import_tensorflow()
+from tfgpu import runtime, startup
+startup.prepare_environment()
+tf = startup.import_tensorflow()
 made = runtime.start({arguments})
 print(made.intra_op_threads, tf.config.threading.get_intra_op_parallelism_threads())
 """,
@@ -137,7 +80,7 @@ print(made.intra_op_threads, tf.config.threading.get_intra_op_parallelism_thread
         **environment,
     )
     said, in_effect = map(int, done.stdout.split())
-    assert said == (threads or max(1, runtime.usable_cores() // 2))
+    assert said == (threads or max(1, hardware.usable_cores() // 2))
     # 0: TensorFlow reads the variable itself.
     assert in_effect == (0 if threads == 5 else said)
 
@@ -145,64 +88,6 @@ print(made.intra_op_threads, tf.config.threading.get_intra_op_parallelism_thread
 def test_threads_asked_for_too_late_are_refused(tensorflow):
     with pytest.raises(RequestError, match="intra_op_threads 7: .* ask for them before"):
         runtime.start(devices="CPU:0", intra_op_threads=7)
-
-
-def test_a_failing_import_says_what_was_said(tmp_path):
-    fake = tmp_path / "tensorflow"
-    fake.mkdir()
-    fake.joinpath("__init__.py").write_text(
-        "import os\nos.write(2, b'libcudart: no such file\\n')\nraise ImportError('broken\\nwheel')"
-    )
-    done = python(
-        """
-import os, sys
-sys.path.insert(1, os.getcwd())
-from tfgpu import errors, runtime
-try:
-    runtime.import_tensorflow()
-except errors.WorkError as error:
-    print(error)
-os.write(2, b"given back")
-""",
-        path=tmp_path,
-    )
-    assert done.stdout.startswith(
-        "TensorFlow cannot be imported: ImportError: broken wheel "
-        "(it said: libcudart: no such file)"
-    )
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == "given back"
-
-
-def test_an_import_that_aborts_leaves_a_trace(tmp_path):
-    fake = tmp_path / "tensorflow"
-    fake.mkdir()
-    fake.joinpath("__init__.py").write_text("import os\nos.abort()")
-    done = python(
-        """
-import os, sys
-sys.path.insert(1, os.getcwd())
-from tfgpu import runtime
-runtime.import_tensorflow()
-""",
-        path=tmp_path,
-    )
-    assert "Aborted" in done.stderr
-    assert "import_tensorflow" in done.stderr
-
-
-def test_standard_error_may_be_closed():
-    done = python(
-        """
-import os
-from tfgpu import runtime
-os.close(2)
-with runtime.stderr_aside():
-    pass
-print("fine")
-"""
-    )
-    assert done.stdout == "fine\n"
 
 
 # Devices, by name.
@@ -364,124 +249,6 @@ def test_impossible_requests(arguments, message):
         runtime.start(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "is not set"),
-        ("{", "is not JSON"),
-        ("[]", "lacks"),
-        ('{"cluster": {}}', "lacks"),
-        ('{"cluster": {}, "task": {}}', "names no worker"),
-        ('{"cluster": {"worker": "a:1"}, "task": {}}', "not a list"),
-        ('{"cluster": {"worker": ["a"]}, "task": {}}', "host:port"),
-        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {}}', "twice"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "'ps'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}', "index None"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "index 1"),
-    ],
-)
-def test_a_bad_tf_config_is_told_with_a_good_one(monkeypatch, value, message):
-    if value is None:
-        monkeypatch.delenv("TF_CONFIG", raising=False)
-    else:
-        monkeypatch.setenv("TF_CONFIG", value)
-    with pytest.raises(RequestError, match=message) as caught:
-        runtime.start(strategy="multi_worker_mirrored")
-    assert '"task": {"type": "worker", "index": 0}' in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("cluster", "task", "chief"),
-    [
-        ({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 0}, True),
-        ({"worker": ["a:1", "b:1"]}, {"type": "worker", "index": 1}, False),
-        ({"chief": ["c:1"], "worker": ["a:1"]}, {"type": "worker", "index": 0}, False),
-        ({"chief": ["c:1"], "worker": ["a:1"]}, {"type": "chief", "index": 0}, True),
-    ],
-)
-def test_the_chief_of_a_cluster(monkeypatch, cluster, task, chief):
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
-    found = runtime.read_cluster(os.environ)
-    assert found.is_chief is chief
-    assert found.num_workers == 2
-
-
-# Memory.
-
-GPUS = runtime.parse_nvidia_smi(
-    "0, GPU-aaaa, 81559, 80000, 550.54.15\n"
-    "1, GPU-bbbb, 81559, 100, 550.54.15\n"
-    "2, GPU-cccc, [N/A], [N/A], 550.54.15\n"
-)
-
-
-def test_nvidia_smi_rows():
-    assert [(gpu.index, gpu.free) for gpu in GPUS] == [(0, 80000 << 20), (1, 100 << 20)]
-    assert runtime.parse_nvidia_smi("NVIDIA-SMI has failed") == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "indices"),
-    [
-        (None, [0, 1]),
-        ("1,0", [1, 0]),
-        ("GPU-bb", [1]),
-        ("0,-1,1", [0]),
-        ("", []),
-        ("MIG-GPU-aaaa/1/0", []),
-    ],
-)
-def test_visible_gpus(visible, indices):
-    assert [gpu.index for gpu in runtime.visible_gpus(GPUS, visible)] == indices
-
-
-def machine(root, *, group="/", **files):
-    """A root with 1000 kB of free memory, and the given cgroup files."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text("MemTotal:  4000 kB\nMemAvailable:  1000 kB\n")
-    (root / "proc/self/cgroup").write_text(f"0::{group}\n")
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-def test_free_memory_without_limits(tmp_path):
-    assert runtime.host_free_memory(root=machine(tmp_path)) == 1000 << 10
-
-
-def test_an_unlimited_cgroup_is_no_limit(tmp_path):
-    root = machine(tmp_path, memory_dot_max="max\n", memory_dot_current="5\n")
-    assert runtime.host_free_memory(root=root) == 1000 << 10
-
-
-def test_a_cgroup_limit_counts_without_the_page_cache(tmp_path):
-    root = machine(
-        tmp_path,
-        memory_dot_max="5000\n",
-        memory_dot_current="4500\n",
-        memory_dot_stat="anon 10\ninactive_file 300\n",
-    )
-    assert runtime.host_free_memory(root=root) == 800
-
-
-def test_a_limit_of_a_parent_cgroup_counts(tmp_path):
-    root = machine(
-        tmp_path, group="/a/b", a__memory_dot_max="5000\n", a__memory_dot_current="4500\n"
-    )
-    assert runtime.host_free_memory(root=root) == 500
-
-
-def test_free_memory_is_never_negative(tmp_path):
-    root = machine(tmp_path, memory_dot_max="5000\n", memory_dot_current="6000\n")
-    assert runtime.host_free_memory(root=root) == 0
-
-
-def test_virtual_cpus_share_the_memory():
-    assert runtime.free_memory("CPU:0") < 0.6 * runtime.host_free_memory()
-
-
 # What is shown and recorded.
 
 
@@ -502,45 +269,3 @@ def test_the_block_names_every_choice():
     assert "128 = 2 x 64" in lines["batch"]
     assert lines["steps/execution"].endswith(" 7")
     assert lines["input"].endswith("resident  (0.2 GB of 10 GB)")
-
-
-def test_the_environment_is_json():
-    found = runtime.environment(runtime.start(), dataset={"name": "digits"})
-    assert json.loads(json.dumps(found)) == found
-    assert found["dataset"] == {"name": "digits"}
-    assert found["versions"]["tensorflow"] and found["versions"]["keras"]
-    assert [device["name"] for device in found["devices"]] == ["CPU:0", "CPU:1"]
-
-
-def test_the_environment_keeps_no_secrets(monkeypatch):
-    monkeypatch.setenv("TF_VAR_password", "secret")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_foo=1")
-    found = runtime.environment(runtime.start())["variables"]
-    assert "TF_VAR_password" not in found
-    assert found["XLA_FLAGS"] == "--xla_cpu_foo=1"
-
-
-def git(folder, *arguments):
-    subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-
-
-def test_the_revision_of_a_checkout(tmp_path):
-    git(tmp_path, "init")
-    (tmp_path / "file").write_text("1")
-    git(tmp_path, "add", "file")
-    git(tmp_path, "commit", "-m", "one")
-    clean = runtime._git(tmp_path)
-    assert len(clean["revision"]) == 40 and clean["dirty"] is False
-    (tmp_path / "file").write_text("2")
-    assert runtime._git(tmp_path)["dirty"] is True
-
-
-def test_a_package_inside_another_checkout_has_no_revision(tmp_path):
-    git(tmp_path, "init")
-    (tmp_path / "site-packages").mkdir()
-    assert runtime._git(tmp_path / "site-packages") is None

@@ -130,10 +130,10 @@ def two_workers(cells, *, timeout):
 
 
 def main(name, replicas, cells):
-    from tfgpu import runtime
+    from tfgpu import startup
 
-    runtime.prepare_environment()
-    tf = runtime.import_tensorflow()
+    startup.prepare_environment()
+    tf = startup.import_tensorflow()
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_inter_op_parallelism_threads(2)
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfgpu import cli, flags, interrupts, runtime
+from tfgpu import cli, flags, interrupts, startup
 from tfgpu.config import EvaluateConfig
 
 
@@ -40,9 +40,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, object]:
 
     run = TrainedRun.open(str(config.run_dir))
     console = Console(progress="none")
-    runtime.prepare_environment(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
-        runtime.import_tensorflow(verbosity=config.verbosity)
+        startup.import_tensorflow(verbosity=config.verbosity)
         # Imports TensorFlow, so not before.
         from tfgpu.evaluation import session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfgpu import cli, flags, interrupts, runtime
+from tfgpu import cli, flags, interrupts, startup
 from tfgpu.config import ExportConfig
 
 
@@ -44,9 +44,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     packages.check(config.chosen_formats)
     run = TrainedRun.open(str(config.run_dir))
     console = Console(progress="none")
-    runtime.prepare_environment(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
-        runtime.import_tensorflow(verbosity=config.verbosity)
+        startup.import_tensorflow(verbosity=config.verbosity)
         # Imports TensorFlow, so not before.
         from tfgpu.exporting import session
 

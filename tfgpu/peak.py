@@ -73,11 +73,11 @@ def _describe(device: str) -> str:
         gpus = tf.config.list_physical_devices("GPU")
         gpu = gpus[min(int(index), len(gpus) - 1)]
         return str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
-    from tfgpu import runtime
+    from tfgpu import hardware
 
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or runtime.usable_cores()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or hardware.usable_cores()
     onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "")
-    return f"{runtime.cpu_model()}, {threads} threads, oneDNN {onednn or 'default'}"
+    return f"{hardware.cpu_model()}, {threads} threads, oneDNN {onednn or 'default'}"
 
 
 def _cache_file() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfgpu import cli, flags, interrupts, runtime
+from tfgpu import cli, flags, interrupts, startup
 from tfgpu.config import PredictConfig
 
 
@@ -37,9 +37,9 @@ def predict(config: PredictConfig) -> int:
     from tfgpu.trained_run import TrainedRun
 
     run = TrainedRun.open(str(config.run_dir))
-    runtime.prepare_environment(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
-        runtime.import_tensorflow(verbosity=config.verbosity)
+        startup.import_tensorflow(verbosity=config.verbosity)
         # Imports TensorFlow, so not before.
         from tfgpu import prediction
 

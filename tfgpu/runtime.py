@@ -1,51 +1,27 @@
-"""What a run stands on: environment, TensorFlow's import, devices, strategy, precision, seed.
+"""What a run stands on: devices, strategy, precision, seed.
 
-The order matters, and each function says what has to come before it:
-
-1. `prepare_environment`: environment variables that TensorFlow reads once, at its import.
-2. `import_tensorflow`: the import itself, without its chatter.
-3. `start`: devices, strategy, precision and seed, before anything has touched a device.
-
-Every choice that `start` makes is kept with its reason; `describe` shows them.
+`startup` comes before it: TensorFlow's environment variables and its import. Then `start`, before
+anything has touched a device. Every choice it makes is kept with its reason; `describe` shows them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import faulthandler
-import importlib
-import importlib.metadata
-import json
-import logging
 import os
-import platform
 import re
-import subprocess
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
+from tfgpu import hardware
+from tfgpu.cluster import read_cluster
 from tfgpu.config import PRECISIONS, STRATEGIES
-from tfgpu.errors import RequestError, WorkError
+from tfgpu.errors import RequestError
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-# The environment variables that change what a run computes or how fast. A list of ours and not
-# "TF_*": other tools use that prefix too, Terraform for secrets (TF_VAR_...).
-_RECORDED_VARIABLES = re.compile(
-    r"(TF_(CONFIG|ENABLE_ONEDNN_OPTS|CPP_|XLA_|FORCE_|GPU_|CUDNN_|CUDA|DETERMINISTIC|DISABLE_|"
-    r"NUM_|USE_|AUTO_|LEGACY|OVERRIDE)\w*"
-    r"|XLA_FLAGS|KERAS_BACKEND|CUDA_\w+|NVIDIA_TF32_OVERRIDE|NVIDIA_VISIBLE_DEVICES|NCCL_\w+"
-    r"|ONEDNN_\w+|OMP_NUM_THREADS|TFDS_DATA_DIR)"
-)
 
 
 class Choice(NamedTuple):
@@ -102,132 +78,6 @@ class Runtime:
     def on_gpu(self) -> bool:
         """Whether the replicas run on GPUs."""
         return self.devices[0].startswith("GPU")
-
-
-def prepare_environment(*, verbosity: int = 0) -> None:
-    """Sets the environment variables that TensorFlow and Keras read at their import.
-
-    What the user has set already stays as it is.
-
-    Args:
-        verbosity: 0 keeps TensorFlow's C++ log to fatal errors, 1 leaves it alone.
-
-    Raises:
-        RequestError: KERAS_BACKEND asks for something else than TensorFlow.
-    """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise RequestError(
-            f"KERAS_BACKEND is {backend!r}, but tfgpu trains with TensorFlow: "
-            "unset it or set it to 'tensorflow'"
-        )
-    wanted = {
-        # Also set when absent: ~/.keras/keras.json may name another backend.
-        "KERAS_BACKEND": "tensorflow",
-        # Off by default on AMD processors; LeNet trained there at 2,600 samples/s without and
-        # at 8,300 to 10,000 with it, on two cores.
-        "TF_ENABLE_ONEDNN_OPTS": "1",
-        # TensorFlow otherwise takes nearly all memory of every GPU it sees, used or not.
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        # The numbers of nvidia-smi; CUDA's own order puts the fastest device first.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    }
-    if not verbosity:
-        wanted |= {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(missing)
-    if missing and "tensorflow" in sys.modules:
-        warnings.warn(
-            f"TensorFlow was imported before tfgpu set {', '.join(sorted(missing))}: "
-            "no effect in this process",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-@contextlib.contextmanager
-def stderr_aside() -> Iterator[Any]:
-    """Sends file descriptor 2 to a temporary file; yields that file.
-
-    Python's `sys.stderr` alone would not do: the lines come from C++, before its logging starts
-    and so whatever TF_CPP_MIN_LOG_LEVEL says.
-    """
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # Closed, as under some service managers: nothing to turn aside.
-        with tempfile.TemporaryFile() as nothing:
-            yield nothing
-        return
-    armed = False
-    try:
-        with tempfile.TemporaryFile() as aside:
-            os.dup2(aside.fileno(), 2)
-            try:
-                if not faulthandler.is_enabled():
-                    # An import that aborts (a processor without AVX) must not die silently.
-                    faulthandler.enable(file=saved)
-                    armed = True
-                yield aside
-            finally:
-                if armed:
-                    faulthandler.disable()
-                with contextlib.suppress(AttributeError, OSError, ValueError):
-                    sys.stderr.flush()
-                os.dup2(saved, 2)
-    finally:
-        os.close(saved)
-
-
-def import_tensorflow(*, verbosity: int = 0) -> ModuleType:
-    """Imports TensorFlow and Keras without their start-up lines.
-
-    `prepare_environment` comes first.
-
-    Args:
-        verbosity: 0 drops what the libraries say, 1 leaves it alone.
-
-    Returns:
-        The module `tensorflow`.
-
-    Raises:
-        WorkError: The import failed; the message holds the end of what was said meanwhile.
-    """
-    if verbosity:
-        try:
-            importlib.import_module("keras")
-            return importlib.import_module("tensorflow")
-        except Exception as error:
-            raise _import_failure(error, "") from error
-    with stderr_aside() as said, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            module = importlib.import_module("tensorflow")
-            importlib.import_module("keras")
-            # Loads the CUDA libraries, which speak before C++ logging starts too.
-            module.config.list_physical_devices()
-        except Exception as error:
-            sys.stderr.flush()
-            said.seek(0)
-            raise _import_failure(error, said.read().decode(errors="replace")) from error
-    # Warnings such as "Collective ops is not configured at program startup" are TensorFlow's to
-    # itself; what the user has to know comes from `start`.
-    module.get_logger().setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return module
-
-
-def _import_failure(error: Exception, said: str) -> WorkError:
-    """The one line that says why TensorFlow could not be imported."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    # The last five lines: the cause stands at the end, and the message is one line.
-    tail = f" (it said: {' | '.join(lines[-5:])})" if lines else ""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return WorkError(
-        f"TensorFlow cannot be imported: {what}{tail}; reinstall it with "
-        "`pip install --force-reinstall tensorflow` or see the whole with --verbosity=1"
-    )
 
 
 def start(
@@ -317,12 +167,14 @@ def start(
         names = tuple(name.rpartition("device:")[2] for name in made.extended.worker_devices)
     else:
         names = choose_devices(
-            requested=requested, present=_logical("GPU") + _logical("CPU"), strategy=strategy
+            requested=requested,
+            present=hardware.logical_devices("GPU", "CPU"),
+            strategy=strategy,
         )
         made, cross_device = _strategy(strategy, names)
     jit, jit_reason = decide_jit(jit_compile, on_gpu=on_gpu)
-    descriptions = tuple(_description(name) for name in names)
-    capability = _capability(names[0]) if on_gpu else None
+    descriptions = tuple(hardware.description(name) for name in names)
+    capability = hardware.compute_capability(names[0]) if on_gpu else None
     replicas = made.num_replicas_in_sync
     choices = (
         Choice("devices", ", ".join(names), _devices_reason(names, requested, virtual_devices)),
@@ -379,7 +231,7 @@ def again(runtime: Runtime, *, precision: str, jit_compile: str | bool, seed: in
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
     jit, jit_reason = decide_jit(jit_compile, on_gpu=runtime.on_gpu)
-    capability = _capability(runtime.devices[0]) if runtime.on_gpu else None
+    capability = hardware.compute_capability(runtime.devices[0]) if runtime.on_gpu else None
     changed = {
         "precision": Choice(
             "precision", precision, precision_reason(precision, capability=capability)
@@ -522,7 +374,7 @@ def _configure_devices(*, on_gpu: bool, virtual_devices: int) -> None:
         return
     limit = None
     if on_gpu:
-        free = _gpu_free_bytes(tf.config.list_physical_devices("GPU").index(device))
+        free = hardware.gpu_free_bytes(tf.config.list_physical_devices("GPU").index(device))
         if free is None:
             raise RequestError(
                 "virtual_devices needs the free memory of the first GPU, which nvidia-smi does not "
@@ -573,7 +425,7 @@ def _configure_threads(
     """
     import tensorflow as tf
 
-    cores = usable_cores()
+    cores = hardware.usable_cores()
     name = "TF_NUM_INTRAOP_THREADS"
     if asked == "auto":
         if on_gpu:
@@ -607,17 +459,6 @@ def _show_only(requested: Sequence[str]) -> None:
     tf.config.set_visible_devices([gpus[names.index(name)] for name in requested], "GPU")
 
 
-def _logical(kind: str) -> tuple[str, ...]:
-    """Names of the logical devices of a kind, such as ("GPU:0", "GPU:1")."""
-    import tensorflow as tf
-
-    return tuple(
-        # Under multi_worker_mirrored the names begin with the job and task.
-        device.name.rpartition("device:")[2]
-        for device in tf.config.list_logical_devices(kind)
-    )
-
-
 def _strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Strategy, str]:
     """Makes a strategy of one process; also returns what there is to say about its reduction."""
     import tensorflow as tf
@@ -628,7 +469,7 @@ def _strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Strategy
         return tf.distribute.MirroredStrategy(list(devices)), ""
     if devices[0].startswith("CPU"):
         return tf.distribute.MirroredStrategy(list(devices)), "ring all-reduce between CPUs"
-    if len(tf.config.list_physical_devices("GPU")) < len(_logical("GPU")):
+    if len(tf.config.list_physical_devices("GPU")) < len(hardware.logical_devices("GPU")):
         # NCCL refuses two ranks on one physical GPU.
         return (
             tf.distribute.MirroredStrategy(
@@ -637,80 +478,6 @@ def _strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Strategy
             "reduced on one device: NCCL does not work between parts of one GPU",
         )
     return tf.distribute.MirroredStrategy(list(devices)), "NCCL all-reduce"
-
-
-class Cluster(NamedTuple):
-    """What TF_CONFIG says.
-
-    Attributes:
-        name: Of this process in it, such as "worker 0".
-        num_workers: Of all processes.
-        is_chief: Whether this process writes the run directory.
-        address: Of this process, "host:port".
-        addresses: Of all.
-    """
-
-    name: str
-    num_workers: int
-    is_chief: bool
-    address: str
-    addresses: tuple[str, ...]
-
-
-def read_cluster(variables: Mapping[str, str]) -> Cluster:
-    """Reads and checks TF_CONFIG.
-
-    Args:
-        variables: The environment.
-
-    Raises:
-        RequestError: It is absent or does not describe this worker.
-    """
-    example = (
-        '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
-        '"task": {"type": "worker", "index": 0}}'
-    )
-
-    def wrong(what: str) -> RequestError:
-        return RequestError(
-            f"multi_worker_mirrored: TF_CONFIG {what}; each worker needs one such as {example}, "
-            "with its own index"
-        )
-
-    text = variables.get("TF_CONFIG", "")
-    if not text.strip():
-        raise wrong("is not set")
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise wrong(f"is not JSON ({error})") from None
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
-    if not isinstance(cluster, dict) or not isinstance(task, dict):
-        raise wrong("lacks 'cluster' or 'task'")
-    hosts = {kind: cluster.get(kind, []) for kind in ("chief", "worker")}
-    for job, addresses in hosts.items():
-        if not isinstance(addresses, list) or not all(
-            isinstance(address, str) and re.fullmatch(r".+:\d+", address) for address in addresses
-        ):
-            raise wrong(f"has a {job!r} that is not a list of 'host:port'")
-    everyone = hosts["chief"] + hosts["worker"]
-    if not everyone:
-        raise wrong("names no worker")
-    if len(set(everyone)) < len(everyone):
-        raise wrong("names an address twice")
-    kind, index = task.get("type"), task.get("index")
-    if kind not in hosts:
-        raise wrong(f"has task type {kind!r}, neither 'worker' nor 'chief'")
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(hosts[kind]):
-        raise wrong(f"has task index {index!r}, but {len(hosts[kind])} of type {kind!r}")
-    return Cluster(
-        name=f"{kind} {index}",
-        num_workers=len(everyone),
-        is_chief=kind == "chief" or (not hosts["chief"] and index == 0),
-        address=hosts[kind][index],
-        addresses=tuple(everyone),
-    )
 
 
 def _devices_reason(names: Sequence[str], requested: Sequence[str], virtual_devices: int) -> str:
@@ -728,225 +495,6 @@ def _devices_reason(names: Sequence[str], requested: Sequence[str], virtual_devi
             "pip install 'tfgpu[cuda]', or look at CUDA_VISIBLE_DEVICES"
         )
     return "TensorFlow finds no GPU"
-
-
-def _physical_gpu(index: int) -> int | None:
-    """Number of the visible physical GPU that holds logical GPU `index`."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    seen = 0
-    for gpu in tf.config.get_visible_devices("GPU"):
-        seen += len(tf.config.get_logical_device_configuration(gpu) or [None])
-        if index < seen:
-            return gpus.index(gpu)
-    return None
-
-
-def _details(device: str) -> dict[str, Any]:
-    """TensorFlow's details of the GPU behind a logical one: name and compute capability."""
-    import tensorflow as tf
-
-    if not device.startswith("GPU"):
-        return {}
-    number = _physical_gpu(int(device[4:]))
-    if number is None:
-        return {}
-    gpu = tf.config.list_physical_devices("GPU")[number]
-    return dict(tf.config.experimental.get_device_details(gpu))
-
-
-def _capability(device: str) -> tuple[int, int] | None:
-    capability = _details(device).get("compute_capability")
-    return (int(capability[0]), int(capability[1])) if capability else None
-
-
-def _description(device: str) -> str:
-    if device.startswith("CPU"):
-        count = usable_cores()
-        return f"{cpu_model()}, {count} core{'s' if count > 1 else ''}"
-    details = _details(device)
-    name = details.get("device_name", "GPU")
-    capability = _capability(device)
-    return f"{name}, compute capability {'.'.join(map(str, capability))}" if capability else name
-
-
-def usable_cores() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        if match:
-            return " ".join(match[1].split())
-    return platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True)
-class _Gpu:
-    """A row of nvidia-smi; memory in bytes."""
-
-    index: int
-    uuid: str
-    total: int
-    free: int
-    driver: str
-
-
-def _nvidia_smi() -> list[_Gpu]:
-    """The GPUs nvidia-smi knows, whatever CUDA_VISIBLE_DEVICES says; empty when it is absent."""
-    command = [
-        "nvidia-smi",
-        "--query-gpu=index,uuid,memory.total,memory.free,driver_version",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_nvidia_smi(out.stdout)
-
-
-def parse_nvidia_smi(text: str) -> list[_Gpu]:
-    """Reads rows of index, uuid, total MiB, free MiB, driver; rows without numbers are left out."""
-    gpus = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        with contextlib.suppress(ValueError):
-            index, uuid, total, free, driver = cells
-            gpus.append(_Gpu(int(index), uuid, int(total) << 20, int(free) << 20, driver))
-    return gpus
-
-
-class _Numbered(Protocol):
-    """A GPU that can be named in CUDA_VISIBLE_DEVICES."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def uuid(self) -> str: ...
-
-
-_G = TypeVar("_G", bound=_Numbered)
-
-
-def visible_gpus(gpus: Sequence[_G], visible: str | None) -> list[_G]:
-    """The GPUs CUDA shows a process, in its order.
-
-    Args:
-        gpus: All GPUs, in PCI order.
-        visible: The value of CUDA_VISIBLE_DEVICES; None when it is not set.
-    """
-    if visible is None:
-        return list(gpus)
-    shown: list[_G] = []
-    for part in (part.strip() for part in visible.split(",")):
-        match = [
-            gpu
-            for gpu in gpus
-            if part == str(gpu.index) or (part.startswith("GPU-") and gpu.uuid.startswith(part))
-        ]
-        if len(match) != 1:  # CUDA shows what stands before the first invalid entry.
-            break
-        shown += match
-    return shown
-
-
-def _gpu_free_bytes(number: int) -> int | None:
-    """Free memory of visible physical GPU `number` in bytes; None when nobody tells."""
-    gpus = visible_gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return gpus[number].free if number < len(gpus) else None
-
-
-def free_memory(device: str) -> int:
-    """Memory that arrays on a device could still take, in bytes.
-
-    Virtual CPUs share one memory, so each has its part of it.
-
-    Args:
-        device: A logical device of `Runtime.devices`, such as "CPU:0".
-    """
-    if device.startswith("CPU"):
-        return host_free_memory() // max(1, len(_logical("CPU")))
-    import tensorflow as tf
-
-    number = _physical_gpu(int(device[4:]))
-    used = tf.config.experimental.get_memory_info(device)["current"]
-    if number is not None:
-        gpu = tf.config.list_physical_devices("GPU")[number]
-        split = tf.config.get_logical_device_configuration(gpu) or []
-        if split and split[0].memory_limit is not None:
-            return max(0, (split[0].memory_limit << 20) - used)
-        free = _gpu_free_bytes(number)
-        if free is not None:
-            return free
-    # Containers without nvidia-smi: the limit TensorFlow set itself at start-up.
-    from tensorflow.python.client import device_lib
-
-    for found in device_lib.list_local_devices():
-        if found.name == f"/device:{device}":
-            return max(0, found.memory_limit - used)
-    return 0
-
-
-def host_free_memory(*, root: Path = Path("/")) -> int:
-    """Memory the host can still give this process, in bytes: cgroup limits count.
-
-    Args:
-        root: Where /proc and /sys are; for tests.
-    """
-    free = None
-    with contextlib.suppress(OSError):
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.M)
-        free = int(match[1]) << 10 if match else None
-    if free is None:
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):  # Windows, and macOS for the first name.
-            free = 4 << 30  # Half of the least that a machine to train on has.
-    return max(0, min([free, *_cgroup_rooms(root)]))
-
-
-def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """What each memory limit over this process leaves, in bytes: cgroup v2 and v1."""
-    groups = {"": "/", "memory": "/"}
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):
-                groups[controller] = path
-    files = (
-        ("sys/fs/cgroup", groups[""], "memory.max", "memory.current", "inactive_file"),
-        (
-            "sys/fs/cgroup/memory",
-            groups["memory"],
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    )
-    for base, group, limit_name, used_name, reclaimable in files:
-        folder = root / base
-        # A limit may stand at any level; inside a container the path may not exist at all.
-        parts = Path(group.lstrip("/")).parts
-        for depth in range(len(parts) + 1):
-            level = folder.joinpath(*parts[:depth])
-            with contextlib.suppress(OSError, ValueError):
-                limit = int((level / limit_name).read_text())  # "max" is a ValueError: no limit.
-                used = int((level / used_name).read_text())
-                cache = 0
-                with contextlib.suppress(OSError):
-                    # The page cache counts as used, and gives way.
-                    stat = (level / "memory.stat").read_text()
-                    match = re.search(rf"^{reclaimable} (\d+)$", stat, re.M)
-                    cache = int(match[1]) if match else 0
-                yield max(0, limit - used + cache)
 
 
 def describe(
@@ -988,119 +536,3 @@ def describe(
         f"{choice.item:<{left}}  {choice.value}" + (f"  ({choice.reason})" if choice.reason else "")
         for choice in choices
     )
-
-
-def environment(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What environment.json holds: enough to say what a figure was measured on.
-
-    Nothing here fails: what cannot be found out is None.
-
-    Args:
-        runtime: What `start` gave.
-        dataset: Name, version, fingerprint, licence and citation of the data set.
-    """
-    import tensorflow as tf
-
-    import tfgpu
-
-    build = tf.sysconfig.get_build_info()
-    gpus = _nvidia_smi() if runtime.on_gpu else []
-    shown = visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    devices = []
-    for name, description in zip(runtime.devices, runtime.device_descriptions, strict=True):
-        capability = _capability(name)
-        number = _physical_gpu(int(name[4:])) if name.startswith("GPU") else None
-        devices.append(
-            {
-                "name": name,
-                "description": description,
-                "compute_capability": ".".join(map(str, capability)) if capability else None,
-                "memory_bytes": (
-                    _host_memory()
-                    if name.startswith("CPU")
-                    else shown[number].total
-                    if number is not None and number < len(shown)
-                    else None
-                ),
-            }
-        )
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            "tfgpu": getattr(tfgpu, "__version__", None),
-            **{
-                name: _version(name)
-                for name in ("tensorflow", "keras", "tensorflow-datasets", "numpy")
-            },
-            "cuda": build.get("cuda_version"),
-            "cudnn": build.get("cudnn_version"),
-        },
-        "platform": platform.platform(),
-        "cpu": {"model": cpu_model(), "cores": usable_cores()},
-        "devices": devices,
-        "nvidia_driver": _driver(gpus),
-        "strategy": runtime.strategy_name,
-        "replicas": runtime.num_replicas,
-        "workers": runtime.num_workers,
-        "git": _git(Path(tfgpu.__path__[0]).parent),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if _RECORDED_VARIABLES.fullmatch(name)
-        },
-        "dataset": dict(dataset) if dataset is not None else None,
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        # The same module comes from other distributions too, such as tensorflow-cpu.
-        module = sys.modules.get(distribution.replace("-", "_"))
-        return getattr(module, "__version__", None)
-
-
-def _host_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _driver(gpus: Sequence[_Gpu]) -> str | None:
-    if gpus:
-        return gpus[0].driver
-    with contextlib.suppress(OSError):
-        text = Path("/proc/driver/nvidia/version").read_text()
-        match = re.search(r"Kernel Module.*?\s(\d+\.\d+(\.\d+)?)\s", text)
-        return match[1] if match else None
-    return None
-
-
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Revision of the checkout whose top is `folder`, and whether it has changes of its own.
-
-    None for an installed package, also when it lies in a virtual environment inside the user's
-    own repository: that revision would be of something else.
-    """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
-            return None
-        return {
-            "revision": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None

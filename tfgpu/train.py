@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfgpu import cli, flags, interrupts, runtime
+from tfgpu import cli, flags, interrupts, startup
 from tfgpu.config import Config
 
 
@@ -39,9 +39,9 @@ def train(config: Config) -> dict[str, object]:
 
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
-    runtime.prepare_environment(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
-        runtime.import_tensorflow(verbosity=config.verbosity)
+        startup.import_tensorflow(verbosity=config.verbosity)
         # Imports TensorFlow, so not before.
         from tfgpu.training import run
 

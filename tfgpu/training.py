@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu import disk, flags, interrupts, recipe, runtime
+from tfgpu import disk, environment, flags, hardware, interrupts, recipe, runtime
 from tfgpu.backup import BackupAndRestore
 from tfgpu.config import NOT_OF_THE_RUN, Config
 from tfgpu.console import Console, Stopwatch, summary
@@ -304,7 +304,7 @@ def _record(
     }
     try:
         console.log_to(directory.log)
-        directory.write_environment(runtime.environment(machine, dataset=_provenance(data)))
+        directory.write_environment(environment.record(machine, dataset=_provenance(data)))
         # Here and not only around it all, so that the log has what the terminal shows.
         with _failures(config, machine):
             _train(job, directory, console, stopwatch, outcome, signals)
@@ -607,7 +607,7 @@ def _choose_input(config: Resolved, place: Workplace, *, test: bool) -> tuple[st
     if all(id(split) in place._resident for split in splits):
         return "resident", "the data are there already"
     # Of virtual devices that share a memory, each has its part of it free.
-    free = runtime.free_memory(place.machine.devices[0])
+    free = hardware.free_memory(place.machine.devices[0])
     needed = sum(split.nbytes for split in splits)
     fits = needed <= RESIDENT_SHARE * free
     reason = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from tfgpu import cli, flags, runtime
+from tfgpu import cli, flags, startup
 from tfgpu.errors import RequestError
 
 
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int | None:
     from tfgpu.console import Console
 
     console = Console(progress=config.progress)
-    runtime.prepare_environment(verbosity=config.verbosity)
-    runtime.import_tensorflow(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
+    startup.import_tensorflow(verbosity=config.verbosity)
     # Imports TensorFlow, so not before.
     from tfgpu.tuning.session import run
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import peak, runtime
+from tfgpu import environment, peak, runtime
 from tfgpu.benchmark import contest
 from tfgpu.config import BenchConfig
 
@@ -50,7 +50,7 @@ class Machine:
             jit_compile=False,
         )
         self._started = started
-        return runtime.environment(started)
+        return environment.record(started)
 
     @property
     def _device(self) -> str:

@@ -13,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from tfgpu import runtime
+from tfgpu import startup
 from tfgpu.benchmark import contest
 from tfgpu.config import BenchConfig
 from tfgpu.errors import Error, WorkError
@@ -34,8 +34,8 @@ def failure(error: Exception) -> dict[str, Any]:
 def main(kind: str, argument: str) -> None:
     """Serves until standard input ends."""
     try:
-        runtime.prepare_environment()
-        runtime.import_tensorflow()
+        startup.prepare_environment()
+        startup.import_tensorflow()
         made: Any
         if kind == "trial":
             from tfgpu.benchmark.trial import Trial as made

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfgpu import errors, runtime
+from tfgpu import errors, hardware
 from tfgpu.benchmark import contest, factors, report, verdict
 from tfgpu.benchmark.contest import Contestant, Failed, Spread
 from tfgpu.benchmark.factors import Cell
@@ -87,7 +87,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
         for remark in remarks:
             console.say(remark)
         ceilings = _ceiling_jobs()
-        groups = _groups(cells[1:], room=runtime.host_free_memory() // _MEMORY)
+        groups = _groups(cells[1:], room=hardware.host_free_memory() // _MEMORY)
         jobs = [_CEILING] * len(ceilings)
         jobs += [_START + _BUILD]
         for group in groups:
@@ -175,7 +175,7 @@ def _answer(process: Contestant, **request: Any) -> Any:
 
 
 def _cores() -> int:
-    return max(1, min(4, runtime.usable_cores()))
+    return max(1, min(4, hardware.usable_cores()))
 
 
 def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import runtime
+from tfgpu import hardware
 from tfgpu.errors import DataError
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
@@ -123,7 +123,7 @@ class Examples:
         if positions is None:
             positions = tf.data.Dataset.range(self.num_examples)
         batches = positions.batch(_BATCH)
-        batches = batches.map(self.batch, num_parallel_calls=runtime.usable_cores())
+        batches = batches.map(self.batch, num_parallel_calls=hardware.usable_cores())
         return untuned(batches.unbatch())
 
     def load_arrays(
@@ -146,7 +146,7 @@ class Examples:
         try:
             with data_errors():
                 positions = tf.data.Dataset.range(self.num_examples).batch(_BATCH)
-                batches = positions.map(self.batch, num_parallel_calls=runtime.usable_cores())
+                batches = positions.map(self.batch, num_parallel_calls=hardware.usable_cores())
                 for some_images, some_labels in untuned(batches).as_numpy_iterator():
                     after = done + len(some_labels)
                     images[done:after] = some_images

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import runtime
+from tfgpu import hardware
 from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples, untuned
 
@@ -215,7 +215,7 @@ def _finish(
         dataset = numbers(step)
         if not resident:
             dataset = dataset.map(
-                fetch, num_parallel_calls=runtime.usable_cores(), deterministic=True
+                fetch, num_parallel_calls=hardware.usable_cores(), deterministic=True
             )
         return untuned(dataset.prefetch(PREFETCHED))
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tfgpu import runtime
+from tfgpu import hardware
+from tfgpu.cluster import read_cluster
 from tfgpu.config import DoctorConfig
 from tfgpu.diagnosis import driver as driver_lib
 from tfgpu.diagnosis import framework as framework_lib
@@ -377,7 +378,7 @@ def _card(gpu: driver_lib.Gpu, driver: Driver, build: Mapping[str, object]) -> F
 def _hidden(driver: Driver, variables: Mapping[str, str]) -> Finding | None:
     """CUDA_VISIBLE_DEVICES, when it hides a GPU."""
     visible = variables.get("CUDA_VISIBLE_DEVICES")
-    shown = runtime.visible_gpus(driver.gpus, visible)
+    shown = hardware.visible_gpus(driver.gpus, visible)
     if visible is None or not driver.gpus or len(shown) == len(driver.gpus):
         return None
     return Finding(
@@ -537,9 +538,9 @@ def processor(framework: Framework, *, flags: frozenset[str], machine: str) -> l
         flags: What `cpu_flags` gave.
         machine: Such as "x86_64".
     """
-    cores, free = runtime.usable_cores(), runtime.host_free_memory()
+    cores, free = hardware.usable_cores(), hardware.host_free_memory()
     value = (
-        f"{runtime.cpu_model()}, {cores} core{'s' if cores > 1 else ''}, "
+        f"{hardware.cpu_model()}, {cores} core{'s' if cores > 1 else ''}, "
         f"{free / 2**30:.1f} GiB of memory free"
     )
     found = [
@@ -691,7 +692,7 @@ def machines(strategy: str, variables: Mapping[str, str]) -> list[Finding]:
         value = "not set; --strategy=multi_worker_mirrored needs it"
         return [Finding("Machines", "TF_CONFIG", "ok", value)]
     try:
-        cluster = runtime.read_cluster(variables)
+        cluster = read_cluster(variables)
     except RequestError as error:
         status: Status = "problem" if wanted else "warning"
         text = str(error).partition(": ")[2]

@@ -135,9 +135,9 @@ def _tell(**found: Any) -> None:
 
 
 def _main(data_dir: str | None) -> None:
-    from tfgpu import runtime
+    from tfgpu import startup
 
-    runtime.prepare_environment(verbosity=1)
+    startup.prepare_environment(verbosity=1)
     import keras
     import tensorflow as tf
     from tensorflow.python.util import _pywrap_util_port

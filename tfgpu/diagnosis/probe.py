@@ -255,10 +255,10 @@ def _train(cell: Cell) -> float:
     """Trains and returns the loss of the last epoch."""
     import numpy as np
 
-    from tfgpu import runtime
+    from tfgpu import runtime, startup
 
-    runtime.prepare_environment()
-    runtime.import_tensorflow()
+    startup.prepare_environment()
+    startup.import_tensorflow()
     import keras
     import tensorflow as tf
 

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import disk, runtime
+from tfgpu import disk, runtime, startup
 from tfgpu.config import ExportConfig
 from tfgpu.console import Console
 from tfgpu.data.examples import RESIZE_RULE, Examples, data_errors
@@ -294,6 +294,6 @@ def _quiet(verbosity: int) -> Iterator[None]:
     if verbosity:
         yield
         return
-    with runtime.stderr_aside(), warnings.catch_warnings():
+    with startup.stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfgpu import errors, runtime
+from tfgpu import errors, hardware
 from tfgpu.config import TuneConfig
 from tfgpu.errors import Error, RequestError, WorkError
 from tfgpu.tuning import address
@@ -201,4 +201,4 @@ def cores() -> tuple[int, ...]:
     """Numbers of the processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(runtime.usable_cores()))
+    return tuple(range(hardware.usable_cores()))

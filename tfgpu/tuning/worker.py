@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tfgpu import cli, interrupts, runtime
+from tfgpu import cli, interrupts, startup
 from tfgpu.config import Config, TuneConfig
 from tfgpu.errors import DataError, Error, Interrupted, RequestError
 from tfgpu.tuning import child
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int | None:
         # Before TensorFlow counts them.
         os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
     child.end_with_parent()
-    runtime.prepare_environment(verbosity=config.verbosity)
+    startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
-        runtime.import_tensorflow(verbosity=config.verbosity)
+        startup.import_tensorflow(verbosity=config.verbosity)
         return _Worker(config).work()
 
 
