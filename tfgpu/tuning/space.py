@@ -11,7 +11,7 @@ from typing import Any
 
 import keras_tuner
 
-from tfgpu import flags
+from tfgpu import experiment
 from tfgpu.config import Config, as_typed, did_you_mean
 from tfgpu.errors import RequestError
 
@@ -100,7 +100,7 @@ class Space:
         """
         if name == DEFAULT:
             return cls(name, default)
-        function = flags.read_python(Path(name), flag="space").get("space")
+        function = experiment.read_python(Path(name), flag="space").get("space")
         if not callable(function):
             raise RequestError(
                 f"--space={name}: must define a function space(hp) that returns a dict of settings"
@@ -123,7 +123,7 @@ class Space:
             found = self._function(hp)
         except Exception as error:
             raise RequestError(
-                f"--space={self.name}{flags.line_of(error, Path(self.name))}: "
+                f"--space={self.name}{experiment.line_of(error, Path(self.name))}: "
                 f"{type(error).__name__}: {error}{_with(hp)}"
             ) from error
         if not isinstance(found, Mapping):
