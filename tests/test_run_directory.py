@@ -116,6 +116,14 @@ def test_must_resume_refuses_a_directory_without_a_run(tmp_path, made):
     assert (tmp_path / "run").exists() == made
 
 
+def test_must_resume_refuses_a_run_without_a_checkpoint(tmp_path):
+    create(tmp_path / "run").close()
+    with pytest.raises(RequestError, match="stopped before its first checkpoint"):
+        create(tmp_path / "run", resume="must")
+    (tmp_path / "run" / "checkpoints" / "step-000007").mkdir(parents=True)
+    assert create(tmp_path / "run", resume="must").resuming
+
+
 def test_a_run_may_be_continued_on_other_devices(tmp_path):
     create(tmp_path / "run", {**CONFIG, "virtual_devices": 0}).close()
     assert create(tmp_path / "run", {**CONFIG, "virtual_devices": 2}).resuming

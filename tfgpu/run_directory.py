@@ -377,7 +377,21 @@ def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, 
             f"run_dir {str(place)!r} holds this run already, and --resume=never overwrites "
             "nothing; name another --run_dir"
         )
-    return None if longer else _finished(place)
+    finished = None if longer else _finished(place)
+    if finished is None and resume == "must" and not _has_begun(place):
+        raise RequestError(
+            f"run_dir {str(place)!r} holds a run that was stopped before its first checkpoint, and "
+            "nothing that --resume=must could continue; leave --resume out to start it anew"
+        )
+    return finished
+
+
+def _has_begun(place: Path) -> bool:
+    """Whether a run has left anything to go on from, or should have."""
+    metrics = place / "metrics.jsonl"
+    return any((place / "checkpoints").glob("step-*")) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
 
 
 def _finished(place: Path) -> dict[str, Any] | None:

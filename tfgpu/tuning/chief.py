@@ -265,7 +265,7 @@ class Chief:
             if sender is not None:
                 self._check_owner(sender, trial.trial_id)
             record = oracle.records.setdefault(trial.trial_id, {})
-            record.update(report)
+            record.update(report, ended=time.time())
             trial.message = record.get("reason")
             # What comes back has its floats rounded and its hyperparameters in another order.
             trial.hyperparameters = oracle.trials[trial.trial_id].hyperparameters

@@ -405,6 +405,8 @@ class _Search:
                     "worker": record.get("worker"),
                     "parameters": record.get("parameters"),
                     "samples_per_second": record.get("samples_per_second"),
+                    "started": record.get("started"),
+                    "ended": record.get("ended"),
                     "seconds": record.get("seconds"),
                     "where": record.get("where"),
                 }
