@@ -9,10 +9,12 @@ weight 0), so every replica always runs the same number of rows, at least one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tfgpu.loss_weights import Padding
 
@@ -38,6 +40,25 @@ class PaddedBatch(NamedTuple):
         return Padding(real=self.real, total=self.total, rows=self.rows)
 
 
+class Shares(NamedTuple):
+    """A global batch as replicas on this machine's CPU get it: each takes its own rows.
+
+    Attributes:
+        of_all: A `PaddedBatch`, or what the data set yields: (replicas, rows each, ...) a tensor.
+    """
+
+    of_all: Any
+
+
+def own_share(element: Any) -> Any:
+    """What is this replica's of an element of `Batches`; in replica context."""
+    if not isinstance(element, Shares):
+        return element
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    with tf.name_scope("input"):
+        return tf.nest.map_structure(lambda tensor: tensor[replica], element.of_all)
+
+
 class Batches:
     """The batches of a data set as a strategy's replicas get them.
 
@@ -54,8 +75,8 @@ class Batches:
         exact: Whether executions have to end where `cut_every` and the epoch say.
         cut_every: Steps, of the run, at whose multiples executions end; None: wherever.
         alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
-        padded: Whether an element is a `PaddedBatch`; otherwise it is what the data
-            set yields, or its share of it.
+        padded: Whether a replica gets a `PaddedBatch`; otherwise it gets what the data
+            set yields, or its share of it. See `own_share`.
     """
 
     def __init__(
@@ -135,16 +156,24 @@ class Batches:
     def __iter__(self) -> BatchIterator:
         if self._dataset is None:
             self._dataset = self._distribute()
-        return BatchIterator(iter(self._dataset), self, position=self._start_step)
+        with _untuned_devices():
+            return BatchIterator(iter(self._dataset), self, position=self._start_step)
 
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
         replicas = strategy.num_replicas_in_sync
         if self.padded:
             dataset = _pad(dataset, replicas=replicas, pad_to=self._pad_to)
-        if _is_default(strategy):
-            if self.padded:
+        if _is_default(strategy) or _is_cpu(strategy):
+            # Nothing has to be brought to a device, and what TensorFlow does to bring it takes
+            # 0.1 s to set up, for every pass over the data, and some of each step.
+            if replicas > 1:
+                shares_of_all = _all_shares if self.padded else _splitter(replicas)
+                dataset = dataset.map(shares_of_all, num_parallel_calls=1, deterministic=True)
+            elif self.padded:
                 dataset = dataset.map(_only_share)
+            elif self.device_map is not None:
+                return dataset  # Which reads ahead itself.
             return dataset.prefetch(tf.data.AUTOTUNE)
 
         def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -157,6 +186,18 @@ class Batches:
             return mine.apply(endless).prefetch(2 * local)
 
         return strategy.distribute_datasets_from_function(shares)
+
+
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same data set without tf.data's autotuning.
+
+    There is little to tune here, and the thread that does it sleeps for up to a minute at a time,
+    for the rest of which the end of an iterator may wait (TensorFlow 2.21): between two trainings
+    of one process that was seen to take 40 s.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def end_of_data(error: tf.errors.OpError) -> bool:
@@ -282,6 +323,33 @@ def share_out(batch: Any, strategy: tf.distribute.Strategy) -> Any:
     return tf.nest.map_structure(share, shares)
 
 
+@contextlib.contextmanager
+def _untuned_devices() -> Iterator[None]:
+    """Turns autotuning off for the part of a distributed iterator that lies on the devices.
+
+    It has nothing to tune, and its thread holds the end of the iterator up, see `untuned`.
+    """
+    create = multi_device_iterator_ops._create_device_dataset
+
+    def create_untuned(*args: Any) -> tf.data.Dataset:
+        return untuned(create(*args))
+
+    multi_device_iterator_ops._create_device_dataset = create_untuned
+    try:
+        yield
+    finally:
+        multi_device_iterator_ops._create_device_dataset = create
+
+
+def _is_cpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether all replicas are in this process and on its CPU."""
+    kinds = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)
+    return isinstance(strategy, kinds) and all(
+        tf.DeviceSpec.from_string(device).device_type == "CPU"
+        for device in strategy.extended.worker_devices
+    )
+
+
 def _is_default(strategy: tf.distribute.Strategy) -> bool:
     # The strategy of code outside every scope has no public name.
     return type(strategy).__name__ == "_DefaultDistributionStrategy"
@@ -340,14 +408,7 @@ def _deal(
     def shares(*data: Any) -> tf.data.Dataset:
         structure = data[0] if len(data) == 1 else data
         if not padded:
-            structure = tf.nest.map_structure(
-                lambda t: (
-                    tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
-                    if t.shape.is_fully_defined()
-                    else tf.stack(tf.split(t, replicas))
-                ),
-                structure,
-            )
+            structure = _split(structure, replicas=replicas)
         return tf.data.Dataset.from_tensor_slices(
             tf.nest.map_structure(lambda t: t[first : first + local], structure)
         )
@@ -355,3 +416,28 @@ def _deal(
     if replicas == 1 and not padded:
         return dataset
     return dataset.flat_map(shares)
+
+
+def _split(batch: Any, *, replicas: int) -> Any:
+    """(rows, ...) to (replicas, rows each, ...) a tensor, of a number of rows that divides."""
+    return tf.nest.map_structure(
+        lambda t: (
+            tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
+            if t.shape.is_fully_defined()
+            else tf.stack(tf.split(t, replicas))
+        ),
+        batch,
+    )
+
+
+@tf.autograph.experimental.do_not_convert
+def _all_shares(batch: PaddedBatch) -> Shares:
+    return Shares(batch)
+
+
+def _splitter(replicas: int) -> Callable[..., Shares]:
+    @tf.autograph.experimental.do_not_convert
+    def split(*data: Any) -> Shares:
+        return Shares(_split(data[0] if len(data) == 1 else data, replicas=replicas))
+
+    return split

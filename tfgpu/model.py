@@ -26,7 +26,15 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.trainer import model_supports_jit
 
 from tfgpu import loss_scale, loss_weights
-from tfgpu.batches import Batches, BatchIterator, PaddedBatch, can_deal, end_of_data, share_out
+from tfgpu.batches import (
+    Batches,
+    BatchIterator,
+    PaddedBatch,
+    can_deal,
+    end_of_data,
+    own_share,
+    share_out,
+)
 from tfgpu.gauges import Gauges
 from tfgpu.loss_weights import Padding
 from tfgpu.replica_step import (
@@ -287,7 +295,7 @@ class ReplicaTrainer(_Trainer):
             def run(share: Any) -> Any:
                 # Data that has ended must not be found out beside an assignment.
                 with tf.control_dependencies(_tensors(share) if may_end else []):
-                    return step(share, device_map)
+                    return step(own_share(share), device_map)
 
             return strategy.run(run, args=(element,))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfgpu.batches import Batches, PaddedBatch
+from tfgpu.batches import Batches, PaddedBatch, own_share
 from tfgpu.replica_step import all_finite
 
 
@@ -50,7 +50,7 @@ def first_breakage(
 
     def look(share: Any) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
-        padding = None
+        share, padding = own_share(share), None
         if isinstance(share, PaddedBatch):
             share, padding = share.data, share.padding
         outcome, gradients, _ = model._forward_backward(context, share, padding, device_map)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu import hardware
+from tfgpu.batches import untuned
 from tfgpu.errors import DataError
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
@@ -26,18 +27,6 @@ _BATCH = 256
 # TensorFlow turns an exception of a Python function inside a graph into text; our message
 # travels between these marks and is found again by `data_errors`.
 _OPEN, _CLOSE = "<<tfgpu data: ", " :tfgpu data>>"
-
-
-def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same data set without tf.data's autotuning.
-
-    There is little to tune here, and the thread that does it sleeps for up to a minute at a time,
-    for the rest of which the end of an iterator may wait (TensorFlow 2.21): between two trainings
-    of one process that was seen to take 40 s.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
 
 
 @dataclasses.dataclass(frozen=True)

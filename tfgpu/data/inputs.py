@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu import hardware
+from tfgpu.batches import untuned
 from tfgpu.data.augment import augment, draw
-from tfgpu.data.examples import Examples, untuned
+from tfgpu.data.examples import Examples
 
 PREFETCHED = 8
 """Batches that are read ahead."""

@@ -1,0 +1,105 @@
+"""How global batches reach the replicas: on GPUs through TensorFlow's iterators, and on CPUs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.data.ops import iterator_ops
+
+import tfgpu
+from tfgpu import batches
+from tfgpu.batches import Batches, PaddedBatch, own_share
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import training_batches
+
+X = np.arange(34, dtype="float32").reshape(17, 2)
+Y = np.arange(17, dtype="int32")
+
+
+@pytest.fixture(params=["on GPUs", "on CPUs"])
+def way(request, monkeypatch):
+    """Which of the two ways is taken; that of GPUs works on CPUs too."""
+    if request.param == "on GPUs":
+        monkeypatch.setattr(batches, "_is_cpu", lambda strategy: False)
+    return request.param
+
+
+@pytest.fixture(params=[1, 2], ids=["x1", "x2"])
+def strategy(request, mirrored2):
+    return tf.distribute.OneDeviceStrategy("CPU:0") if request.param == 1 else mirrored2
+
+
+def dealt(data, strategy):
+    """The rows of each batch, put together from those of the replicas."""
+    iterator = iter(Batches(data, strategy))
+
+    def rows(element):
+        element = own_share(element)
+        if isinstance(element, PaddedBatch):
+            return element.data[1][: element.real]
+        return element[1]
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def read(source):
+        return strategy.run(rows, args=(next(source),))
+
+    while iterator.take(1):
+        yield np.concatenate(
+            [part.numpy() for part in strategy.experimental_local_results(read(iterator.source))]
+        ).tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "examples"), [(4, 16), (4, 17), (3, 7)])
+def test_every_row_is_dealt_out_once_and_in_order(way, strategy, batch_size, examples):
+    data = tf.data.Dataset.from_tensor_slices((X[:examples], Y[:examples])).batch(batch_size)
+    expected = [Y[i : i + batch_size][: examples - i] for i in range(0, examples, batch_size)]
+    assert list(dealt(data, strategy)) == [rows.tolist() for rows in expected]
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_a_second_pass_begins_anew(way, strategy, drop_remainder):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4, drop_remainder=drop_remainder)
+    assert list(dealt(data, strategy)) == list(dealt(data, strategy))
+
+
+def trained(strategy, known=True):
+    """Losses and weights of a short training, with a last batch that does not divide."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        inputs = keras.Input((2,))
+        model = tfgpu.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(4, "tanh")(inputs)))
+        model.compile("sgd", "mse", steps_per_execution=2)
+    data = tf.data.Dataset.from_tensor_slices((X / 34, Y / 17)).batch(4)
+    if not known:
+        data = data.filter(lambda *_: True)
+    history = model.fit(data, epochs=3, shuffle=False, verbose=0, validation_data=data)
+    return history.history, [weight.tobytes() for weight in model.get_weights()]
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_both_ways_train_the_same_bits(strategy, known, monkeypatch):
+    on_cpus = trained(strategy, known)
+    monkeypatch.setattr(batches, "_is_cpu", lambda strategy: False)
+    assert trained(strategy, known) == on_cpus
+
+
+@pytest.mark.parametrize("num_examples", [16, 17])
+def test_no_iterator_over_our_own_data_has_a_thread_that_tunes_it(
+    way, strategy, num_examples, monkeypatch
+):
+    tuned = []
+    create = iterator_ops.OwnedIterator._create_iterator
+
+    def look(iterator, dataset):
+        tuned.append(dataset.options().autotune.enabled)
+        create(iterator, dataset)
+
+    monkeypatch.setattr(iterator_ops.OwnedIterator, "_create_iterator", look)
+    examples = Examples(
+        num_examples=num_examples,
+        read=lambda at: (at,),
+        decode=lambda at: (tf.zeros((4, 4, 1), tf.uint8), tf.cast(at, tf.int32)),
+    )
+    iter(Batches(training_batches(examples, batch_size=4, seed=0), strategy))
+    assert tuned and not any(tuned)
