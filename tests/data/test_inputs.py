@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfgpu.batches import Batches
+from tfgpu.batches import Batches, own_share
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
@@ -115,6 +115,7 @@ def test_the_replicas_shares_make_one_replicas_batch(examples, streamed, mirrore
     batches = iter(Batches(dataset, mirrored2))
 
     def share(element):
+        element = own_share(element)
         images, label = dataset.device_map(element.data, read(dataset.device_map.variables))
         return images[: element.real], label[: element.real]
 
