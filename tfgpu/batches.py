@@ -168,8 +168,7 @@ class Batches:
             # Nothing has to be brought to a device, and what TensorFlow does to bring it takes
             # 0.1 s to set up, for every pass over the data, and some of each step.
             if replicas > 1:
-                shares_of_all = _all_shares if self.padded else _splitter(replicas)
-                dataset = dataset.map(shares_of_all, num_parallel_calls=1, deterministic=True)
+                dataset = dataset.map(_all_shares if self.padded else _splitter(replicas))
             elif self.padded:
                 dataset = dataset.map(_only_share)
             elif self.device_map is not None:
