@@ -471,12 +471,14 @@ def test_it_goes_on_with_another_set_up_and_says_so(cut, capsys):
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
-def test_another_set_up_computes_nearly_the_same(whole, cut, changes, capsys):
+def test_another_set_up_goes_on_with_what_was_learnt(whole, cut, changes, capsys):
     assert command(cut, epochs=3, **changes) == 0
     assert "will not be bit-identical" in capsys.readouterr().out
-    for one, other in zip(metrics(whole), metrics(cut), strict=True):
-        assert one["step"] == other["step"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.05, abs=0.02)
+    assert [line["step"] for line in metrics(cut)] == [7, 14, 21]
+    # Dropout draws other numbers, and these are few examples.
+    first, *following = [line["loss"] for line in metrics(cut)]
+    assert first == metrics(whole)[0]["loss"]
+    assert all(loss < 0.6 * first for loss in following)
 
 
 def test_what_is_left_open_was_decided_when_the_run_began(whole, cut, tmp_path):
@@ -636,13 +638,13 @@ def test_a_disk_that_has_room_again_at_the_end(whole, cut, monkeypatch, capsys):
     or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
     reason="nobody may mount a tmpfs here",
 )
-@pytest.mark.parametrize("seconds", ["1", "inf"], ids=["for a while", "until the run ends"])
-def test_a_real_disk_that_fills_up(place, tmp_path, seconds):
+@pytest.mark.parametrize("until", ["it is told", "the run ends"])
+def test_a_real_disk_that_fills_up(place, tmp_path, until):
     settings = CASES["float16, average"] | {"epochs": "40"}
     Job(place, tmp_path / "whole", settings).finish()
     job = Job(place, tmp_path / "disk" / "run", settings)
     (tmp_path / "disk").mkdir()
-    script = [sys.executable, "-c", FILL, str(tmp_path), seconds, *job.argv]
+    script = [sys.executable, "-c", FILL, str(tmp_path), until, *job.argv]
     environment = os.environ | {"PYTHONPATH": str(Path(tfgpu.__file__).parents[1])}
     done = subprocess.run(
         ["unshare", "-rm", *script],
@@ -654,7 +656,7 @@ def test_a_real_disk_that_fills_up(place, tmp_path, seconds):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no checkpoint could be saved (No space left on device" in done.stdout
-    if seconds == "inf":
+    if until == "the run ends":
         assert "No space left on device" in done.stderr and "keeps the training" in done.stderr
     shutil.copytree(tmp_path / "saved", job.path)
     same(tmp_path / "whole", job.path)
@@ -662,23 +664,31 @@ def test_a_real_disk_that_fills_up(place, tmp_path, seconds):
 
 # The mount is this process's own and goes with it.
 FILL = """
-import contextlib, glob, os, shutil, subprocess, sys, time
-place, seconds, argv = sys.argv[1], float(sys.argv[2]), [sys.executable, *sys.argv[3:]]
+import contextlib, glob, os, shutil, subprocess, sys, threading, time
+place, until, argv = sys.argv[1], sys.argv[2], [sys.executable, *sys.argv[3:]]
 disk = place + "/disk"
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
-process = subprocess.Popen(argv)
+process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+told = threading.Event()
+def repeat():
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if until == "it is told" and "no checkpoint could be saved" in line:
+            told.set()
+repeating = threading.Thread(target=repeat)
+repeating.start()
 while not glob.glob(disk + "/run/checkpoints/step-0000001*"):
     time.sleep(0.001)
-until = time.monotonic() + seconds
 with open(disk + "/filler", "ab", buffering=0) as filler:
-    while time.monotonic() < until and process.poll() is None:
+    while not told.is_set() and process.poll() is None:
         with contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4096))
         time.sleep(0.005)
 os.remove(disk + "/filler")
 code = process.wait()
-if seconds == float("inf"):
+repeating.join()
+if until == "the run ends":
     assert code == 5, code
     code = subprocess.run(argv).returncode
 shutil.copytree(disk + "/run", place + "/saved")

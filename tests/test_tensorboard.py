@@ -371,7 +371,9 @@ def test_xprof_finds_the_steps(tmp_path, mirrored2, replicas):
     raw, _ = convert.xspace_to_tool_data([str(profile(tmp_path))], "overview_page", {})
     tables = json.loads(raw)
     (by_step,) = (
-        t for t in tables if any(column.get("label") == "Step number" for column in t["cols"])
+        t
+        for t in tables
+        if any(column.get("label") == "Step number" for column in t.get("cols", ()))
     )
     assert len(by_step["rows"]) == 3
 
