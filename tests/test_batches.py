@@ -8,7 +8,7 @@ from tensorflow.python.data.ops import iterator_ops
 
 import tfgpu
 from tfgpu import batches
-from tfgpu.batches import Batches, PaddedBatch, own_share
+from tfgpu.batches import Batches, PaddedBatch, own_share, untuned
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import training_batches
 
@@ -82,6 +82,21 @@ def test_both_ways_train_the_same_bits(strategy, known, monkeypatch):
     on_cpus = trained(strategy, known)
     monkeypatch.setattr(batches, "_is_cpu", lambda strategy: False)
     assert trained(strategy, known) == on_cpus
+
+
+def test_what_reads_ahead_itself_is_asked_for_no_more_than_is_trained_on(way, strategy):
+    read = []
+
+    def batches():
+        for i in range(9):
+            read.append(i)
+            yield X[:4] + i, Y[:4]
+
+    spec = (tf.TensorSpec([4, 2]), tf.TensorSpec([4], tf.int32))
+    data = untuned(tf.data.Dataset.from_generator(batches, output_signature=spec))
+    next(dealt(data.apply(tf.data.experimental.assert_cardinality(9)), strategy))
+    # TensorFlow's way to the devices has a batch under way for each.
+    assert len(read) <= (4 if way == "on GPUs" else 1)
 
 
 @pytest.mark.parametrize("num_examples", [16, 17])

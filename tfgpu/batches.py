@@ -173,7 +173,7 @@ class Batches:
                 dataset = dataset.map(_only_share)
             elif self.device_map is not None:
                 return dataset  # Which reads ahead itself.
-            return dataset.prefetch(tf.data.AUTOTUNE)
+            return self._read_ahead(dataset, tf.data.AUTOTUNE)
 
         def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = replicas // context.num_input_pipelines
@@ -182,9 +182,16 @@ class Batches:
             # For a data set it takes for endless TensorFlow leaves out its own handling
             # of partial batches: a `cond` and a collective in every step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-            return mine.apply(endless).prefetch(2 * local)
+            return self._read_ahead(mine.apply(endless), 2 * local)
 
         return strategy.distribute_datasets_from_function(shares)
+
+    def _read_ahead(self, dataset: tf.data.Dataset, batches: int) -> tf.data.Dataset:
+        if self.device_map is None and self.source.options().autotune.enabled is False:
+            # Whoever made it reads ahead, such as the workers of a keras.utils.PyDataset, which
+            # stop at the end of an epoch and must not be asked for more then.
+            return dataset
+        return dataset.prefetch(batches)
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
