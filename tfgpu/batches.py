@@ -10,7 +10,7 @@ weight 0), so every replica always runs the same number of rows, at least one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -41,7 +41,7 @@ class PaddedBatch(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """A global batch as replicas on this machine's CPU get it: each takes its own rows.
+    """The rows of all replicas of a global batch; on CPUs each takes its own with `own_share`.
 
     Attributes:
         of_all: A `PaddedBatch`, or what the data set yields: (replicas, rows each, ...) a tensor.
@@ -162,36 +162,42 @@ class Batches:
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
         replicas = strategy.num_replicas_in_sync
-        if self.padded:
-            dataset = _pad(dataset, replicas=replicas, pad_to=self._pad_to)
+        shared = self.padded or replicas > 1
+        # Whoever turns tuning off reads ahead by other means, such as the workers of a
+        # keras.utils.PyDataset, which stop with the epoch and must not be asked for more then.
+        ahead = self.device_map is not None or dataset.options().autotune.enabled is not False
+        if shared:
+            dataset = _share_rows(
+                dataset,
+                replicas=replicas,
+                padded=self.padded,
+                pad_to=self._pad_to,
+                # Splitting is nothing to do at the same time.
+                parallel=tf.data.AUTOTUNE if ahead and self.padded else None,
+            )
         if _is_default(strategy) or _is_cpu(strategy):
             # Nothing has to be brought to a device, and what TensorFlow does to bring it takes
             # 0.1 s to set up, for every pass over the data, and some of each step.
-            if replicas > 1:
-                dataset = dataset.map(_all_shares if self.padded else _splitter(replicas))
-            elif self.padded:
+            if shared and replicas == 1:
                 dataset = dataset.map(_only_share)
-            elif self.device_map is not None:
-                return dataset  # Which reads ahead itself.
-            return self._read_ahead(dataset, tf.data.AUTOTUNE)
+            # Without that, data of our own have been read ahead already.
+            return (
+                dataset.prefetch(tf.data.AUTOTUNE)
+                if ahead and (shared or self.device_map is None)
+                else dataset
+            )
 
         def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = replicas // context.num_input_pipelines
             first = local * context.input_pipeline_id
-            mine = _deal(dataset, padded=self.padded, replicas=replicas, first=first, local=local)
+            mine = _deal(dataset, first=first, local=local) if shared else dataset
             # For a data set it takes for endless TensorFlow leaves out its own handling
             # of partial batches: a `cond` and a collective in every step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-            return self._read_ahead(mine.apply(endless), 2 * local)
+            mine = mine.apply(endless)
+            return mine.prefetch(2 * local) if ahead else mine
 
         return strategy.distribute_datasets_from_function(shares)
-
-    def _read_ahead(self, dataset: tf.data.Dataset, batches: int) -> tf.data.Dataset:
-        if self.device_map is None and self.source.options().autotune.enabled is False:
-            # Whoever made it reads ahead, such as the workers of a keras.utils.PyDataset, which
-            # stop at the end of an epoch and must not be asked for more then.
-            return dataset
-        return dataset.prefetch(batches)
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -367,15 +373,25 @@ def _static_rows(spec: Any) -> int | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def _pad(dataset: tf.data.Dataset, *, replicas: int, pad_to: int | None) -> tf.data.Dataset:
-    """Maps batches to `PaddedBatch` of all replicas: (replicas, rows each, ...) a tensor."""
+def _share_rows(
+    dataset: tf.data.Dataset,
+    *,
+    replicas: int,
+    padded: bool,
+    pad_to: int | None,
+    parallel: int | None,
+) -> tf.data.Dataset:
+    """Maps batches to `Shares`."""
 
     @tf.autograph.experimental.do_not_convert
-    def pad(*data: Any) -> PaddedBatch:
-        structure = data[0] if len(data) == 1 else data
-        return _spread(structure, replicas=replicas, pad_to=pad_to)
+    def share(*data: Any) -> Shares:
+        batch = data[0] if len(data) == 1 else data
+        if padded:
+            return Shares(_spread(batch, replicas=replicas, pad_to=pad_to))
+        return Shares(_split(batch, replicas=replicas))
 
-    return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    deterministic = None if parallel is None else True
+    return dataset.map(share, num_parallel_calls=parallel, deterministic=deterministic)
 
 
 def _spread(batch: Any, *, replicas: int, pad_to: int | None) -> PaddedBatch:
@@ -401,27 +417,20 @@ def _spread(batch: Any, *, replicas: int, pad_to: int | None) -> PaddedBatch:
 
 
 @tf.autograph.experimental.do_not_convert
-def _only_share(batch: PaddedBatch) -> PaddedBatch:
-    return tf.nest.map_structure(lambda t: t[0], batch)
+def _only_share(batch: Shares) -> Any:
+    return tf.nest.map_structure(lambda t: t[0], batch.of_all)
 
 
-def _deal(
-    dataset: tf.data.Dataset, *, padded: bool, replicas: int, first: int, local: int
-) -> tf.data.Dataset:
-    """Turns global batches into the shares of replicas `first` to `first + local`, in turn."""
+def _deal(dataset: tf.data.Dataset, *, first: int, local: int) -> tf.data.Dataset:
+    """Turns `Shares` into the elements of replicas `first` to `first + local`, in turn."""
 
     @tf.autograph.experimental.do_not_convert
-    def shares(*data: Any) -> tf.data.Dataset:
-        structure = data[0] if len(data) == 1 else data
-        if not padded:
-            structure = _split(structure, replicas=replicas)
+    def mine(batch: Shares) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices(
-            tf.nest.map_structure(lambda t: t[first : first + local], structure)
+            tf.nest.map_structure(lambda t: t[first : first + local], batch.of_all)
         )
 
-    if replicas == 1 and not padded:
-        return dataset
-    return dataset.flat_map(shares)
+    return dataset.flat_map(mine)
 
 
 def _split(batch: Any, *, replicas: int) -> Any:
@@ -434,16 +443,3 @@ def _split(batch: Any, *, replicas: int) -> Any:
         ),
         batch,
     )
-
-
-@tf.autograph.experimental.do_not_convert
-def _all_shares(batch: PaddedBatch) -> Shares:
-    return Shares(batch)
-
-
-def _splitter(replicas: int) -> Callable[..., Shares]:
-    @tf.autograph.experimental.do_not_convert
-    def split(*data: Any) -> Shares:
-        return Shares(_split(data[0] if len(data) == 1 else data, replicas=replicas))
-
-    return split
