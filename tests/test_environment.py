@@ -6,7 +6,7 @@ import subprocess
 from tfgpu import environment, runtime
 
 
-def test_the_environment_is_json():
+def test_the_environment_is_json(tensorflow):
     found = environment.record(runtime.start(), dataset={"name": "digits"})
     assert json.loads(json.dumps(found)) == found
     assert found["dataset"] == {"name": "digits"}
@@ -14,7 +14,7 @@ def test_the_environment_is_json():
     assert [device["name"] for device in found["devices"]] == ["CPU:0", "CPU:1"]
 
 
-def test_the_environment_keeps_no_secrets(monkeypatch):
+def test_the_environment_keeps_no_secrets(tensorflow, monkeypatch):
     monkeypatch.setenv("TF_VAR_password", "secret")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_foo=1")
     found = environment.record(runtime.start())["variables"]

@@ -74,5 +74,5 @@ def test_free_memory_is_never_negative(tmp_path):
     assert hardware.host_free_memory(root=root) == 0
 
 
-def test_virtual_cpus_share_the_memory():
+def test_virtual_cpus_share_the_memory(tensorflow):
     assert hardware.free_memory("CPU:0") < 0.6 * hardware.host_free_memory()

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 from fresh_process import python
@@ -22,7 +23,7 @@ def test_another_backend_is_refused(monkeypatch):
         startup.prepare_environment()
 
 
-def test_a_setting_that_comes_too_late_is_told(monkeypatch):
+def test_a_setting_that_comes_too_late_is_told(tensorflow, monkeypatch):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     with pytest.warns(RuntimeWarning, match="TF_ENABLE_ONEDNN_OPTS"):
         startup.prepare_environment()
@@ -83,6 +84,13 @@ startup.import_tensorflow()
     )
     assert "Aborted" in done.stderr
     assert "import_tensorflow" in done.stderr
+
+
+def test_a_child_imports_this_package_and_finds_what_its_parent_finds():
+    found = startup.child_environment({"PYTHONPATH": "/there", "A": "1"})
+    here = str(Path(startup.__file__).parents[1])
+    assert found == {"PYTHONPATH": os.pathsep.join([here, "/there"]), "A": "1"}
+    assert startup.child_environment({}) == {"PYTHONPATH": here}
 
 
 def test_standard_error_may_be_closed():

@@ -14,7 +14,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -60,6 +61,21 @@ def prepare_environment(*, verbosity: int = 0) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment of a child process that is to import this very package, wherever it runs.
+
+    Args:
+        environment: What it is to have besides; this process's own by default.
+
+    Returns:
+        A copy, with the folder of the package before what PYTHONPATH holds.
+    """
+    environment = os.environ if environment is None else environment
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from tfgpu.benchmark.contest import Contestant, Failed, Spread
 from tfgpu.benchmark.factors import Cell
 from tfgpu.config import PRECISIONS, BenchConfig
 from tfgpu.console import Console, Countdown
+from tfgpu.startup import child_environment
 
 SECONDS = 0.6
 """Of training in a round, and of each other measurement, about."""
@@ -151,9 +152,7 @@ def _kept_if_filled(place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _process(kind: str, config: BenchConfig, environment: dict[str, str]) -> Iterator[Contestant]:
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)}
+    variables = child_environment(os.environ | environment)
     variables.pop("TF_CONFIG", None)
     command = [sys.executable, "-m", "tfgpu.benchmark.process", kind, json.dumps(config.to_json())]
     process = Contestant(command, environment=variables)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,8 +17,9 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
+
+from tfgpu.startup import child_environment
 
 LIMIT = 180.0
 """Seconds: the first start on a GPU without kernels of its own compiles them all."""
@@ -74,18 +74,12 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
         data_dir: Where a TFDS set is to be written and read; None for nowhere.
         environment: Of the process; this one's by default.
     """
-    environment = dict(os.environ if environment is None else environment)
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(paths),
-        # Its messages say why a GPU is not used, and whether oneDNN is on.
-        "TF_CPP_MIN_LOG_LEVEL": "0",
-    }
+    # Its messages say why a GPU is not used, and whether oneDNN is on.
+    variables = child_environment(environment) | {"TF_CPP_MIN_LOG_LEVEL": "0"}
     request = json.dumps({"data_dir": data_dir})
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, request], stdout=out, stderr=err, env=environment
+            [sys.executable, "-m", __name__, request], stdout=out, stderr=err, env=variables
         )
         ended = ""
         try:

@@ -26,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfgpu.startup import child_environment
+
 # What `open_all` may take: the largest, cuBLAS and cuDNN, are read from disk the first time.
 LIMIT = 120.0
 
@@ -144,10 +146,7 @@ def open_all(
         [library.soname, str(folder.parent / "nvidia" / library.folder / "lib") if folder else ""]
         for library in libraries
     ]
-    environment = dict(os.environ if environment is None else environment)
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    variables = child_environment(environment)
     found: dict[str, Opened] = {}
     # One that takes the process with it is noted, and the others are opened in another process.
     while remaining := [request for request in requests if request[0] not in found]:
@@ -156,7 +155,7 @@ def open_all(
                 [sys.executable, "-m", __name__, json.dumps(remaining)],
                 capture_output=True,
                 text=True,
-                env=environment,
+                env=variables,
                 timeout=LIMIT,
             )
             lines, reason = done.stdout.splitlines(), _ended(done.returncode)

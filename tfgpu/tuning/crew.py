@@ -17,6 +17,7 @@ from pathlib import Path
 from tfgpu import errors, hardware
 from tfgpu.config import TuneConfig
 from tfgpu.errors import Error, RequestError, WorkError
+from tfgpu.startup import child_environment
 from tfgpu.tuning import address
 
 AGAIN = 75
@@ -85,10 +86,7 @@ class Worker:
         self._place = place
         self._config = config
         self._log = Path(str(config.run_dir)) / "logs" / f"{name}.log"
-        self._environment = os.environ | address.variables(tuner_id=name, ip=ip, port=port)
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._environment["PYTHONPATH"] = os.pathsep.join(paths)
+        self._environment = child_environment() | address.variables(tuner_id=name, ip=ip, port=port)
         if place.gpu is not None:
             self._environment["CUDA_VISIBLE_DEVICES"] = place.gpu
         self._process: subprocess.Popen[bytes] | None = None

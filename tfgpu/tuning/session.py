@@ -24,6 +24,7 @@ from tfgpu.console import Console, duration
 from tfgpu.data import sources
 from tfgpu.errors import Interrupted, RequestError, WorkError
 from tfgpu.run_directory import differences, plain
+from tfgpu.startup import child_environment
 from tfgpu.tuning import address, crew, oracle
 from tfgpu.tuning.board import Board, shown_settings
 from tfgpu.tuning.chief import ATTEMPTS, FAILURES, LEASE, Chief
@@ -540,9 +541,7 @@ class _Search:
         stopped: list[int] = []
         log = self.place / "logs" / "final.log"
         log.parent.mkdir(exist_ok=True)
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"PYTHONPATH": paths}
+        environment = child_environment()
         for variable in (address.TUNER_ID, address.ORACLE_IP, address.ORACLE_PORT):
             environment.pop(variable, None)
         if self._gpus and self.config.workers > 1:
