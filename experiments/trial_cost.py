@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from versus import machine, write
+from versus import machine, spread, write
 
 TRIALS = 12
 WANTED = ("training", "waiting for input", "validation", "compilation, first execution")
@@ -50,14 +50,14 @@ def main() -> None:
         lines = (place / "trials.jsonl").read_text().splitlines()
     trials = [json.loads(line) for line in lines]
     beside = costs(trials)
-    quarters = statistics.quantiles(beside, n=4)
+    quartiles = spread(beside)
     where = {
         name: statistics.median(trial["where"].get(name, 0.0) for trial in trials)
         for name in {name for trial in trials for name in trial["where"]}
     }
     print(
-        f"a trial costs {quarters[1]:.2f} s ({quarters[0]:.2f} to {quarters[2]:.2f}) beside "
-        f"training, validation, tracing and compilation, n={len(beside)}"
+        "a trial costs {median:.2f} s ({low:.2f} to {high:.2f}) beside ".format(**quartiles)
+        + f"training, validation, tracing and compilation, n={len(beside)}"
     )
     write(
         "trial_cost.json",
@@ -66,9 +66,7 @@ def main() -> None:
             "machine": machine(),
             "dataset": options.dataset,
             "costs": beside,
-            "median": quarters[1],
-            "low": quarters[0],
-            "high": quarters[2],
+            **quartiles,
             "median_of_each_part": dict(sorted(where.items(), key=lambda part: -part[1])),
         },
     )

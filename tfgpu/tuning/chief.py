@@ -138,15 +138,22 @@ class Chief:
         """
         self.stopping = True
         until = self.clock() + seconds
-        while self.clock() < until:
-            with self._lock:
-                now = self.clock()
-                if all(
-                    member.dismissed or name in names or now - member.heard > seconds
-                    for name, member in self.members.items()
-                ):
-                    return
+        while self.clock() < until and not self.all_told(silence=seconds, but=names):
             time.sleep(0.1)
+
+    def all_told(self, *, silence: float = LEASE, but: Collection[str] = ()) -> bool:
+        """Whether every worker knows that the search is over.
+
+        Args:
+            silence: Seconds after which a worker counts as gone.
+            but: Names of those that do not matter.
+        """
+        with self._lock:
+            now = self.clock()
+            return all(
+                member.dismissed or member.name in but or now - member.heard > silence
+                for member in self.members.values()
+            )
 
     def close(self) -> None:
         """Stops listening and takes back the trials that are under way."""

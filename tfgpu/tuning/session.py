@@ -27,7 +27,7 @@ from tfgpu.run_directory import differences, plain
 from tfgpu.startup import child_environment
 from tfgpu.tuning import address, crew, oracle
 from tfgpu.tuning.board import Board, shown_settings
-from tfgpu.tuning.chief import ATTEMPTS, FAILURES, LEASE, Chief
+from tfgpu.tuning.chief import ATTEMPTS, FAILURES, Chief
 from tfgpu.tuning.client import BEAT
 from tfgpu.tuning.oracle import COMPLETED, FAILED
 from tfgpu.tuning.space import Space
@@ -345,9 +345,8 @@ class _Search:
             if self._left is not None and self._left <= 0:
                 self._console.say(f"the {self.config.max_minutes:g} minutes are over")
                 return
-            if (chief.over or chief.closing) and not under_way and not alive:
-                if all(m.dismissed or _gone(m, chief) for m in chief.members.values()):
-                    return
+            if (chief.over or chief.closing) and not under_way and not alive and chief.all_told():
+                return
 
     def _ended(self, worker: crew.Worker, code: int, chief: Chief, alive: set[crew.Worker]) -> None:
         """Deals with a worker process that has ended."""
@@ -595,10 +594,6 @@ _OF_THE_WORKER = {"jit_compile", "intra_op_threads", "input"}
 
 _HOPELESS = frozenset({RequestError.exit_code, errors.DataError.exit_code})
 """Exit codes of workers that would end in the same way again."""
-
-
-def _gone(member: Any, chief: Chief) -> bool:
-    return chief.clock() - member.heard > LEASE
 
 
 def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
