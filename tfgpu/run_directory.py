@@ -205,6 +205,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one, sound or not."""
+        return any(self.checkpoints_dir.glob("step-*"))
+
+    @property
     def tensorboard_dir(self) -> Path:
         """Where event files go; not made here."""
         return self.path / "tensorboard"
@@ -378,20 +383,15 @@ def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, 
             "nothing; name another --run_dir"
         )
     finished = None if longer else _finished(place)
-    if finished is None and resume == "must" and not _has_begun(place):
+    run = RunDirectory(place)
+    # Metrics without a checkpoint are no beginning, but a loss that the training speaks of.
+    begun = run.has_checkpoint or run.metrics_size() > 0
+    if finished is None and resume == "must" and not begun:
         raise RequestError(
             f"run_dir {str(place)!r} holds a run that was stopped before its first checkpoint, and "
             "nothing that --resume=must could continue; leave --resume out to start it anew"
         )
     return finished
-
-
-def _has_begun(place: Path) -> bool:
-    """Whether a run has left anything to go on from, or should have."""
-    metrics = place / "metrics.jsonl"
-    return any((place / "checkpoints").glob("step-*")) or (
-        metrics.exists() and metrics.stat().st_size > 0
-    )
 
 
 def _finished(place: Path) -> dict[str, Any] | None:

@@ -459,7 +459,7 @@ def _train(
     callbacks.append(timing.closing)
     if directory.resuming:
         console.say(f"continuing the run in {directory.path}")
-        if directory.metrics_size() and not any(directory.checkpoints_dir.glob("step-*")):
+        if directory.metrics_size() and not directory.has_checkpoint:
             raise ModelFileError(
                 f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
                 "holds no checkpoint; put one back, or start again with another --run_dir"
