@@ -8,7 +8,7 @@ from tensorflow.python.data.ops import iterator_ops
 
 import tfgpu
 from tfgpu import batches
-from tfgpu.batches import Batches, PaddedBatch, own_share, untuned
+from tfgpu.engine.batches import Batches, PaddedBatch, own_share, untuned
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import training_batches
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfgpu
-from tfgpu.loss_scale import scaled_update
-from tfgpu.replica_step import read
+from tfgpu.engine.update import scaled_update
+from tfgpu.engine.replica_step import read
 
 RNG = np.random.RandomState(0)
 X = RNG.randn(256, 6).astype("float32")

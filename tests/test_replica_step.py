@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpu.loss_weights import Padding
-from tfgpu.replica_step import all_finite, apply_optimizer, pack, read
+from tfgpu.engine.losses import Padding
+from tfgpu.engine.replica_step import all_finite, apply_optimizer, pack, read
 
 SHAPES = [(6, 4), (4,), (3, 3, 2, 4)]
 STEPS = 4

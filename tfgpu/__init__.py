@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfgpu.backup import BackupAndRestore
-    from tfgpu.model import Model, Sequential, load_model
+    from tfgpu.engine.model import Model, Sequential, load_model
     from tfgpu.tensorboard import TensorBoard
 
 __version__ = "0.1.0"
@@ -18,10 +18,10 @@ __all__ = ["BackupAndRestore", "Model", "Sequential", "TensorBoard", "__version_
 
 _MODULES = {
     "BackupAndRestore": "tfgpu.backup",
-    "Model": "tfgpu.model",
-    "Sequential": "tfgpu.model",
+    "Model": "tfgpu.engine.model",
+    "Sequential": "tfgpu.engine.model",
     "TensorBoard": "tfgpu.tensorboard",
-    "load_model": "tfgpu.model",
+    "load_model": "tfgpu.engine.model",
 }
 
 

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.batches import Batches
+from tfgpu.engine.batches import Batches
 from tfgpu.checkpoint import Checkpoint, CheckpointStore, OtherRunError
 from tfgpu.errors import Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.identity import describe
@@ -509,7 +509,6 @@ class BackupAndRestore(keras.callbacks.Callback):
         """What may change between two processes, at the price of other bits."""
         assert self._batches is not None
         model = self.model
-        device_map = self._batches.device_map
         device = tf.DeviceSpec.from_string(_local(model, model.variables[0])[0].device).device_type
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
@@ -521,7 +520,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             "precision": model.dtype_policy.name,
             "jit_compile": bool(model.jit_compile),
             "steps_per_execution": model.steps_per_execution,
-            "input": "resident" if device_map and device_map.variables else "streaming",
+            "input": "resident" if self._batches.resident else "streaming",
             "tensorflow": tf.__version__,
             "keras": keras.__version__,
         }

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import data_errors
-from tfgpu.loss_scale import inner
+from tfgpu.engine.update import inner
 
 _SAMPLE = 16  # Examples; reading them takes milliseconds.
 

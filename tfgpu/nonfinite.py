@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfgpu.batches import Batches, PaddedBatch, own_share
-from tfgpu.replica_step import all_finite
+from tfgpu.engine.batches import Batches, own_shard
+from tfgpu.engine.local_copies import as_replica, on_local_copies
+from tfgpu.engine.replica_step import ReplicaStep
+from tfgpu.engine.update import all_finite
 
 
 class Breakage(NamedTuple):
@@ -46,15 +48,26 @@ def first_breakage(
     """
     strategy = model.distribute_strategy
     dynamic = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    device_map = batches.device_map
+    step = ReplicaStep(model)
+    state = [
+        *model.non_trainable_variables,
+        *model.metrics_variables,
+        *(generator.state for generator in _seed_generators(model)),
+    ]
 
-    def look(share: Any) -> tf.Tensor:
+    def look(element: Any, device_map: Any, resident: Any, whole: bool) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
-        share, padding = own_share(share), None
-        if isinstance(share, PaddedBatch):
-            share, padding = share.data, share.padding
-        outcome, gradients, _ = model._forward_backward(context, share, padding, device_map)
-        broken = [tf.constant(False) if g is None else ~all_finite([g]) for g in gradients]
+        replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+        arrays = resident[replica % len(resident)] if resident else ()
+        before = [tf.identity(variable) for variable in state]
+        with as_replica(replica, None):
+            shard = own_shard(element, whole=whole)
+            outcome = step.forward_backward(shard, device_map, arrays)
+        with on_local_copies(context):
+            # Looking is not to change what the step itself will find.
+            for variable, value in zip(state, before, strict=True):
+                variable.assign(value)
+        broken = [tf.constant(False) if g is None else ~all_finite([g]) for g in outcome.gradients]
         if dynamic:
             # Gradients that overflow because of their scale are what it is lowered for.
             finite = all_finite([outcome.loss])
@@ -63,15 +76,23 @@ def first_breakage(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def inspect(source: Any) -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(look, args=(next(source),)), axis=None)
+        given = (next(source), batches.device_map, batches.resident, batches.whole)
+        return strategy.reduce("SUM", strategy.run(look, args=given), axis=None)
 
     batches.seek(start_step)
     batches.cut_every = 1
     looked_at, trained_on = iter(batches), iter(batches)
-    for step in range(start_step + 1, start_step + steps + 1):
+    for number in range(start_step + 1, start_step + steps + 1):
         broken = inspect(looked_at.source).numpy()
         if broken.any():
             names = [variable.path for variable in model.trainable_variables]
-            return Breakage(step, [n for n, b in zip(names, broken, strict=True) if b][-1])
+            return Breakage(number, [n for n, b in zip(names, broken, strict=True) if b][-1])
         model.train_function(trained_on)
     return None
+
+
+def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    found: list[keras.random.SeedGenerator] = []
+    for layer in model._flatten_layers():
+        found.extend(getattr(layer, "_seed_generators", []))
+    return found

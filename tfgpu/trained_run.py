@@ -193,7 +193,7 @@ def load_safely(path: Path) -> keras.Model:
     Raises:
         ModelFileError: The file is damaged, holds code, or needs a class that nobody registered.
     """
-    from tfgpu.model import load_model
+    from tfgpu.engine.model import load_model
 
     _check_archive(path)
     try:

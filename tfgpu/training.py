@@ -374,16 +374,12 @@ def _prepare(
     machine, data = place.machine, place.data
     strategy = machine.strategy
     resident = config.input == "resident"
-    # Padding keeps one shape for XLA and equal shares for replicas; a single replica
-    # without XLA is better off with fewer rows.
-    pad = machine.jit_compile or machine.num_replicas > 1
 
     def evaluated(examples: Examples) -> DeviceDataset:
         return evaluation_batches(
             examples,
             batch_size=_evaluation_batch(examples, config, machine.num_replicas),
             resident=place.resident(examples) if resident else (),
-            pad=pad,
         )
 
     stopwatch.switch("model")
@@ -396,7 +392,6 @@ def _prepare(
         seed=config.seed,
         augment=recipe.augmentations(config),
         resident=place.resident(data.train) if resident else (),
-        pad=pad,
     )
     validation = evaluated(data.validation) if data.validation is not None else None
     stopwatch.switch("model")
@@ -628,7 +623,7 @@ def _build(
     build: Callable[..., keras.Model], config: Config, data: sources.ImageDataset
 ) -> keras.Model:
     """Calls the builder and checks what it made."""
-    from tfgpu.model import ReplicaTrainer
+    from tfgpu.engine.model import ReplicaTrainer
 
     model = recipe.build_model(
         config, build, image_shape=data.image_shape, num_classes=len(data.class_names)

@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfgpu.batches import Batches, own_share
+from tfgpu.engine.batches import Batches, own_share
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
-from tfgpu.replica_step import read
+from tfgpu.engine.replica_step import read
 
 N, BATCH = 23, 6  # The last batch of an epoch has 5.
 STEPS = 4

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfgpu import flops as flops_lib
 from tfgpu import recipe, runtime
-from tfgpu.batches import Batches, BatchIterator
+from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.benchmark import contest
 from tfgpu.benchmark import layers as layers_lib
 from tfgpu.config import BenchConfig
@@ -112,7 +112,6 @@ class Trial:
                 if config.input == "resident"
                 else ()
             ),
-            pad=self.machine.jit_compile or self.machine.num_replicas > 1,
         )
         self._batches = batches
         start = time.perf_counter()
@@ -216,14 +215,10 @@ class Trial:
         )
         return DeviceDataset(
             tf.data.Dataset.from_tensors(element).repeat(),
-            device_map=DeviceMap(
-                element_spec=spec,
-                resident=make_resident(batch, self.machine.strategy),
-                names=names,
-            ),
+            device_map=DeviceMap(element_spec=spec, names=tuple(names)),
+            resident=make_resident(batch, self.machine.strategy),
             examples=batch,
             batch_size=size,
-            pad=False,
             settings={},
         )
 

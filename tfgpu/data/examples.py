@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu import hardware
-from tfgpu.batches import untuned
+from tfgpu.engine.batches import untuned
 from tfgpu.errors import DataError
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a

@@ -9,6 +9,7 @@ model) is the same code on the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,54 +17,48 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu import hardware
-from tfgpu.batches import untuned
+from tfgpu.engine.batches import untuned
 from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
 
 PREFETCHED = 8
 """Batches that are read ahead."""
 
+Resident = tuple[tuple[tf.Tensor, ...], ...]
+"""Arrays in the memory of each device of this process; see `make_resident`."""
 
+
+@dataclasses.dataclass(frozen=True)
 class DeviceMap:
     """The part of an input pipeline that runs in the training step, on the device.
 
+    It holds no data, so that data sets of the same kind share what was traced and compiled.
+
     Args:
         element_spec: Spec of what the map returns: (images, labels).
-        resident: Variables that hold the images and the labels, or ().
         names: Augmentations, in order.
-
-    Attributes:
-        variables: What to read, in replica context, and pass to the call.
     """
 
-    def __init__(
-        self,
-        *,
-        element_spec: tuple[tf.TensorSpec, tf.TensorSpec],
-        resident: Sequence[tf.Variable],
-        names: Sequence[str],
-    ):
-        self.element_spec = element_spec
-        self.variables = tuple(resident)
-        self._names = tuple(names)
+    element_spec: tuple[tf.TensorSpec, tf.TensorSpec]
+    names: tuple[str, ...]
 
-    def __call__(self, element: Any, values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(self, element: Any, resident: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Makes a replica's batch.
 
         Args:
             element: (draws, examples) of resident input, float32 of shape (n, numbers an
                 image) and int32 of shape (n,); or (draws, images, labels) of streaming input.
-            values: Values of `variables`.
+            resident: The arrays of `make_resident` on this replica's device, or ().
 
         Returns:
             uint8 images (n, height, width, channels) and int32 labels (n,).
         """
-        if values:
+        if resident:
             draws, examples = element
-            images, labels = (tf.gather(value, examples) for value in values)
+            images, labels = (tf.gather(array, examples) for array in resident)
         else:
             draws, images, labels = element
-        return augment(images, draws, names=self._names), labels
+        return augment(images, draws, names=self.names), labels
 
 
 class DeviceDataset(tf.data.Dataset):
@@ -73,7 +68,7 @@ class DeviceDataset(tf.data.Dataset):
 
     Attributes:
         device_map: Turns an element into (images, labels) in the step.
-        pad_to: Rows every batch is padded to (with weight 0), or None.
+        resident: The arrays it takes, by local replica; () for streaming input.
         examples: What the batches are made of.
         num_examples: In one epoch.
         batch_size: Of the global batch.
@@ -86,22 +81,21 @@ class DeviceDataset(tf.data.Dataset):
         dataset: tf.data.Dataset,
         *,
         device_map: DeviceMap,
+        resident: Resident,
         examples: Examples,
         batch_size: int,
-        pad: bool,
         settings: dict[str, Any],
         from_step: Callable[[int], tf.data.Dataset] | None = None,
     ):
         self.settings = settings
         self._dataset = dataset
         self._from_step = from_step
-        self._pad = pad
         self.device_map = device_map
+        self.resident = resident
         self.examples = examples
         self.num_examples = examples.num_examples
         self.batch_size = batch_size
         self.steps_per_epoch = -(-self.num_examples // batch_size)
-        self.pad_to = batch_size if pad and self.num_examples % batch_size else None
         super().__init__(dataset._variant_tensor)
 
     def from_step(self, step: int) -> DeviceDataset:
@@ -115,9 +109,9 @@ class DeviceDataset(tf.data.Dataset):
         return DeviceDataset(
             self._from_step(step),
             device_map=self.device_map,
+            resident=self.resident,
             examples=self.examples,
             batch_size=self.batch_size,
-            pad=self._pad,
             settings=self.settings,
             from_step=self._from_step,
         )
@@ -191,12 +185,11 @@ def _numbers(
 def _finish(
     examples: Examples,
     numbers: Callable[[int], tf.data.Dataset],
-    resident: Sequence[tf.Variable],
+    resident: Resident,
     *,
     names: Sequence[str],
     seed: int,
     batch_size: int,
-    pad: bool,
     start_step: int | None,
 ) -> DeviceDataset:
     """Puts what travels to the device behind the example numbers from a step on."""
@@ -222,35 +215,16 @@ def _finish(
 
     return DeviceDataset(
         from_step(start_step or 0),
-        device_map=DeviceMap(element_spec=spec, resident=resident, names=names),
+        device_map=DeviceMap(element_spec=spec, names=tuple(names)),
+        resident=resident,
         examples=examples,
         batch_size=batch_size,
-        pad=pad,
         settings={"augment": list(names), "seed": seed, "batch_size": batch_size},
         from_step=None if start_step is None else from_step,
     )
 
 
-class _LocalCopies:
-    """An array on each device of this worker; reads as the copy of the replica that asks.
-
-    The first of several workers would send a variable's value to the others, which TensorFlow
-    cannot do with uint8 and need not: every worker reads the data itself.
-    """
-
-    def __init__(self, array: np.ndarray, *, devices: Sequence[str], name: str):
-        self._copies = []
-        for device in devices:
-            with tf.device(device):
-                self._copies.append(tf.Variable(array, trainable=False, name=name))
-
-    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
-        copy = self._copies[replica % len(self._copies)]
-        return tf.convert_to_tensor(copy, dtype=dtype, name=name)
-
-
-def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple[Any, ...]:
+def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> Resident:
     """Reads all examples into the memory of each of the strategy's devices.
 
     Args:
@@ -258,24 +232,22 @@ def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> tuple
         strategy: Its replicas each get a copy.
 
     Returns:
-        What a replica reads as tensors: uint8 images (n, height, width, channels) and int32
-        labels (n,).
+        For each replica of this process, uint8 images (n, height, width, channels) and int32
+        labels (n,), on its device.
 
     Raises:
         DataError: An image or a record is damaged.
     """
     arrays = examples.load_arrays()
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
+        devices: Sequence[str | None] = [None]  # TensorFlow's choice.
+    else:
         devices = strategy.extended.worker_devices
-        return tuple(
-            _LocalCopies(array, devices=devices, name=name)
-            for array, name in zip(arrays, ("resident_images", "resident_labels"), strict=True)
-        )
-    with strategy.scope():
-        return tuple(
-            tf.Variable(array, trainable=False, name=name)
-            for array, name in zip(arrays, ("resident_images", "resident_labels"), strict=True)
-        )
+    copies = []
+    for device in devices:
+        with tf.device(device):
+            copies.append(tuple(tf.constant(array) for array in arrays))
+    return tuple(copies)
 
 
 def training_batches(
@@ -284,9 +256,8 @@ def training_batches(
     batch_size: int,
     seed: int,
     augment: Sequence[str] = (),
-    resident: Sequence[tf.Variable] = (),
+    resident: Resident = (),
     start_step: int = 0,
-    pad: bool = True,
 ) -> DeviceDataset:
     """An endless data set of shuffled batches for `fit(..., steps_per_epoch=...)`.
 
@@ -299,8 +270,6 @@ def training_batches(
         augment: Names of augmentations, in order.
         resident: What `make_resident` returned, or () to read from disk.
         start_step: The first step, counted from the beginning of the run.
-        pad: Whether to pad the last batch of an epoch to `batch_size` rows of weight 0. XLA
-            then compiles one shape, and replicas share it evenly.
 
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
@@ -322,7 +291,6 @@ def training_batches(
         names=augment,
         seed=seed,
         batch_size=batch_size,
-        pad=pad,
         start_step=start_step,
     )
 
@@ -331,8 +299,7 @@ def evaluation_batches(
     examples: Examples,
     *,
     batch_size: int,
-    resident: Sequence[tf.Variable] = (),
-    pad: bool = True,
+    resident: Resident = (),
 ) -> DeviceDataset:
     """A data set that yields each example once, in order, without augmentation.
 
@@ -340,7 +307,6 @@ def evaluation_batches(
         examples: The split.
         batch_size: Of the global batch.
         resident: What `make_resident` returned, or () to read from disk.
-        pad: As for `training_batches`.
 
     Returns:
         A data set for `evaluate`, `predict` or `validation_data`.
@@ -358,6 +324,5 @@ def evaluation_batches(
         names=(),
         seed=0,
         batch_size=batch_size,
-        pad=pad,
         start_step=None,
     )

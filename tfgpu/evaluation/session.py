@@ -75,9 +75,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, *, console: Console) -> di
     counts: Counts | None = None
     with _failures(batch_size):
         for examples in chosen:
-            batches = evaluation_batches(
-                examples, batch_size=batch_size, pad=machine.jit_compile or replicas > 1
-            )
+            batches = evaluation_batches(examples, batch_size=batch_size)
             logs = model.evaluate(batches, verbose=0, return_dict=True)
             loss += logs["loss"] * examples.num_examples
             counts = tally.counts() if counts is None else counts + tally.counts()

@@ -19,8 +19,8 @@ from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.util import tensor_util
 
 from tfgpu import flops, loss_scale
-from tfgpu.batches import Batches
-from tfgpu.gauges import Gauges
+from tfgpu.engine.batches import Batches
+from tfgpu.engine.gauges import Gauges
 from tfgpu.peak import peak_flops
 from tfgpu.tensorboard import pictures
 from tfgpu.tensorboard.graph import step_graph

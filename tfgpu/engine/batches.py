@@ -1,62 +1,54 @@
-"""Deals the batches of a `tf.data.Dataset` out to the replicas of a strategy.
+"""Brings the batches of a `tf.data.Dataset` to the replicas of a strategy.
 
-Keras hands a data set to `tf.distribute`, which gives a replica an empty batch
-when the last global batch has fewer examples than there are replicas. An empty
-batch aborts the process in oneDNN's max-pool gradient and gives NaN statistics
-under XLA. Here the global batch is padded first (by repeating its last row, with
-weight 0), so every replica always runs the same number of rows, at least one.
+Keras hands a data set to `tf.distribute`, which gives a replica an empty batch when the last
+global batch has fewer examples than there are replicas. Here each replica's rows are cut by
+`shards`: in the step where all replicas are on this process's CPU, and in the data set where
+each has a device, or a process, of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.data.ops import multi_device_iterator_ops
+from keras import tree
 
-from tfgpu.loss_weights import Padding
+from tfgpu.engine.keras_internals import EpochIterator, multi_device_iterator_ops
+from tfgpu.engine.shards import Shard, row_count, shard_of
 
 
-class PaddedBatch(NamedTuple):
-    """One replica's rows of a padded global batch.
+def own_shard(element: Any, *, whole: bool) -> Shard:
+    """What is this replica's of an element of `Batches`; in replica context.
 
-    Attributes:
-        data: What the data set yields, (rows, ...) a tensor.
-        real: int32 scalar, real rows here; they come first.
-        total: int32 scalar, real rows of the global batch.
-        rows: int32 scalar, rows of the global batch with padding.
+    Args:
+        element: As the iterator gave it.
+        whole: Whether it is the global batch, and not this replica's part of it.
     """
-
-    data: Any
-    real: tf.Tensor
-    total: tf.Tensor
-    rows: tf.Tensor
-
-    @property
-    def padding(self) -> Padding:
-        """The row counts, without the data."""
-        return Padding(real=self.real, total=self.total, rows=self.rows)
-
-
-class Shares(NamedTuple):
-    """The rows of all replicas of a global batch; on CPUs each takes its own with `own_share`.
-
-    Attributes:
-        of_all: A `PaddedBatch`, or what the data set yields: (replicas, rows each, ...) a tensor.
-    """
-
-    of_all: Any
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if isinstance(element, Shard):
+        return element._replace(data=_none_for_optional(element.data))
+    data = _none_for_optional(element)
+    if replicas == 1:
+        rows = row_count(data)
+        rows = 1 if rows is None else rows
+        return Shard(data, rows, rows)
+    if whole:
+        replica = tf.get_static_value(context.replica_id_in_sync_group)
+        return shard_of(data, replica=int(replica), replicas=replicas)
+    # An even part: see `Batches`.
+    rows = row_count(data)
+    assert rows is not None
+    return Shard(data, rows, rows * replicas)
 
 
-def own_share(element: Any) -> Any:
-    """What is this replica's of an element of `Batches`; in replica context."""
-    if not isinstance(element, Shares):
-        return element
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    with tf.name_scope("input"):
-        return tf.nest.map_structure(lambda tensor: tensor[replica], element.of_all)
+def _none_for_optional(data: Any) -> Any:
+    # Keras stands a tf Optional in for a None in the inputs.
+    return tree.map_structure(
+        lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+    )
 
 
 class Batches:
@@ -75,8 +67,8 @@ class Batches:
         exact: Whether executions have to end where `cut_every` and the epoch say.
         cut_every: Steps, of the run, at whose multiples executions end; None: wherever.
         alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
-        padded: Whether a replica gets a `PaddedBatch`; otherwise it gets what the data
-            set yields, or its share of it. See `own_share`.
+        whole: Whether each replica gets the global batch, to cut its rows out with `own_shard`.
+        resident: The arrays that the device map takes, by local replica.
     """
 
     def __init__(
@@ -102,14 +94,10 @@ class Batches:
         self.num_batches = cardinality if cardinality >= 0 else num_batches
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
 
-        replicas = strategy.num_replicas_in_sync
-        rows = _static_rows(dataset.element_spec) if replicas > 1 else None
-        # A data set of our own says what size to pad to, so that XLA sees one shape.
-        pad_to = getattr(dataset, "pad_to", None)
-        self.padded = pad_to is not None or (
-            replicas > 1 and (rows is None or rows % replicas != 0)
-        )
-        self._pad_to = pad_to
+        self.resident: Sequence[Sequence[tf.Tensor]] = getattr(dataset, "resident", ())
+        # On a CPU nothing has to be brought to a device, and what TensorFlow does to bring it
+        # takes 0.1 s to set up, for every pass over the data, and some of each step.
+        self.whole = _is_default(strategy) or _is_cpu(strategy)
 
     def seek(self, step: int, *, done: int = 0) -> None:
         """Makes the next iteration begin at a step, counted from the first one of all.
@@ -142,7 +130,7 @@ class Batches:
             where `seek` said and end where `cut_every` and the epoch say.
         """
         if not self.exact:
-            yield from type(epoch_iterator)._enumerate_iterator(epoch_iterator)
+            yield from EpochIterator._enumerate_iterator(epoch_iterator)
             return
         if epoch_iterator._current_iterator is None:
             epoch_iterator._current_iterator = iter(self)
@@ -162,42 +150,64 @@ class Batches:
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
         replicas = strategy.num_replicas_in_sync
-        shared = self.padded or replicas > 1
         # Whoever turns tuning off reads ahead by other means, such as the workers of a
         # keras.utils.PyDataset, which stop with the epoch and must not be asked for more then.
         ahead = self.device_map is not None or dataset.options().autotune.enabled is not False
-        if shared:
-            dataset = _share_rows(
-                dataset,
-                replicas=replicas,
-                padded=self.padded,
-                pad_to=self._pad_to,
-                # Splitting is nothing to do at the same time.
-                parallel=tf.data.AUTOTUNE if ahead and self.padded else None,
-            )
-        if _is_default(strategy) or _is_cpu(strategy):
-            # Nothing has to be brought to a device, and what TensorFlow does to bring it takes
-            # 0.1 s to set up, for every pass over the data, and some of each step.
-            if shared and replicas == 1:
-                dataset = dataset.map(_only_share)
-            # Without that, data of our own have been read ahead already.
+        if self.whole:
+            # Data of our own have been read ahead already.
             return (
                 dataset.prefetch(tf.data.AUTOTUNE)
-                if ahead and (shared or self.device_map is None)
+                if ahead and self.device_map is None
                 else dataset
             )
+        rows = _static_rows(dataset.element_spec)
+        even = rows is not None and rows % replicas == 0
 
-        def shares(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def shards(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = replicas // context.num_input_pipelines
             first = local * context.input_pipeline_id
-            mine = _deal(dataset, first=first, local=local) if shared else dataset
+            mine = dataset
+            if replicas > 1:
+                mine = _cut(dataset, range(first, first + local), replicas=replicas, even=even)
             # For a data set it takes for endless TensorFlow leaves out its own handling
             # of partial batches: a `cond` and a collective in every step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
             mine = mine.apply(endless)
             return mine.prefetch(2 * local) if ahead else mine
 
-        return strategy.distribute_datasets_from_function(shares)
+        return strategy.distribute_datasets_from_function(shards)
+
+
+def _cut(
+    dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool
+) -> tf.data.Dataset:
+    """Turns global batches into the parts of the `local` replicas, in turn.
+
+    With `even` each is what the data set yields, of a static number of rows; else a `Shard`.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def parts(*batch: Any) -> tf.data.Dataset:
+        data = batch[0] if len(batch) == 1 else batch
+
+        @tf.autograph.experimental.do_not_convert
+        def part(replica: tf.Tensor) -> Any:
+            shard = shard_of(data, replica=tf.cast(replica, tf.int32), replicas=replicas)
+            if not even:
+                return Shard(
+                    shard.data, tf.cast(shard.real, tf.int32), tf.cast(shard.total, tf.int32)
+                )
+            return tree.map_structure(
+                lambda leaf, whole: tf.ensure_shape(
+                    leaf, [whole.shape[0] // replicas, *whole.shape[1:]]
+                ),
+                shard.data,
+                data,
+            )
+
+        return tf.data.Dataset.range(local.start, local.stop).map(part)
+
+    return dataset.flat_map(parts)
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -235,6 +245,7 @@ class BatchIterator:
         self._position = position
         self._first = position
         self.exhausted = False
+        self.counted = 0
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -280,6 +291,10 @@ class BatchIterator:
                 steps = min(steps, batches.alone.start - self._position)
         return steps
 
+    def count(self, steps: int) -> None:
+        """Says how many of the steps that were reserved last have been done."""
+        self.counted = steps
+
     @property
     def alone(self) -> bool:
         """Whether the next batch is to be an execution of its own."""
@@ -290,49 +305,6 @@ class BatchIterator:
     def sized(self) -> bool:
         """Whether `take` never promises more batches than there are."""
         return self.batches.num_batches is not None or self.batches.endless
-
-
-def can_deal(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> bool:
-    """Whether `dataset` can be made `Batches`: every component is a dense tensor with rows.
-
-    For one replica, which gets the elements as they are, an optional component will do.
-    """
-    alone = strategy.num_replicas_in_sync == 1
-    return all(
-        (isinstance(leaf, tf.TensorSpec) and bool(leaf.shape.rank))
-        or (alone and isinstance(leaf, tf.OptionalSpec))
-        for leaf in tf.nest.flatten(dataset.element_spec)
-    )
-
-
-def share_out(batch: Any, strategy: tf.distribute.Strategy) -> Any:
-    """Deals one global batch out to the replicas.
-
-    Args:
-        batch: Arrays, tensors and None; (rows, ...) each. Anything else makes each
-            replica get all of it, as in Keras.
-        strategy: Of more than one replica.
-
-    Returns:
-        What `strategy.run` takes: a `PaddedBatch` for each replica, or `batch`.
-    """
-    replicas = strategy.num_replicas_in_sync
-    flat = [
-        leaf if leaf is None or tf.is_tensor(leaf) else tf.convert_to_tensor(leaf)
-        for leaf in tf.nest.flatten(batch)
-    ]
-    if not all(leaf is None or (isinstance(leaf, tf.Tensor) and leaf.shape.rank) for leaf in flat):
-        return batch
-    shares = _spread(tf.nest.pack_sequence_as(batch, flat), replicas=replicas, pad_to=None)
-
-    def share(tensor: tf.Tensor | None) -> Any:
-        if tensor is None:
-            return None
-        return strategy.experimental_distribute_values_from_function(
-            lambda context: tensor[context.replica_id_in_sync_group]
-        )
-
-    return tf.nest.map_structure(share, shares)
 
 
 @contextlib.contextmanager
@@ -368,78 +340,10 @@ def _is_default(strategy: tf.distribute.Strategy) -> bool:
 
 
 def _static_rows(spec: Any) -> int | None:
-    """The rows of a global batch when every component states the same number."""
-    rows = {leaf.shape[0] for leaf in tf.nest.flatten(spec)}
-    return rows.pop() if len(rows) == 1 else None
-
-
-def _share_rows(
-    dataset: tf.data.Dataset,
-    *,
-    replicas: int,
-    padded: bool,
-    pad_to: int | None,
-    parallel: int | None,
-) -> tf.data.Dataset:
-    """Maps batches to `Shares`."""
-
-    @tf.autograph.experimental.do_not_convert
-    def share(*data: Any) -> Shares:
-        batch = data[0] if len(data) == 1 else data
-        if padded:
-            return Shares(_spread(batch, replicas=replicas, pad_to=pad_to))
-        return Shares(_split(batch, replicas=replicas))
-
-    deterministic = None if parallel is None else True
-    return dataset.map(share, num_parallel_calls=parallel, deterministic=deterministic)
-
-
-def _spread(batch: Any, *, replicas: int, pad_to: int | None) -> PaddedBatch:
-    """Pads a global batch: (replicas, rows each, ...) a tensor."""
-    total = tf.shape(next(t for t in tf.nest.flatten(batch) if t is not None))[0]
-    each = tf.constant(pad_to // replicas) if pad_to else -(-total // replicas)
-    rows = each * replicas
-    source = tf.minimum(tf.range(rows), total - 1)
-
-    def spread(tensor: tf.Tensor | None) -> tf.Tensor | None:
-        if tensor is None:
+    """The rows of a global batch of dense tensors when every component states the same number."""
+    rows = set()
+    for leaf in tf.nest.flatten(spec):
+        if not isinstance(leaf, tf.TensorSpec) or not leaf.shape.rank:
             return None
-        shape = tf.concat([[replicas, each], tf.shape(tensor)[1:]], axis=0)
-        spread = tf.reshape(tf.gather(tensor, source), shape)
-        static = pad_to // replicas if pad_to else None
-        return tf.ensure_shape(spread, [replicas, static, *tensor.shape[1:]])
-
-    real = tf.clip_by_value(total - each * tf.range(replicas), 0, each)
-    everywhere = tf.ones([replicas], tf.int32)
-    return PaddedBatch(
-        tf.nest.map_structure(spread, batch), real, total * everywhere, rows * everywhere
-    )
-
-
-@tf.autograph.experimental.do_not_convert
-def _only_share(batch: Shares) -> Any:
-    return tf.nest.map_structure(lambda t: t[0], batch.of_all)
-
-
-def _deal(dataset: tf.data.Dataset, *, first: int, local: int) -> tf.data.Dataset:
-    """Turns `Shares` into the elements of replicas `first` to `first + local`, in turn."""
-
-    @tf.autograph.experimental.do_not_convert
-    def mine(batch: Shares) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(
-            tf.nest.map_structure(lambda t: t[first : first + local], batch.of_all)
-        )
-
-    return dataset.flat_map(mine)
-
-
-def _split(batch: Any, *, replicas: int) -> Any:
-    """(rows, ...) to (replicas, rows each, ...) a tensor, of a number of rows that divides."""
-    return tf.nest.map_structure(
-        lambda t: (
-            tf.reshape(t, [replicas, t.shape[0] // replicas, *t.shape[1:]])
-            if t.shape.is_fully_defined()
-            else tf.stack(tf.split(t, replicas))
-        ),
-        batch,
-    )
+        rows.add(leaf.shape[0])
+    return rows.pop() if len(rows) == 1 else None

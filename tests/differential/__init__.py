@@ -1,0 +1,1 @@
+"""Random cases on which `tfgpu.Model` and stock `keras.Model` are compared."""

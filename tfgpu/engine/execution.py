@@ -1,0 +1,331 @@
+"""Runs `k` steps on all replicas in one call: what Keras calls an execution.
+
+The host is met once an execution: the loop over its steps, the reading of batches and
+the results of the metrics are one `tf.function`. Nothing in it belongs to a data set but its
+arguments, so one trace serves every data set of the same kind of elements, and keeps none alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.engine.batches import BatchIterator, end_of_data, own_shard
+from tfgpu.engine.keras_internals import TensorFlowTrainer, tensorflow_trainer
+from tfgpu.engine.local_copies import SharedGenerator, as_replica
+from tfgpu.engine.own_step import OwnStep, is_own
+from tfgpu.engine.replica_step import ReplicaStep
+
+
+class Replicas:
+    """Runs one kind of step of a model on every replica.
+
+    Args:
+        model: A compiled model.
+        name: `train_step`, `test_step` or `predict_step`.
+
+    Attributes:
+        own: Whether the step is one that the model's class defines.
+    """
+
+    def __init__(self, model: keras.Model, name: str):
+        strategy = model.distribute_strategy
+        self._model: Any = model
+        self._strategy = strategy
+        self.own = is_own(model, name)
+        leave_collective_keys(strategy)
+        alone = strategy.num_replicas_in_sync == 1
+        if not alone:
+            _refuse_stateful_layers(model)
+        self._own_step = None
+        if self.own or (alone and model.run_eagerly):  # To step through.
+            self._own_step = OwnStep(model, name)
+        steps = ReplicaStep(model)
+        self._step: Callable[..., Any] = self._own_step or {
+            "train_step": steps.train,
+            "test_step": steps.test,
+            "predict_step": steps.predict,
+        }[name]
+        self._generator = None if alone else SharedGenerator(strategy)
+        # Maps that are equal trace to the same function if they are the same object.
+        self._maps: dict[Any, Any] = {}
+
+    def map_of(self, batches: Any) -> Any:
+        """The device map of `Batches`, one object for all that are equal."""
+        device_map = batches.device_map
+        return None if device_map is None else self._maps.setdefault(device_map, device_map)
+
+    def run(
+        self,
+        element: Any,
+        device_map: Any = None,
+        resident: Sequence[Sequence[tf.Tensor]] = (),
+        *,
+        whole: bool = True,
+        may_end: bool = False,
+    ) -> Any:
+        """Runs a step; returns what it returned on each replica.
+
+        Args:
+            element: A batch, as an iterator gave it.
+            device_map: Of the data set, or None.
+            resident: The arrays it takes, by local replica.
+            whole: Whether `element` is the global batch.
+            may_end: Whether reading the element may find that the data have ended.
+        """
+        several = self._strategy.num_replicas_in_sync > 1
+
+        def replica(element: Any, generator: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
+            arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
+            # Data that has ended must not be found out beside an assignment.
+            ended = tensors_of(element) if may_end else []
+            with tf.control_dependencies(ended), as_replica(number, generator):
+                with tf.name_scope("input"):
+                    shard = own_shard(element, whole=whole)
+                return self._step(shard, device_map, arrays)
+
+        with contextlib.ExitStack() as stack:
+            if self._own_step is not None:
+                stack.enter_context(self._own_step.installed())
+            generator = None
+            if self._generator is not None:
+                generator = stack.enter_context(self._generator.shared())
+            run = functools.partial(replica, generator=generator)
+            return self._strategy.run(run, args=(element,))
+
+
+def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
+    """Returns the function that Keras calls with an iterator, once an execution.
+
+    Args:
+        model: A compiled model.
+        name: `train_step` or `test_step`.
+    """
+    trainer: Any = model
+    replicas, strategy = Replicas(model, name), model.distribute_strategy
+    # Results that only the step knows have to leave the loop with it.
+    own_results = replicas.own or (
+        type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
+    )
+    gauges = trainer._gauges if name == "train_step" else None
+
+    def read_batch(source: Any) -> Any:
+        with tf.name_scope("input"):
+            return next(source) if gauges is None else gauges.timed(lambda: next(source))
+
+    def results(last: Any) -> Any:
+        if own_results:
+            return tensorflow_trainer.reduce_per_replica(last, strategy, reduction="auto")
+        return model.get_metrics_result()
+
+    def run_steps(
+        source: Any,
+        device_map: Any,
+        resident: Any,
+        whole: bool,
+        steps: tf.Tensor,
+        done: tf.Variable | None,
+    ) -> Any:
+        """`steps` steps; the last apart when only it knows the results."""
+        looped = steps - 1 if own_results else steps
+
+        def body(count: tf.Tensor) -> list[tf.Tensor]:
+            element = read_batch(source)
+            replicas.run(element, device_map, resident, whole=whole, may_end=done is not None)
+            if done is not None:
+                with tf.control_dependencies(tensors_of(element)):
+                    done.assign(count + 1)
+            return [count + 1]
+
+        # One step at a time: when the data ends inside an execution, no step may
+        # have been begun.
+        tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
+        if not own_results:
+            return results(None)
+        return results(replicas.run(read_batch(source), device_map, resident, whole=whole))
+
+    def run_one(element: Any) -> Any:
+        return results(replicas.run(element))
+
+    def run_next(source: Any, device_map: Any, resident: Any, whole: bool, may_end: bool) -> Any:
+        element = read_batch(source)
+        return results(
+            replicas.run(element, device_map, resident, whole=whole, may_end=may_end)
+        )
+
+    if not model.run_eagerly:
+        options = {"reduce_retracing": True, "autograph": False}
+        run_steps = tf.function(run_steps, **options)
+        run_one = tf.function(run_one, **options)
+        run_next = tf.function(run_next, **options)
+
+    def run_unsized(iterator: BatchIterator, steps: int, given: tuple[Any, ...]) -> Any:
+        """Up to `steps` steps of data that may end among them."""
+        done = tf.Variable(
+            0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        )
+        logs = None
+        try:
+            if own_results or steps == 1:
+                for _ in range(steps):
+                    logs = run_next(*given, True)
+                    iterator.count(1)
+                return logs
+            logs = run_steps(*given, tf.constant(steps), done)
+            iterator.count(steps)
+            return logs
+        except (StopIteration, tf.errors.OpError) as error:
+            if not isinstance(error, StopIteration) and not end_of_data(error):
+                raise
+            iterator.exhausted = True
+            iterator.count(int(done.numpy()))
+            if logs is None and int(done.numpy()) == 0:
+                raise StopIteration from None
+            return model.get_metrics_result() if logs is None else logs
+
+    def execution(iterator: Any) -> Any:
+        if not isinstance(iterator, BatchIterator):
+            return _run_given(trainer, iterator, run_one)
+        batches, alone = iterator.batches, iterator.alone
+        steps = iterator.take(trainer.steps_per_execution)
+        if steps == 0:
+            raise StopIteration
+        given = (iterator.source, replicas.map_of(batches), batches.resident, batches.whole)
+        if not iterator.sized:
+            return run_unsized(iterator, steps, given)
+        # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
+        if trainer.steps_per_execution == 1 or alone:
+            return run_next(*given, False)
+        return run_steps(*given, tf.constant(steps), None)
+
+    # For those who want to see what was traced.
+    execution.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
+    return execution
+
+
+def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
+    """Returns the function that gives the outputs of the batches of one execution.
+
+    It takes a `BatchIterator`, or a list of batches as Keras' `predict_function` does.
+    """
+    trainer: Any = model
+    replicas, strategy = Replicas(model, "predict_step"), model.distribute_strategy
+
+    def put_together(outputs: Any) -> Any:
+        if strategy.num_replicas_in_sync == 1:
+            return outputs
+        return _concatenated(outputs, strategy)
+
+    def joined(parts: list[Any]) -> Any:
+        return keras.tree.map_structure(lambda *p: tensorflow_trainer.concat(p), *parts)
+
+    def run_next(source: Any, device_map: Any, resident: Any, whole: bool, steps: int) -> Any:
+        parts = []
+        for _ in range(steps):
+            with tf.name_scope("input"):
+                element = next(source)
+            parts.append(put_together(replicas.run(element, device_map, resident, whole=whole)))
+        return joined(parts) if steps > 1 else parts[0]
+
+    def run_given(batches: list[Any]) -> Any:
+        parts = [put_together(replicas.run(batch)) for batch in batches]
+        return joined(parts) if len(parts) > 1 else parts[0]
+
+    if not model.run_eagerly:
+        options = {"reduce_retracing": True, "autograph": False}
+        run_next = tf.function(run_next, **options)
+        run_given = tf.function(run_given, **options)
+
+    def prediction(iterator: Any) -> Any:
+        if not isinstance(iterator, BatchIterator):
+            return run_given(iterator)
+        batches = iterator.batches
+        steps = iterator.take(trainer.steps_per_execution)
+        if steps == 0:
+            raise StopIteration
+        given = (iterator.source, replicas.map_of(batches), batches.resident, batches.whole)
+        if iterator.sized:
+            return run_next(*given, steps)
+        parts: list[Any] = []
+        try:
+            for _ in range(steps):
+                parts.append(run_next(*given, 1))
+                iterator.count(1)
+        except (StopIteration, tf.errors.OpError) as error:
+            if not isinstance(error, StopIteration) and not end_of_data(error):
+                raise
+            iterator.exhausted = True
+            if not parts:
+                raise StopIteration from None
+        return joined(parts) if len(parts) > 1 else parts[0]
+
+    return prediction
+
+
+def tensors_of(structure: Any) -> list[tf.Tensor]:
+    """The tensors of a structure, those that make up ragged and sparse ones too."""
+    leaves = tf.nest.flatten(structure, expand_composites=True)
+    return [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
+
+
+def leave_collective_keys(strategy: tf.distribute.Strategy) -> None:
+    """Has strategies that are made from now on number their collectives apart from this one's.
+
+    TensorFlow numbers the collectives of every MirroredStrategy from the same start and keeps
+    their shapes as long as the process lives, so a second strategy over the same devices failed
+    with "Shape mismatch in the collective instance" once a model of another size trained under it.
+    """
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        # A group of devices takes one key; a strategy meets no more than a few groups.
+        tf.distribute.MirroredStrategy._collective_key_base += 100
+
+
+def _run_given(trainer: Any, iterator: Any, run_one: Callable[[Any], Any]) -> Any:
+    """Runs batches that do not come from a `BatchIterator`, such as `train_on_batch`'s."""
+    outputs = None
+    for _ in range(trainer.steps_per_execution):
+        try:
+            data = next(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            break
+        outputs = run_one(_as_tensors(data))
+    if outputs is None:
+        raise StopIteration
+    return outputs
+
+
+def _as_tensors(data: Any) -> Any:
+    """Arrays and Python numbers as tensors."""
+    return keras.tree.map_structure(
+        lambda leaf: leaf if leaf is None or tf.is_tensor(leaf) else tf.convert_to_tensor(leaf),
+        data,
+    )
+
+
+def _concatenated(outputs: Any, strategy: tf.distribute.Strategy) -> Any:
+    """The outputs of all replicas, in order; of scalars the sum: see `own_outputs`."""
+
+    def put(leaf: Any) -> Any:
+        values = strategy.experimental_local_results(leaf)
+        first = values[0]
+        if isinstance(first, tf.Tensor) and first.shape.rank == 0:
+            return strategy.reduce("SUM", leaf, axis=None) if first.dtype.is_floating else first
+        return tensorflow_trainer.reduce_per_replica(leaf, strategy, reduction="concat")
+
+    return keras.tree.map_structure(put, outputs)
+
+
+def _refuse_stateful_layers(model: keras.Model) -> None:
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(
+                f"Layer {layer.name!r} is stateful: it keeps a state for each row of the batch, "
+                "and replicas share the rows. Use stateful=False, or train on one device."
+            )

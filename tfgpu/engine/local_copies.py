@@ -1,0 +1,333 @@
+"""Lets code for one device run on one replica's copies of the variables.
+
+Under `tf.distribute` a variable is a container of one copy a replica. Keras' own forward
+pass, losses, metrics and optimizers, and what users write beside them, are code for one device:
+they read and assign variables wherever it suits them, in a `tf.cond` or a loop too. Inside
+`on_local_copies` they find what they would find there: no strategy, one replica, and every
+variable is the copy of the replica that asks. Nothing meets another device, so XLA can compile
+it, update in place, and no state is lost. What the replicas owe each other is done outside:
+gradients are summed (`replica_step`), and assigned state is brought together again (`state`).
+
+TensorFlow itself has this way of running for what `tf.distribute.StrategyExtended.update` calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.engine.keras_internals import (
+    GLOBAL_SEED_GENERATOR,
+    DistributedVariable,
+    SyncOnReadVariable,
+    distribute_lib,
+    global_state,
+)
+
+# An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
+_SPREAD = 2654435769
+
+
+class NotCompilable(Exception):
+    """A replica has to ask the others in the middle of what XLA was to compile."""
+
+
+class Writes:
+    """The variables with a copy a replica that were assigned, in the order of their first one.
+
+    Made in a replica, outside everything that is compiled.
+
+    Args:
+        keep: Whether to keep the values from before, of every variable; of those that are
+            summed over the replicas they are kept anyway.
+
+    Attributes:
+        variables: The containers.
+        copies: This replica's copy of each.
+        before: Its value before the first assignment; None where it is not kept.
+    """
+
+    def __init__(self, *, keep: bool = False):
+        self.variables: list[Any] = []
+        self.copies: list[tf.Variable] = []
+        self.before: list[tf.Tensor | None] = []
+        self._keep = keep
+        self._seen: set[int] = set()
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+    def note(self, variable: Any, *, local: bool) -> None:
+        """Called before `variable` is assigned, by whatever graph is being made.
+
+        Args:
+            variable: The container.
+            local: Whether it is assigned inside `on_local_copies`. Outside, TensorFlow itself
+                brings the copies together of a variable that says how.
+        """
+        told = variable.aggregation != tf.VariableAggregation.NONE
+        if id(variable) in self._seen or (
+            told and not local and not isinstance(variable, SyncOnReadVariable)
+        ):
+            return
+        self._seen.add(id(variable))
+        copy = variable._get_on_device_or_primary()
+        before = None
+        if self._keep or variable.aggregation == tf.VariableAggregation.SUM:
+            # In the graph around what is compiled, so that it can be used there; the order of
+            # reads and assignments is that in which they are made.
+            with self._graph.as_default() if self._graph else contextlib.nullcontext():
+                before = copy.read_value()
+        self.variables.append(variable)
+        self.copies.append(copy)
+        self.before.append(before)
+
+
+class _Current(threading.local):
+    """What this thread is tracing or running.
+
+    Attributes:
+        local: Whether inside `on_local_copies`.
+        replica: The number of the replica whose random numbers are drawn; 0 outside.
+        writes: Where assignments are noted, or None.
+        compiling: Whether what is traced is for XLA.
+    """
+
+    local = False
+    replica = 0
+    writes: Writes | None = None
+    compiling = False
+
+
+_current = _Current()
+
+
+class _OneReplica(tf.distribute.ReplicaContext):
+    """The context of code for one device; knows which replica it stands for."""
+
+    def __init__(self, context: Any, *, exchanging: bool):
+        super().__init__(distribute_lib._get_default_strategy(), 0)
+        self._context = context
+        self._exchanging = exchanging
+        # By this TensorFlow's variables choose the copy.
+        self._local_replica_id = context._replica_id
+
+    @property
+    def replica_id_in_sync_group(self) -> Any:
+        return self._context.replica_id_in_sync_group
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        replicas: int = self._context.num_replicas_in_sync
+        return replicas
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        if not self._exchanging:
+            return value
+        if _current.compiling:
+            raise NotCompilable("The replicas exchange something in the middle of the forward pass")
+
+        @tf.custom_gradient
+        def reduced(*tensors: tf.Tensor) -> Any:
+            with _left(self):
+                sums = self._context.all_reduce(reduce_op, list(tensors), options)
+            # The gradient of a sum over replicas is one itself.
+            return sums, lambda *up: self.all_reduce(reduce_op, list(up), options)
+
+        flat = tf.nest.flatten(value)
+        return tf.nest.pack_sequence_as(value, tf.nest.flatten(reduced(*flat)))
+
+
+@contextlib.contextmanager
+def _entered(one: _OneReplica) -> Iterator[None]:
+    mode = distribute_lib._ThreadMode(distribute_lib._get_default_strategy(), None, one)
+    was = _current.local
+    distribute_lib._push_per_thread_mode(mode)
+    _current.local = True
+    try:
+        with distribute_lib.UpdateContext(one._replica_id):
+            yield
+    finally:
+        _current.local = was
+        distribute_lib._pop_per_thread_mode()
+
+
+@contextlib.contextmanager
+def _left(one: _OneReplica) -> Iterator[None]:
+    """Back in the strategy's own replica context, for an exchange."""
+    strategy_mode = distribute_lib._ThreadMode(one._context.strategy, None, one._context)
+    local, writes, replica = _current.local, _current.writes, _current.replica
+    distribute_lib._push_per_thread_mode(strategy_mode)
+    _current.local, _current.writes = False, None
+    try:
+        with distribute_lib.UpdateContext(None):
+            yield
+    finally:
+        _current.local, _current.writes, _current.replica = local, writes, replica
+        distribute_lib._pop_per_thread_mode()
+
+
+@contextlib.contextmanager
+def on_local_copies(
+    context: Any, writes: Writes | None = None, *, exchanging: bool = False
+) -> Iterator[None]:
+    """Runs the block as if this replica were all there is.
+
+    Args:
+        context: The replica's context, from `tf.distribute.get_replica_context()`.
+        writes: Notes the variables that the block assigns.
+        exchanging: Whether an all-reduce in the block, such as that of a synchronized
+            BatchNormalization, asks the other replicas; if not, it finds one replica, as the
+            one of Keras' optimizers must when gradients have been summed.
+    """
+    if not tf.distribute.has_strategy():
+        yield  # There is but one replica, and it is this.
+        return
+    with noting(writes), _entered(_OneReplica(context, exchanging=exchanging)):
+        yield
+
+
+@contextlib.contextmanager
+def for_xla() -> Iterator[None]:
+    """Has an exchange between replicas in the block raise `NotCompilable`."""
+    was, _current.compiling = _current.compiling, True
+    try:
+        yield
+    finally:
+        _current.compiling = was
+
+
+def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
+    """Sums a tensor over the replicas, from inside or outside of `on_local_copies`.
+
+    Args:
+        context: The replica's context.
+        value: The same shape on each replica.
+
+    Raises:
+        NotCompilable: It would be in the middle of what XLA compiles.
+    """
+    one = _OneReplica(context, exchanging=True) if _current.local else context
+    return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+@contextlib.contextmanager
+def noting(writes: Writes | None) -> Iterator[None]:
+    """Notes what is assigned in the block; None notes nothing, whatever stands around it."""
+    was, _current.writes = _current.writes, writes
+    try:
+        yield
+    finally:
+        _current.writes = was
+
+
+def current_writes() -> Writes | None:
+    """Where assignments of this thread are noted."""
+    return _current.writes
+
+
+@contextlib.contextmanager
+def as_replica(replica: int, generator: Any) -> Iterator[None]:
+    """Draws random numbers that are this replica's own.
+
+    Args:
+        replica: Its number. The first draws what one device draws.
+        generator: Keras' global `SeedGenerator`, which is another in each thread, as a replica
+            is traced in one of its own; None leaves it alone.
+    """
+    was = _current.replica
+    _current.replica = replica
+    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    try:
+        yield
+    finally:
+        _current.replica = was
+        if generator is not None:
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
+
+
+class SharedGenerator:
+    """Keras' global `SeedGenerator`, as it is handed to the threads of the replicas.
+
+    One that nobody has used yet is made beforehand, since a replica cannot make variables, and
+    becomes the global one if a replica draws from it; else everything is left as it was, the
+    state of Python's `random` too, from which its seed is taken.
+
+    Made outside of any graph.
+
+    Args:
+        strategy: Whose replicas draw from it.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self._spare: Any = None
+        if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR) is not None:
+            return
+        self._before = random.getstate()
+        with strategy.scope():
+            self._spare = keras.random.SeedGenerator(name="seed_generator")
+        self._after = random.getstate()
+        random.setstate(self._before)
+        self._spare._tfgpu_drawn = False
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[Any]:
+        """Gives the generator; for the thread of the user, around what the replicas do."""
+        generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        if generator is not None or self._spare is None:
+            yield generator
+            return
+        yield self._spare
+        if self._spare._tfgpu_drawn:
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._spare)
+            if random.getstate() == self._before:
+                random.setstate(self._after)
+
+
+# ---- what of Keras and TensorFlow asks where it is ------------------------------------------
+
+
+def _install() -> None:
+    """Makes three methods of Keras and TensorFlow mind `_current`; elsewhere they stay as is."""
+    extended = distribute_lib.StrategyExtendedV2
+    update, assign = extended.update, DistributedVariable._update
+    draw = keras.random.SeedGenerator.next
+
+    @functools.wraps(update)
+    def local_update(
+        self: Any, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
+    ) -> Any:
+        if not _current.local:
+            return update(self, var, fn, args, kwargs, group)
+        if isinstance(var, DistributedVariable):
+            var = var._get_on_device_or_primary()
+        return fn(var, *args, **(kwargs or {}))
+
+    @functools.wraps(assign)
+    def noted_assign(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current.writes is not None:
+            _current.writes.note(self, local=_current.local)
+        return assign(self, *args, **kwargs)
+
+    @functools.wraps(draw)
+    def own_draw(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seed = draw(self, *args, **kwargs)
+        if hasattr(self, "_tfgpu_drawn"):
+            self._tfgpu_drawn = True
+        if not _current.replica:
+            return seed
+        return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
+
+    extended.update = local_update
+    DistributedVariable._update = noted_assign
+    keras.random.SeedGenerator.next = own_draw
+
+
+_install()

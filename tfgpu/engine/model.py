@@ -1,0 +1,350 @@
+"""`tfgpu.Model`: Keras' model with an execution of its own.
+
+`compile`, `fit`, `evaluate`, callbacks, metrics and files stay Keras'. What changes is how one
+execution runs (`execution`): `k` steps in one `tf.function`, each Keras' own code on a replica's
+copies of the variables, which XLA may compile, with one all-reduce between. That makes
+strategies, XLA, mixed precision and `steps_per_execution` work together.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+from keras.src import api_export
+from keras.src.models import functional as keras_functional
+from keras.src.models import model as keras_model
+from keras.src.models import sequential as keras_sequential
+
+from tfgpu.engine import losses, update
+from tfgpu.engine.batches import Batches
+from tfgpu.engine.execution import make_execution, make_prediction
+from tfgpu.engine.gauges import Gauges
+from tfgpu.engine.keras_internals import (
+    TensorFlowTrainer,
+    TFEpochIterator,
+    Trainer,
+    backend,
+    model_supports_jit,
+    tensorflow_trainer,
+)
+from tfgpu.engine.own_step import is_own
+
+# The mixin has no base; to a type checker it is what it is mixed into.
+_Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object
+
+
+class ReplicaTrainer(_Trainer):
+    """Overrides of Keras' TensorFlow trainer, for any class that derives from it.
+
+    Put it before the Keras class: `class Mine(ReplicaTrainer, keras.Model)`. A class that
+    defines its own `train_step` or `test_step` keeps that step; it then runs in the same
+    multi-step execution, without XLA under several replicas.
+    """
+
+    # ---- what Keras asks for ------------------------------------------------------------
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        """Builds `self.train_function`, which runs one execution of training steps."""
+        if self.train_function is None or force:
+            losses.adopt(self._compile_loss)
+            self.train_function = make_execution(self, "train_step")
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Callable:
+        """Builds `self.test_function`, which runs one execution of evaluation steps."""
+        if self.test_function is None or force:
+            losses.adopt(self._compile_loss)
+            self.test_function = make_execution(self, "test_step")
+        return self.test_function
+
+    def make_predict_function(self, force: bool = False) -> Callable:
+        """Builds `self.predict_function`, which runs one execution of prediction steps."""
+        if self.predict_function is None or force:
+            self.predict_function = make_prediction(self)
+        return self.predict_function
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `fit`; remembers the callbacks, for those that save the others' state."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        self._fit_callbacks = bound.arguments.get("callbacks")
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self._fit_callbacks = None
+            self._latest_batches = None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `evaluate`; keeps nothing of the data."""
+        batches = self._latest_batches
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._latest_batches = batches
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Keras' `predict`, whose batches go the way of those of `evaluate`.
+
+        Args:
+            x: As in Keras, or a data set of `tfgpu.data`, whose labels are ignored.
+            batch_size: As in Keras.
+            verbose: As in Keras.
+            steps: As in Keras.
+            callbacks: As in Keras.
+
+        Returns:
+            Arrays of the outputs of all rows, in order, in the structure of the outputs.
+        """
+        epoch_iterator = TFEpochIterator(
+            x=x,
+            batch_size=batch_size,
+            steps_per_epoch=steps,
+            shuffle=False,
+            distribute_strategy=self.distribute_strategy,
+            steps_per_execution=self.steps_per_execution,
+        )
+        batches = self._take_over(epoch_iterator)
+        if self._distribute_strategy is not None and not _is_built(self):
+            self._build_for_prediction(batches)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.callbacks.CallbackList(
+                callbacks,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=1,
+                steps=epoch_iterator.num_batches,
+                model=self,
+            )
+        self.make_predict_function()
+        self.stop_predicting = False
+        callbacks.on_predict_begin()
+        outputs: list[Any] = []
+        with epoch_iterator.catch_stop_iteration():
+            for begin_step, end_step, iterator in epoch_iterator:
+                callbacks.on_predict_batch_begin(begin_step)
+                outputs.append(self.predict_function(iterator))
+                callbacks.on_predict_batch_end(end_step, {"outputs": outputs[-1]})
+                if self.stop_predicting:
+                    break
+        callbacks.on_predict_end()
+        if not outputs:
+            raise ValueError("predict() was given data without a single batch.")
+        return tree.map_structure(
+            lambda *parts: tensorflow_trainer.convert_to_np_if_not_ragged(
+                tensorflow_trainer.potentially_ragged_concat(list(parts))
+            ),
+            *outputs,
+        )
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        # An epoch that was resumed after its last step has no logs of its own.
+        missing = isinstance(logs, dict) and not logs
+        return super()._get_metrics_result_or_logs(self.get_metrics_result() if missing else logs)
+
+    def _resolve_auto_jit_compile(self) -> bool:
+        # Keras turns XLA off under every strategy; here it works there.
+        self._jit_is_resolved = True
+        return bool(tf.config.list_logical_devices("GPU")) and model_supports_jit(self)
+
+    @property
+    def jit_compile(self) -> bool:
+        """Whether XLA compiles the steps."""
+        jit_compile: bool = Trainer.jit_compile.fget(self)
+        return jit_compile
+
+    @jit_compile.setter
+    def jit_compile(self, value: bool) -> None:
+        # "auto" has just been resolved, or the user said it.
+        self._jit_is_automatic, self._jit_is_resolved = self._jit_is_resolved, False
+        Trainer.jit_compile.fset(self, value)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Called by `fit` and `evaluate` with the epoch's iterator, before it is read.
+        if iterator is not None:
+            batches = self._latest_batches = self._take_over(iterator)
+            data_batch = batches.element_spec
+            if batches.device_map is not None:
+                data_batch = batches.device_map.element_spec
+        self._check_optimizer()
+        alone = self._distribute_strategy is None
+        if alone and not update.has_dynamic_scale(self.optimizer):
+            return  # As in Keras: the first step builds.
+        try:
+            self._build_from(data_batch)
+        except (RuntimeError, ValueError):
+            # The model cannot be called on a stand-in for a batch.
+            if not alone and not is_own(self, "train_step"):
+                raise
+
+    # ---- data ---------------------------------------------------------------------------
+
+    def _take_over(self, iterator: Any) -> Batches:
+        """Has Keras' iterator over an epoch read `Batches`."""
+        batches = iterator._distributed_dataset
+        if not isinstance(batches, Batches):
+            batches = Batches(
+                iterator.data_adapter.get_tf_dataset(),
+                self.distribute_strategy,
+                num_batches=iterator.data_adapter.num_batches,
+                steps_per_epoch=iterator.steps_per_epoch,
+            )
+            iterator._distributed_dataset = batches
+            iterator._enumerate_iterator = functools.partial(batches.executions, iterator)
+        return batches
+
+    # ---- building -----------------------------------------------------------------------
+
+    def _check_optimizer(self) -> None:
+        optimizer = update.inner(getattr(self, "optimizer", None))
+        strategy: tf.distribute.Strategy = self.distribute_strategy
+        made_for = getattr(optimizer, "_distribution_strategy", strategy)
+        if made_for is not strategy:
+            raise ValueError(
+                f"The optimizer {optimizer.name!r} was made for {type(made_for).__name__} and the "
+                f"model for {type(strategy).__name__}. Make both under the same "
+                "`strategy.scope()`, and call `compile` there too."
+            )
+
+    def _build_from(self, data_batch: Any) -> None:
+        """Creates all variables, which a replica cannot create on the way."""
+        spec = tree.map_structure(_symbolic, data_batch)
+        with self.distribute_strategy.scope():
+            losses.adopt(self._compile_loss)
+            self._symbolic_build(data_batch=spec)
+
+    def _build_for_prediction(self, batches: Batches) -> None:
+        spec = batches.element_spec
+        if batches.device_map is not None:
+            spec = batches.device_map.element_spec
+        x = tree.map_structure(_symbolic, spec[0] if isinstance(spec, tuple) else spec)
+        with self.distribute_strategy.scope():
+            backend.compute_output_spec(self, x)
+
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+    _distribute_strategy: Any
+    _jit_is_resolved = False
+    _jit_is_automatic = False
+    _fit_callbacks: Any = None
+    _gauges: Gauges | None = None
+    _latest_batches: Batches | None = None
+
+
+def _is_built(model: keras.Model) -> bool:
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def _symbolic(leaf: Any) -> Any:
+    """A stand-in with a shape and a dtype, which is all that building looks at."""
+    if isinstance(leaf, tf.OptionalSpec | tf.NoneTensorSpec) or leaf is None:
+        return None
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return leaf
+    shape = tuple(leaf.shape)
+    return keras.KerasTensor(
+        (None, *shape[1:]) if shape else shape,
+        keras.backend.standardize_dtype(leaf.dtype),
+        sparse=isinstance(leaf, tf.SparseTensorSpec),
+        ragged=isinstance(leaf, tf.RaggedTensorSpec),
+    )
+
+
+class Model(ReplicaTrainer, keras.Model):
+    """A drop-in for `keras.Model`; see `keras.Model` for its arguments and methods.
+
+    Strategies, XLA (`jit_compile`), mixed precision and `steps_per_execution` of `compile`
+    work together. Losses and metrics over a last partial batch are exact for any number
+    of replicas. Create and compile it under the strategy's scope, as with Keras.
+
+    Example:
+
+    ```python
+    with strategy.scope():
+        inputs = keras.Input((32, 32, 3))
+        outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+        model = tfgpu.Model(inputs, outputs)
+        model.compile("sgd", "mse", jit_compile=True, steps_per_execution=16)
+    model.fit(dataset)
+    ```
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is Model and keras_model.functional_init_arguments(args, kwargs):
+            return Functional.__new__(Functional, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if keras_model.functional_init_arguments(args, kwargs):
+            # Keras would rewrite the bases of `tfgpu.Model` itself, after which no
+            # subclass of it could be made without inputs and outputs.
+            _make_functional(type(self))
+            keras_functional.Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+
+class Functional(Model, keras_functional.Functional):
+    """A functional model; what `tfgpu.Model(inputs, outputs)` makes."""
+
+
+class Sequential(ReplicaTrainer, keras.Sequential):
+    """A drop-in for `keras.Sequential`; see `Model`."""
+
+
+def _make_functional(cls: type) -> None:
+    """Puts `Functional` in the place of `Model` among the ancestors of a subclass."""
+    if cls is Functional or issubclass(cls, Functional):
+        return
+    cls.__bases__ = tuple(Functional if base is Model else base for base in cls.__bases__)
+    for base in cls.__bases__:
+        if issubclass(base, Model):
+            _make_functional(base)
+
+
+# Files name Keras' own classes, so that they load where tfgpu is not installed.
+for _ours, _theirs in (
+    (Functional, keras_functional.Functional),
+    (Model, keras_model.Model),
+    (Sequential, keras_sequential.Sequential),
+):
+    _name = api_export.get_name_from_symbol(_theirs)
+    if _name is not None:
+        api_export.REGISTERED_OBJS_TO_NAMES[_ours] = _name
+    else:  # Not a public one: Keras writes where the class is defined.
+        _ours.__module__ = _theirs.__module__
+
+
+def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
+    """Loads a `.keras` file as a tfgpu model.
+
+    Args:
+        filepath: A file that `model.save` or `keras.Model.save` wrote.
+        **kwargs: `keras.models.load_model`'s: `custom_objects`, `compile`, `safe_mode`.
+
+    Returns:
+        A `tfgpu` functional or sequential model; a model of a class of your own as it is.
+    """
+    model = keras.models.load_model(filepath, **kwargs)
+    for ours, theirs in (
+        (Functional, keras_functional.Functional),
+        (Sequential, keras_sequential.Sequential),
+    ):
+        if type(model) is theirs:
+            # The classes differ in methods alone.
+            model.__class__ = ours
+            if model.compiled:
+                model.train_function = model.test_function = model.predict_function = None
+    return model

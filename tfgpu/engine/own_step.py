@@ -1,0 +1,207 @@
+"""Steps that a class defines itself: `train_step`, `test_step`, `predict_step`.
+
+Such a step is run as Keras runs it, in the replica context of the strategy, which it may have
+been written for. Around it, three things are made right under several replicas:
+
+- `compute_loss` gives the loss of this replica's rows so that gradients add up to that of the
+  global batch, and the mean of the replicas' values is its loss;
+- `apply` and `apply_gradients` of the model's optimizers sum the gradients first, and then are
+  those of one device;
+- what the forward pass and the metrics assign is brought together, and a replica without rows
+  of its own leaves no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.engine import update
+from tfgpu.engine.keras_internals import TensorFlowTrainer
+from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
+from tfgpu.engine.replica_step import (
+    dense,
+    finished,
+    own_outputs,
+    results_of_present,
+    rows_of,
+    settled,
+    sharded_loss,
+)
+from tfgpu.engine.shards import Rows, Shard
+from tfgpu.engine.state import sum_over_replicas
+
+
+class _Current(threading.local):
+    """What the own step of this thread runs for; `context` is None outside of one."""
+
+    context: Any = None
+    rows: Rows | None = None
+    updating = False
+
+
+_current = _Current()
+
+
+def is_own(model: keras.Model, name: str) -> bool:
+    """Whether the class of `model` defines `name`, one of the three steps, itself."""
+    own: bool = getattr(type(model), name) is not getattr(TensorFlowTrainer, name)
+    return own
+
+
+class OwnStep:
+    """One of the steps of a class, in replica context.
+
+    Args:
+        model: A compiled model.
+        name: `train_step`, `test_step` or `predict_step`.
+    """
+
+    def __init__(self, model: keras.Model, name: str):
+        self._model: Any = model
+        self._name = name
+        self._step: Callable[[Any], Any] = getattr(model, name)
+        if model.run_eagerly:
+            return
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            self._step = tf.function(
+                self._step, jit_compile=model.jit_compile, reduce_retracing=True, autograph=False
+            )
+        elif model.jit_compile and is_own(model, name):
+            warnings.warn(
+                f"{type(model).__name__}.{name} is custom: it may touch variables, which XLA "
+                f"cannot compile for {replicas} replicas, so it runs without XLA. Override "
+                "compute_loss or compute_metrics instead to keep XLA.",
+                stacklevel=2,
+            )
+
+    def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
+        """Runs the step on a replica's rows."""
+        context = tf.distribute.get_replica_context()
+        rows = rows_of(shard, context)
+        data = finished(shard.data, device_map, resident)
+        if rows.replicas == 1:
+            return self._step(data)
+
+        def step(writes: Writes | None) -> Any:
+            with noting(writes), _running(context, rows):
+                return self._step(data)
+
+        results = settled(context, rows, step)
+        if self._name == "predict_step":
+            return own_outputs(results, rows)
+        return results_of_present(results, rows)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """While the step is traced or run: the model's loss and optimizers know of replicas."""
+        model = self._model
+        if model.distribute_strategy.num_replicas_in_sync == 1:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                _in_place_of(model, "compute_loss", functools.partial(_loss, model.compute_loss))
+            )
+            for optimizer in _optimizers(model):
+                stack.enter_context(
+                    _in_place_of(
+                        optimizer,
+                        "apply",
+                        functools.partial(
+                            _apply, optimizer, optimizer.apply, build=not optimizer.built
+                        ),
+                    )
+                )
+            yield
+
+
+@contextlib.contextmanager
+def _running(context: Any, rows: Rows) -> Iterator[None]:
+    _current.context, _current.rows = context, rows
+    try:
+        yield
+    finally:
+        _current.context = _current.rows = None
+
+
+@contextlib.contextmanager
+def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    # Past `__setattr__`, with which Keras looks for layers and variables.
+    vars(owner)[name] = function
+    try:
+        yield
+    finally:
+        vars(owner).pop(name, None)
+
+
+def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Stands in for a model's `compute_loss`."""
+    context, rows = _current.context, _current.rows
+    if context is None:
+        return compute_loss(*args, **kwargs)
+    with on_local_copies(context, current_writes(), exchanging=True):
+        loss = sharded_loss(compute_loss, context, rows, {}, *args, **kwargs)
+    loss = tf.convert_to_tensor(loss)
+    if len(loss.shape):
+        return loss * tf.cast(rows.present, loss.dtype)
+    part = loss * tf.cast(rows.share, loss.dtype)
+    # A step reports the value, of which the replicas' mean is taken, and minimises the part.
+    others = tf.cast(rows.present_replicas, loss.dtype) - 1
+    return part + tf.stop_gradient(part * others)
+
+
+def _apply(
+    optimizer: Any,
+    apply: Callable[..., Any],
+    grads: Sequence[Any],
+    trainable_variables: Any = None,
+    *,
+    build: bool,
+) -> Any:
+    """Stands in for `apply` of an optimizer, which has to be built if `build`."""
+    context = _current.context
+    if context is None or _current.updating:
+        return apply(grads, trainable_variables)
+    if trainable_variables is not None:
+        trainable_variables = list(trainable_variables)
+        if build:  # Once, and not in each replica; of which all have to come here.
+            context.merge_call(lambda _: _build(optimizer, trainable_variables))
+    sums = sum_over_replicas(context, dense(grads))
+    _current.updating = True
+    try:
+        with on_local_copies(context), update.accumulating(optimizer):
+            return apply(sums, trainable_variables)
+    finally:
+        _current.updating = False
+
+
+def _build(optimizer: Any, variables: list[Any]) -> None:
+    if not optimizer.built:
+        with tf.init_scope():
+            optimizer.build(variables)
+            optimizer.built = True
+
+
+def _optimizers(model: Any) -> list[Any]:
+    """The optimizers that a model holds, as attributes or in lists and dicts of them."""
+    found: dict[int, Any] = {}
+    for value in [model.optimizer, *vars(model).values()]:
+        if isinstance(value, dict):
+            values = list(value.values())
+        elif isinstance(value, list | tuple):
+            values = list(value)
+        else:
+            values = [value]
+        for leaf in values:
+            if isinstance(leaf, keras.optimizers.Optimizer):
+                found[id(leaf)] = leaf
+    return list(found.values())

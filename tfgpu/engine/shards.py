@@ -1,0 +1,140 @@
+"""Which rows of a global batch are a replica's.
+
+No batch is padded. The rows are cut as evenly as they go, the first replicas take one more, and
+a replica for which none is left computes on one that is another's: an empty batch aborts the
+process in oneDNN's max-pool gradient and gives NaN statistics under XLA. What it computes counts
+nowhere: its share of the loss is 0, and its metrics and statistics are taken back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from keras import tree
+
+Count = int | tf.Tensor
+"""A number of rows: an int where shapes are static, else an int32 scalar."""
+
+
+class Shard(NamedTuple):
+    """One replica's part of a batch, as a data set hands it out.
+
+    Attributes:
+        data: What the data set yields, cut to this replica's rows.
+        real: int32 scalar, how many of the rows count: all of them, or 0.
+        total: int32 scalar, rows of the global batch.
+    """
+
+    data: Any
+    real: Count
+    total: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The row counts of a replica's shard.
+
+    Attributes:
+        real: Rows here that count: 0 where this replica computes on another's row.
+        total: Rows of the global batch.
+        replicas: Of the strategy.
+    """
+
+    real: Count
+    total: Count
+    replicas: int
+
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether `real` may turn out to be 0."""
+        return not isinstance(self.real, int) or self.real == 0
+
+    @property
+    def present(self) -> tf.Tensor:
+        """bool scalar: whether this replica has rows of its own."""
+        return tf.convert_to_tensor(self.real > 0)
+
+    @property
+    def present_replicas(self) -> tf.Tensor:
+        """int32 scalar: how many replicas have rows of their own."""
+        return tf.minimum(tf.cast(self.total, tf.int32), self.replicas)
+
+    @property
+    def share(self) -> tf.Tensor:
+        """float32 scalar: the part of the global batch that is here. They add up to 1."""
+        return tf.cast(self.real, tf.float32) / tf.cast(self.total, tf.float32)
+
+    @property
+    def times_share(self) -> tf.Tensor:
+        """float32 scalar: the inverse of `share`, and 1 on a replica without rows."""
+        return tf.cast(self.total, tf.float32) / tf.cast(tf.maximum(self.real, 1), tf.float32)
+
+
+def row_count(batch: Any) -> Count | None:
+    """The rows of a batch: those of its first component that has rows; None without one."""
+    for leaf in tree.flatten(batch):
+        if isinstance(leaf, tf.RaggedTensor):
+            return _static_or(leaf.shape[0], lambda leaf=leaf: tf.cast(leaf.nrows(), tf.int32))
+        if isinstance(leaf, tf.SparseTensor):
+            rows = leaf.shape[0] if leaf.shape.rank is not None else None
+            return _static_or(rows, lambda leaf=leaf: tf.cast(leaf.dense_shape[0], tf.int32))
+        if isinstance(leaf, tf.Tensor) and leaf.shape.rank != 0:
+            rows = leaf.shape[0] if leaf.shape.rank is not None else None
+            return _static_or(rows, lambda leaf=leaf: tf.shape(leaf)[0])
+    return None
+
+
+def shard_of(batch: Any, *, replica: Count, replicas: int) -> Shard:
+    """Cuts a replica's rows out of a global batch.
+
+    Args:
+        batch: Tensors of (rows, ...), ragged or sparse ones too; None and scalars go to all.
+        replica: Its number.
+        replicas: How many there are.
+
+    Raises:
+        ValueError: There is nothing in the batch that has rows, or rows are not as many in
+            each component.
+    """
+    rows = row_count(batch)
+    if rows is None:
+        raise ValueError(
+            f"{replicas} replicas share the rows of a batch, and this one has no tensor with "
+            "rows; make its components tensors of shape (rows, ...)"
+        )
+    each, more = rows // replicas, rows % replicas
+    if isinstance(rows, int) and isinstance(replica, int):
+        real = each + (replica < more)
+        start: Count = min(each * replica + min(replica, more), max(rows - 1, 0))
+        stop: Count = start + max(real, 1)
+    else:
+        replica = tf.cast(replica, tf.int32)
+        real = each + tf.cast(replica < more, tf.int32)
+        start = tf.minimum(each * replica + tf.minimum(replica, more), tf.maximum(rows - 1, 0))
+        stop = start + tf.maximum(real, 1)
+
+    def cut(leaf: Any) -> Any:
+        if isinstance(leaf, tf.SparseTensor):
+            shape = leaf.dense_shape
+            begin = tf.concat([[tf.cast(start, tf.int64)], tf.zeros_like(shape[1:])], axis=0)
+            size = tf.concat([[tf.cast(stop - start, tf.int64)], shape[1:]], axis=0)
+            return tf.sparse.slice(leaf, begin, size)
+        if isinstance(leaf, tf.RaggedTensor):
+            return leaf[start:stop]
+        if not isinstance(leaf, tf.Tensor) or leaf.shape.rank == 0:
+            return leaf
+        known = leaf.shape[0] if leaf.shape.rank is not None else None
+        if isinstance(rows, int) and known is not None and known != rows:
+            raise ValueError(
+                f"{replicas} replicas share the rows of a batch, but its components have {rows} "
+                f"and {known} rows; give each component a row for each example"
+            )
+        return leaf[start:stop]
+
+    return Shard(tree.map_structure(cut, batch), real, rows)
+
+
+def _static_or(rows: int | None, dynamic: Any) -> Count:
+    return dynamic() if rows is None else int(rows)

@@ -1,0 +1,181 @@
+"""Brings together what the replicas have assigned to variables, each to its own copy.
+
+A variable says how, by its `aggregation`, as `keras.Variable` and `tf.Variable` take it:
+
+    none (the default)   floats are averaged by real rows, others are the first replica's
+    mean                 averaged over the replicas that have rows
+    sum                  old + the sum over the replicas of (new - old)
+    only_first_replica   the first replica's
+
+One with `synchronization="on_read"`, such as a metric's, stays each replica's own. A replica
+without rows of its own counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfgpu.engine.keras_internals import SyncOnReadVariable
+from tfgpu.engine.local_copies import Writes
+from tfgpu.engine.shards import Rows
+
+LARGE = 1 << 20
+"""Elements from which on a tensor is summed over the replicas by itself."""
+
+
+class Settlement:
+    """The assigned variables of one step of a replica, on their way to one value for all.
+
+    Args:
+        context: The replica's context.
+        writes: What was assigned.
+        rows: Of this replica's shard.
+
+    Attributes:
+        contributions: What has to be summed over the replicas, a tensor each.
+    """
+
+    def __init__(self, context: Any, writes: Writes, rows: Rows):
+        self.contributions: list[tf.Tensor] = []
+        self._finish: list[tuple[tf.Variable, Callable[[tf.Tensor], tf.Tensor], tf.Tensor]] = []
+        first = tf.get_static_value(context.replica_id_in_sync_group) == 0
+        self._rows = rows
+        self._kept: list[tuple[tf.Variable, tf.Tensor]] = []
+        for variable, copy, before in zip(
+            writes.variables, writes.copies, writes.before, strict=True
+        ):
+            if isinstance(variable, SyncOnReadVariable):
+                if rows.may_be_absent:
+                    assert before is not None
+                    self._kept.append((copy, before))
+                continue
+            if _is_seed(variable):
+                continue  # Every replica draws as often.
+            self._settle(variable, copy, before, first)
+
+    def _settle(
+        self, variable: Any, copy: tf.Variable, before: tf.Tensor | None, first: bool
+    ) -> None:
+        how, dtype, rows = variable.aggregation, copy.dtype, self._rows
+        new = copy.read_value()
+        number = dtype.is_floating or dtype.is_integer or dtype.is_complex
+        if not number and (how in (_SUM, _MEAN) or dtype != tf.bool):
+            raise ValueError(
+                f"Variable {variable.name!r} is assigned in the forward pass and has dtype "
+                f"{dtype.name}, which replicas cannot bring together as "
+                f"{how.name.lower()!r}; use a number, or train on one device."
+            )
+        if how == _MEAN and not dtype.is_floating:
+            raise ValueError(
+                f"Variable {variable.name!r} has dtype {dtype.name} and aggregation 'mean', and "
+                "a mean over replicas is no integer; use a float, 'sum' or 'only_first_replica'."
+            )
+        back = _same
+        if how == _SUM:
+            assert before is not None
+            old = before
+            part = new - old
+            if rows.may_be_absent:
+                part = tf.where(rows.present, part, tf.zeros_like(part))
+
+            def back(total: tf.Tensor, old: tf.Tensor = old) -> tf.Tensor:
+                return old + total
+
+        elif how == _MEAN or (how == _NONE and dtype.is_floating):
+            if how == _MEAN:
+                one = tf.cast(rows.present, tf.float32)
+                share = one / tf.cast(rows.present_replicas, tf.float32)
+            else:
+                share = rows.share
+            part = new * tf.cast(share, dtype)
+            if rows.may_be_absent:  # What is not finite stays so when it is multiplied by 0.
+                part = tf.where(rows.present, part, tf.zeros_like(part))
+        else:
+            value = tf.cast(new, tf.int32) if dtype == tf.bool else new
+            part = value if first else tf.zeros_like(value)
+            if dtype == tf.bool:
+
+                def back(total: tf.Tensor) -> tf.Tensor:
+                    return total > 0
+
+        self.contributions.append(part)
+        self._finish.append((copy, back, new if before is None else before))
+
+    def finish(self, sums: Sequence[tf.Tensor], finite: tf.Tensor | None = None) -> None:
+        """Assigns the values.
+
+        Args:
+            sums: The `contributions`, summed over the replicas.
+            finite: Where it is false, floats keep the value from before the step.
+        """
+        for (copy, back, before), total in zip(self._finish, sums, strict=True):
+            value = back(total)
+            if finite is not None and copy.dtype.is_floating:
+                value = tf.where(finite, value, before)
+            copy.assign(value)
+        for copy, before in self._kept:
+            copy.assign(tf.where(self._rows.present, copy.read_value(), before))
+
+
+def forget(writes: Writes) -> None:
+    """Puts the values from before back, of writes that keep them."""
+    for copy, before in zip(writes.copies, writes.before, strict=True):
+        copy.assign(before)
+
+
+def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
+    """Sums each tensor over the replicas, in one exchange.
+
+    Small tensors travel end to end in one vector a dtype: a collective costs 0.1 ms here,
+    however small it is. Large ones go by themselves, which saves a copy of them.
+
+    Args:
+        context: The replica's context.
+        tensors: Of the same shape on each replica; None entries stay None.
+    """
+    if context.num_replicas_in_sync == 1:
+        return list(tensors)
+    groups: dict[tf.DType, list[int]] = {}
+    alone: list[int] = []
+    for position, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
+        elements = tensor.shape.num_elements()
+        if elements is None or elements >= LARGE:
+            alone.append(position)
+        else:
+            groups.setdefault(tensor.dtype, []).append(position)
+    vectors = [
+        tf.concat([tf.reshape(tensors[i], [-1]) for i in positions], axis=0)
+        for positions in groups.values()
+    ]
+    if not vectors and not alone:
+        return list(tensors)
+    reduced = context.all_reduce(
+        tf.distribute.ReduceOp.SUM, [*vectors, *(tensors[i] for i in alone)]
+    )
+    result = list(tensors)
+    for vector, positions in zip(reduced[: len(vectors)], groups.values(), strict=True):
+        sizes = [tensors[i].shape.num_elements() for i in positions]
+        for i, part in zip(positions, tf.split(vector, sizes), strict=True):
+            result[i] = tf.reshape(part, tensors[i].shape)
+    for i, tensor in zip(alone, reduced[len(vectors) :], strict=True):
+        result[i] = tensor
+    return result
+
+
+_NONE = tf.VariableAggregation.NONE
+_SUM = tf.VariableAggregation.SUM
+_MEAN = tf.VariableAggregation.MEAN
+
+
+def _same(total: tf.Tensor) -> tf.Tensor:
+    return total
+
+
+def _is_seed(variable: Any) -> bool:
+    """Whether `variable` is the state of a `keras.random.SeedGenerator`."""
+    return bool(variable.name.rpartition("/")[2].startswith("seed_generator_state"))

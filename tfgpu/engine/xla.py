@@ -1,0 +1,126 @@
+"""What XLA compiles, and which layer it cannot."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+
+from tfgpu.engine.keras_internals import kernels
+
+_ATTRIBUTES = ("_keras_mask", "_keras_logits")
+
+
+class Uncompilable(Exception):
+    """XLA has no kernel for an operation.
+
+    Attributes:
+        operation: Its type.
+        layer: The name of the layer it belongs to, or where in the graph it is.
+    """
+
+    def __init__(self, operation: str, layer: str):
+        super().__init__(f"{layer} uses {operation}, which XLA cannot compile")
+        self.operation = operation
+        self.layer = layer
+
+
+def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]]) -> Any:
+    """Runs `function` compiled by XLA, as one operation of the graph that is being made.
+
+    Args:
+        function: Takes nothing, but may use any tensor and variable around it. Returns any
+            structure; its tensors come out of the compiled function with the mask and the
+            logits that Keras pins to them.
+        layers: Gives the names of the model's layers, by the scope of the graph they run in.
+
+    Raises:
+        Uncompilable: XLA has no kernel for an operation of it.
+    """
+    result: Any = None
+    pinned: list[tuple[int, str]] = []
+
+    def flat() -> list[Any]:
+        nonlocal result
+        result = function()
+        pinned.clear()
+        tensors = [leaf for leaf in tree.flatten(result) if _is_tensor(leaf)]
+        extra = []
+        for position, tensor in enumerate(tensors):
+            for name in _ATTRIBUTES:
+                value = getattr(tensor, name, None)
+                if isinstance(value, tf.Tensor):
+                    pinned.append((position, name))
+                    extra.append(value)
+        return [*tensors, *extra]
+
+    concrete = tf.function(flat, jit_compile=True, autograph=False)
+    graph = concrete.get_concrete_function().graph
+    for kind, name in _operations(graph):
+        if not _has_kernel(kind):
+            raise Uncompilable(kind, _layer_of(name, layers()))
+    values = concrete()
+    tensors = iter(values)
+    structure = tree.map_structure(lambda x: next(tensors) if _is_tensor(x) else x, result)
+    leaves = [leaf for leaf in tree.flatten(structure) if _is_tensor(leaf)]
+    for (position, name), value in zip(pinned, tensors, strict=True):
+        setattr(leaves[position], name, value)
+    return structure
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices))
+
+
+def _operations(graph: Any) -> Iterator[tuple[str, str]]:
+    """Type and name of the operations of a graph and of the functions that it calls."""
+    nested = False
+    for operation in graph.get_operations():
+        if any(output.consumers() for output in operation.outputs) or not operation.outputs:
+            yield operation.type, operation.name
+            nested = nested or operation.type in _CALLS
+    if nested:
+        for function in graph.as_graph_def().library.function:
+            for node in function.node_def:
+                yield node.op, node.name
+
+
+_CALLS = frozenset(
+    {
+        *("PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf"),
+        *("While", "StatelessWhile", "Case", "StatelessCase"),
+    }
+)
+# Inputs and outputs, which are no work.
+_ENDS = frozenset({"Placeholder", "_Arg", "_Retval", "NoOp"})
+
+
+@functools.cache
+def _has_kernel(kind: str) -> bool:
+    """Whether XLA, on any device, has a kernel for a type of operation."""
+    if kind in _CALLS or kind in _ENDS:
+        return True
+    _register_kernels()
+    registered = kernels.get_registered_kernels_for_op(kind).kernel
+    # A function of the graph, called by its name, has no kernels at all.
+    return not registered or any("XLA" in kernel.device_type for kernel in registered)
+
+
+@functools.cache
+def _register_kernels() -> None:
+    """XLA registers its kernels when it first compiles something."""
+    with tf.init_scope():
+        tf.function(lambda: tf.constant(0.0) + 1.0, jit_compile=True, autograph=False)()
+
+
+def _layer_of(name: str, layers: dict[str, str]) -> str:
+    """Which layer an operation belongs to, by the scopes in its name."""
+    for scope in reversed(name.split("/")[:-1]):
+        if scope in layers:
+            return f"Layer {layers[scope]!r}"
+    return f"The operation {name!r}"
+
+
