@@ -21,8 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.engine.batches import Batches
 from tfgpu.checkpoint import Checkpoint, CheckpointStore, OtherRunError
+from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.identity import describe
 from tfgpu.nonfinite import Breakage, first_breakage

@@ -7,11 +7,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfgpu.engine.batches import Batches, own_share
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
-from tfgpu.engine.replica_step import read
+from tfgpu.engine.batches import Batches, own_shard
 
 N, BATCH = 23, 6  # The last batch of an epoch has 5.
 STEPS = 4
@@ -30,8 +29,9 @@ def examples():
 
 def finished(dataset, count=None):
     """The batches of a data set as one replica's step gets them."""
+    resident = dataset.resident[0] if dataset.resident else ()
     return [
-        [part.numpy() for part in dataset.device_map(element, read(dataset.device_map.variables))]
+        [part.numpy() for part in dataset.device_map(element, resident)]
         for element in itertools.islice(dataset, count)
     ]
 
@@ -104,27 +104,28 @@ def test_an_example_is_changed_differently_in_each_epoch(examples):
     assert (by_label[0] != by_label[1]).any(axis=(1, 2, 3)).sum() > N // 2
 
 
-@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("resident", [False, True])
-def test_the_replicas_shares_make_one_replicas_batch(examples, streamed, mirrored2, resident, pad):
-    variables = make_resident(examples, mirrored2) if resident else ()
+def test_the_replicas_shards_make_one_replicas_batch(examples, streamed, mirrored2, resident):
+    arrays = make_resident(examples, mirrored2) if resident else ()
     dataset = training_batches(
-        examples, batch_size=BATCH, seed=5, augment=("crop", "flip"), resident=variables, pad=pad
+        examples, batch_size=BATCH, seed=5, augment=("crop", "flip"), resident=arrays
     )
-    assert dataset.pad_to == (BATCH if pad else None)
-    batches = iter(Batches(dataset, mirrored2))
+    batches = Batches(dataset, mirrored2)
+    iterator = iter(batches)
 
-    def share(element):
-        element = own_share(element)
-        images, label = dataset.device_map(element.data, read(dataset.device_map.variables))
-        return images[: element.real], label[: element.real]
+    def shard(element):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        mine = own_shard(element, whole=batches.whole)
+        arrays = dataset.resident[int(tf.get_static_value(replica))] if resident else ()
+        images, label = dataset.device_map(mine.data, arrays)
+        return images[: mine.real], label[: mine.real]
 
     @tf.function
     def step(element):
-        return mirrored2.run(share, args=(element,))
+        return mirrored2.run(shard, args=(element,))
 
     for images, label in streamed[: STEPS + 1]:
-        parts = [mirrored2.experimental_local_results(part) for part in step(next(batches))]
+        parts = [mirrored2.experimental_local_results(part) for part in step(next(iterator))]
         assert [len(part) for part in parts[1]] == [3, len(label) - 3]
         np.testing.assert_array_equal(np.concatenate(parts[0]), images)
         np.testing.assert_array_equal(np.concatenate(parts[1]), label)
@@ -144,7 +145,7 @@ def test_evaluation_visits_each_example_once_in_order(examples, resident):
 def test_sizes_are_static_where_every_batch_is_full(examples):
     full = training_batches(examples.take(np.arange(18)), batch_size=BATCH, seed=0)
     assert all(spec.shape[0] == BATCH for spec in full.element_spec)
-    assert (full.steps_per_epoch, full.pad_to) == (3, None)
+    assert full.steps_per_epoch == 3
 
 
 def test_training_batches_say_that_they_have_no_end(examples):

@@ -11,10 +11,14 @@ import os
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from tfgpu import startup
 
 from . import cases, rules
+
+if TYPE_CHECKING:
+    from . import compare
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -118,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if counts["differs"] else 0
 
 
-def _block(case: cases.Case, comparison: compare.Comparison) -> str:  # noqa: F821
+def _block(case: cases.Case, comparison: compare.Comparison) -> str:
     lines = [f"case {case.index}, replicas {comparison.replicas}: {comparison.verdict}"]
     lines.append(f"  --case '{case.to_json()}'")
     lines += [f"  {quantity}: {text}" for quantity, text in comparison.differences[:8]]

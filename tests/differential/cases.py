@@ -328,8 +328,8 @@ def _data(rng: np.random.Generator, case: dict[str, Any]) -> dict[str, Any]:
     rows = batch_size * batches if rest == 0 else batch_size * (batches - 1) + rest
     task, outputs = case["task"], NETWORKS[case["network"]].outputs
     weights = ["none", "rows"]
-    if outputs == "vector" and task != "regression":
-        weights.append("classes")
+    if outputs == "vector" and task != "regression" and feeding != "generator":
+        weights.append("classes")  # Keras takes no class_weight with a Python generator.
     if outputs in ("steps", "pixels"):
         weights.append("elements")
     p = [0.55, 0.45] if len(weights) == 2 else [0.4, 0.3, 0.3]
@@ -372,6 +372,9 @@ def _execution(rng: np.random.Generator, case: dict[str, Any]) -> dict[str, Any]
         callbacks += ["reduce_lr", "lr_scheduler"]
     callback = "none" if _maybe(rng, 0.5) else _choice(rng, *callbacks)
     loop = case["feeding"] == "train_on_batch"
+    # After a layer was frozen, stock Keras' averages go to the wrong variables: it pairs them by
+    # their places among those still trained.
+    may_freeze = "use_ema" not in case["optimizer_options"]
     return {
         "steps_per_epoch": steps_per_epoch,
         "steps_per_execution": steps,
@@ -379,5 +382,5 @@ def _execution(rng: np.random.Generator, case: dict[str, Any]) -> dict[str, Any]
         "run_eagerly": run_eagerly,
         "callback": "none" if loop else callback,
         "records_batches": not loop and _maybe(rng, 0.6),
-        "second_round": _maybe(rng, 0.1),
+        "second_round": may_freeze and _maybe(rng, 0.12),
     }

@@ -44,7 +44,13 @@ def test_a_fault_is_found(tensorflow, fault):
         "optimizer_options": {},
         "schedule": "none",
         "weights": "rows",
+        "validation": "none",
+        "validation_rows": 0,
+        "steps_per_execution": 1,
+        "jit_compile": False,
+        "run_eagerly": False,
         "callback": "none",
+        "second_round": False,
     }
     case = next(
         case

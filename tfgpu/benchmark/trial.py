@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from tfgpu import flops as flops_lib
 from tfgpu import recipe, runtime
-from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.benchmark import contest
 from tfgpu.benchmark import layers as layers_lib
 from tfgpu.config import BenchConfig
@@ -24,6 +23,7 @@ from tfgpu.data import sources
 from tfgpu.data.augment import draw
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, DeviceMap, make_resident, training_batches
+from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.errors import RequestError
 from tfgpu.recipe import Resolved
 

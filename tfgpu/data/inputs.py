@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu import hardware
-from tfgpu.engine.batches import untuned
 from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
+from tfgpu.engine.batches import untuned
 
 PREFETCHED = 8
 """Batches that are read ahead."""

@@ -9,6 +9,7 @@ each has a device, or a process, of its own.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Batches:
             cardinality does not tell.
         steps_per_epoch: Batches an epoch, when the data set is to be cut into
             epochs; None: an epoch is the data set.
+        continued: See the attribute.
 
     Attributes:
         exact: Whether executions have to end where `cut_every` and the epoch say.
@@ -69,6 +71,7 @@ class Batches:
         alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
         whole: Whether each replica gets the global batch, to cut its rows out with `own_shard`.
         resident: The arrays that the device map takes, by local replica.
+        continued: Whether each iteration goes on where the one before has ended.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Batches:
         *,
         num_batches: int | None = None,
         steps_per_epoch: int | None = None,
+        continued: bool = False,
     ):
+        self.continued = continued
         self.element_spec = dataset.element_spec
         self.source = dataset
         self.steps_per_epoch = steps_per_epoch
@@ -127,11 +132,17 @@ class Batches:
         Yields:
             First and last step of each execution, in the epoch, and what to read. Keras' own
             are all of one length, so that the last overshoots; with `exact` set they start
-            where `seek` said and end where `cut_every` and the epoch say.
+            where `seek` said and end where `cut_every` and the epoch say. Of data of unknown
+            size none is begun that finds nothing, and each ends with its last step.
         """
-        if not self.exact:
+        if self.exact:
+            yield from self._exact_executions(epoch_iterator)
+        elif self.num_batches is None and not self.endless:
+            yield from self._executions_as_read(epoch_iterator)
+        else:
             yield from EpochIterator._enumerate_iterator(epoch_iterator)
-            return
+
+    def _exact_executions(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
         if epoch_iterator._current_iterator is None:
             epoch_iterator._current_iterator = iter(self)
         iterator = epoch_iterator._current_iterator
@@ -140,6 +151,26 @@ class Batches:
             steps = iterator.available(epoch_iterator.steps_per_execution)
             yield done, done + steps - 1, iterator
             done += steps
+
+    def _executions_as_read(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
+        adapter, epoch = epoch_iterator.data_adapter, self.steps_per_epoch
+        adapter.on_epoch_begin()
+        if epoch_iterator._current_iterator is None or epoch is None or self.continued:
+            epoch_iterator._current_iterator = iter(self)
+        iterator, done = epoch_iterator._current_iterator, 0
+        while epoch is None or done < epoch:
+            wanted = epoch_iterator.steps_per_execution
+            steps = iterator.read_ahead(wanted if epoch is None else min(wanted, epoch - done))
+            if steps == 0:
+                break
+            yield done, done + steps - 1, iterator
+            done += steps
+        if epoch is None:
+            epoch_iterator._num_batches = done  # For the progress bar.
+        elif done < epoch:
+            epoch_iterator._interrupted_warning()
+            epoch_iterator._current_iterator = None
+        adapter.on_epoch_end()
 
     def __iter__(self) -> BatchIterator:
         if self._dataset is None:
@@ -156,9 +187,7 @@ class Batches:
         if self.whole:
             # Data of our own have been read ahead already.
             return (
-                dataset.prefetch(tf.data.AUTOTUNE)
-                if ahead and self.device_map is None
-                else dataset
+                dataset.prefetch(tf.data.AUTOTUNE) if ahead and self.device_map is None else dataset
             )
         rows = _static_rows(dataset.element_spec)
         even = rows is not None and rows % replicas == 0
@@ -178,9 +207,7 @@ class Batches:
         return strategy.distribute_datasets_from_function(shards)
 
 
-def _cut(
-    dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool
-) -> tf.data.Dataset:
+def _cut(dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool) -> tf.data.Dataset:
     """Turns global batches into the parts of the `local` replicas, in turn.
 
     With `even` each is what the data set yields, of a static number of rows; else a `Shard`.
@@ -222,7 +249,7 @@ def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def end_of_data(error: tf.errors.OpError) -> bool:
+def _end_of_data(error: tf.errors.OpError) -> bool:
     """Whether `error` says that `Batches` of unknown size were read past their end."""
     return isinstance(error, tf.errors.OutOfRangeError) or (
         isinstance(error, tf.errors.FailedPreconditionError)
@@ -236,7 +263,7 @@ class BatchIterator:
     Attributes:
         source: The iterator that a `tf.function` reads.
         batches: What is iterated over.
-        exhausted: Set by the reader when data of unknown size has ended.
+        input_seconds: Seconds spent in `read_ahead`, until somebody sets it back.
     """
 
     def __init__(self, source: Iterator[Any], batches: Batches, *, position: int = 0):
@@ -244,19 +271,47 @@ class BatchIterator:
         self.batches = batches
         self._position = position
         self._first = position
-        self.exhausted = False
-        self.counted = 0
+        self._exhausted = False
+        self._ahead: list[Any] = []
+        self.input_seconds = 0.0
 
     def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> Any:
+        if not self.sized:
+            if not self.read_ahead(1):
+                raise StopIteration
+            return self._ahead.pop(0)
         if self.take(1) == 0:
             raise StopIteration
         return next(self.source)
 
+    def read_ahead(self, steps: int) -> int:
+        """Reads up to `steps` batches of data of unknown size.
+
+        Returns:
+            How many there are, for `take_read`; fewer than asked for at the end of the data.
+        """
+        start = time.perf_counter()
+        while len(self._ahead) < steps and not self._exhausted:
+            try:
+                self._ahead.append(next(self.source))
+            except (StopIteration, tf.errors.OpError) as error:
+                if not isinstance(error, StopIteration) and not _end_of_data(error):
+                    raise
+                self._exhausted = True
+        self.input_seconds += time.perf_counter() - start
+        return min(steps, len(self._ahead))
+
+    def take_read(self, steps: int) -> list[Any]:
+        """The next up to `steps` batches of data of unknown size."""
+        count = self.read_ahead(steps)
+        taken, self._ahead = self._ahead[:count], self._ahead[count:]
+        return taken
+
     def take(self, steps: int) -> int:
-        """Reserves up to `steps` batches for one execution.
+        """Reserves up to `steps` batches of data whose size is known, for one execution.
 
         Returns:
             How many; see `available`.
@@ -269,16 +324,12 @@ class BatchIterator:
         """How many of the next `steps` batches one execution may read.
 
         Returns:
-            How many there are before the end of the epoch and of the data; 0 at the
-            end. When the size of the data is not known (`sized`), reading what was
-            reserved may fail with an error for which `end_of_data` is true.
+            How many there are before the end of the epoch and of the data; 0 at the end.
         """
-        if self.exhausted:
-            return 0
         batches = self.batches
         # Of data of known size Keras reads full executions, past the end of an epoch that
         # `steps_per_epoch` cuts out of it: its callbacks count them so.
-        if (epoch := batches.steps_per_epoch) and (batches.exact or batches.num_batches is None):
+        if (epoch := batches.steps_per_epoch) and (batches.exact or batches.endless):
             steps = min(steps, epoch - self._position % epoch)
         if batches.num_batches is not None:
             steps = min(steps, batches.num_batches - (self._position - self._first))
@@ -291,10 +342,6 @@ class BatchIterator:
                 steps = min(steps, batches.alone.start - self._position)
         return steps
 
-    def count(self, steps: int) -> None:
-        """Says how many of the steps that were reserved last have been done."""
-        self.counted = steps
-
     @property
     def alone(self) -> bool:
         """Whether the next batch is to be an execution of its own."""
@@ -303,7 +350,7 @@ class BatchIterator:
 
     @property
     def sized(self) -> bool:
-        """Whether `take` never promises more batches than there are."""
+        """Whether the size of the data is known, so that `take` is for them."""
         return self.batches.num_batches is not None or self.batches.endless
 
 

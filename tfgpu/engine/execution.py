@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu.engine.batches import BatchIterator, end_of_data, own_shard
+from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.keras_internals import TensorFlowTrainer, tensorflow_trainer
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.own_step import OwnStep, is_own
@@ -46,11 +46,14 @@ class Replicas:
         if self.own or (alone and model.run_eagerly):  # To step through.
             self._own_step = OwnStep(model, name)
         steps = ReplicaStep(model)
-        self._step: Callable[..., Any] = self._own_step or {
-            "train_step": steps.train,
-            "test_step": steps.test,
-            "predict_step": steps.predict,
-        }[name]
+        self._step: Callable[..., Any] = (
+            self._own_step
+            or {
+                "train_step": steps.train,
+                "test_step": steps.test,
+                "predict_step": steps.predict,
+            }[name]
+        )
         self._generator = None if alone else SharedGenerator(strategy)
         # Maps that are equal trace to the same function if they are the same object.
         self._maps: dict[Any, Any] = {}
@@ -67,7 +70,6 @@ class Replicas:
         resident: Sequence[Sequence[tf.Tensor]] = (),
         *,
         whole: bool = True,
-        may_end: bool = False,
     ) -> Any:
         """Runs a step; returns what it returned on each replica.
 
@@ -76,7 +78,6 @@ class Replicas:
             device_map: Of the data set, or None.
             resident: The arrays it takes, by local replica.
             whole: Whether `element` is the global batch.
-            may_end: Whether reading the element may find that the data have ended.
         """
         several = self._strategy.num_replicas_in_sync > 1
 
@@ -84,9 +85,8 @@ class Replicas:
             context = tf.distribute.get_replica_context()
             number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
             arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
-            # Data that has ended must not be found out beside an assignment.
-            ended = tensors_of(element) if may_end else []
-            with tf.control_dependencies(ended), as_replica(number, generator):
+            layers = self._model._flatten_layers() if several else ()
+            with as_replica(number, generator, list(layers)):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
                 return self._step(shard, device_map, arrays)
@@ -126,39 +126,27 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         return model.get_metrics_result()
 
     def run_steps(
-        source: Any,
-        device_map: Any,
-        resident: Any,
-        whole: bool,
-        steps: tf.Tensor,
-        done: tf.Variable | None,
+        source: Any, device_map: Any, resident: Any, whole: bool, steps: tf.Tensor
     ) -> Any:
         """`steps` steps; the last apart when only it knows the results."""
         looped = steps - 1 if own_results else steps
 
         def body(count: tf.Tensor) -> list[tf.Tensor]:
-            element = read_batch(source)
-            replicas.run(element, device_map, resident, whole=whole, may_end=done is not None)
-            if done is not None:
-                with tf.control_dependencies(tensors_of(element)):
-                    done.assign(count + 1)
+            replicas.run(read_batch(source), device_map, resident, whole=whole)
             return [count + 1]
 
-        # One step at a time: when the data ends inside an execution, no step may
-        # have been begun.
         tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
         if not own_results:
             return results(None)
         return results(replicas.run(read_batch(source), device_map, resident, whole=whole))
 
-    def run_one(element: Any) -> Any:
-        return results(replicas.run(element))
+    def run_one(
+        element: Any, device_map: Any = None, resident: Any = (), whole: bool = True
+    ) -> Any:
+        return results(replicas.run(element, device_map, resident, whole=whole))
 
-    def run_next(source: Any, device_map: Any, resident: Any, whole: bool, may_end: bool) -> Any:
-        element = read_batch(source)
-        return results(
-            replicas.run(element, device_map, resident, whole=whole, may_end=may_end)
-        )
+    def run_next(source: Any, device_map: Any, resident: Any, whole: bool) -> Any:
+        return results(replicas.run(read_batch(source), device_map, resident, whole=whole))
 
     if not model.run_eagerly:
         options = {"reduce_retracing": True, "autograph": False}
@@ -166,44 +154,26 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         run_one = tf.function(run_one, **options)
         run_next = tf.function(run_next, **options)
 
-    def run_unsized(iterator: BatchIterator, steps: int, given: tuple[Any, ...]) -> Any:
-        """Up to `steps` steps of data that may end among them."""
-        done = tf.Variable(
-            0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
-        )
-        logs = None
-        try:
-            if own_results or steps == 1:
-                for _ in range(steps):
-                    logs = run_next(*given, True)
-                    iterator.count(1)
-                return logs
-            logs = run_steps(*given, tf.constant(steps), done)
-            iterator.count(steps)
-            return logs
-        except (StopIteration, tf.errors.OpError) as error:
-            if not isinstance(error, StopIteration) and not end_of_data(error):
-                raise
-            iterator.exhausted = True
-            iterator.count(int(done.numpy()))
-            if logs is None and int(done.numpy()) == 0:
-                raise StopIteration from None
-            return model.get_metrics_result() if logs is None else logs
-
     def execution(iterator: Any) -> Any:
         if not isinstance(iterator, BatchIterator):
             return _run_given(trainer, iterator, run_one)
         batches, alone = iterator.batches, iterator.alone
+        given = (replicas.map_of(batches), batches.resident, batches.whole)
+        if not iterator.sized:
+            elements = iterator.take_read(trainer.steps_per_execution)
+            if not elements:
+                raise StopIteration
+            if gauges is not None:
+                gauges.input_seconds.assign_add(iterator.input_seconds)
+                iterator.input_seconds = 0.0
+            return [run_one(element, *given) for element in elements][-1]
         steps = iterator.take(trainer.steps_per_execution)
         if steps == 0:
             raise StopIteration
-        given = (iterator.source, replicas.map_of(batches), batches.resident, batches.whole)
-        if not iterator.sized:
-            return run_unsized(iterator, steps, given)
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
-            return run_next(*given, False)
-        return run_steps(*given, tf.constant(steps), None)
+            return run_next(iterator.source, *given)
+        return run_steps(iterator.source, *given, tf.constant(steps))
 
     # For those who want to see what was traced.
     execution.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
@@ -234,8 +204,13 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
             parts.append(put_together(replicas.run(element, device_map, resident, whole=whole)))
         return joined(parts) if steps > 1 else parts[0]
 
-    def run_given(batches: list[Any]) -> Any:
-        parts = [put_together(replicas.run(batch)) for batch in batches]
+    def run_given(
+        batches: list[Any], device_map: Any = None, resident: Any = (), whole: bool = True
+    ) -> Any:
+        parts = [
+            put_together(replicas.run(batch, device_map, resident, whole=whole))
+            for batch in batches
+        ]
         return joined(parts) if len(parts) > 1 else parts[0]
 
     if not model.run_eagerly:
@@ -245,34 +220,20 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
 
     def prediction(iterator: Any) -> Any:
         if not isinstance(iterator, BatchIterator):
-            return run_given(iterator)
+            return run_given(keras.tree.map_structure(_as_tensor, iterator))
         batches = iterator.batches
+        given = (replicas.map_of(batches), batches.resident, batches.whole)
+        if not iterator.sized:
+            elements = iterator.take_read(trainer.steps_per_execution)
+            if not elements:
+                raise StopIteration
+            return run_given(elements, *given)
         steps = iterator.take(trainer.steps_per_execution)
         if steps == 0:
             raise StopIteration
-        given = (iterator.source, replicas.map_of(batches), batches.resident, batches.whole)
-        if iterator.sized:
-            return run_next(*given, steps)
-        parts: list[Any] = []
-        try:
-            for _ in range(steps):
-                parts.append(run_next(*given, 1))
-                iterator.count(1)
-        except (StopIteration, tf.errors.OpError) as error:
-            if not isinstance(error, StopIteration) and not end_of_data(error):
-                raise
-            iterator.exhausted = True
-            if not parts:
-                raise StopIteration from None
-        return joined(parts) if len(parts) > 1 else parts[0]
+        return run_next(iterator.source, *given, steps)
 
     return prediction
-
-
-def tensors_of(structure: Any) -> list[tf.Tensor]:
-    """The tensors of a structure, those that make up ragged and sparse ones too."""
-    leaves = tf.nest.flatten(structure, expand_composites=True)
-    return [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
 
 
 def leave_collective_keys(strategy: tf.distribute.Strategy) -> None:
@@ -295,18 +256,15 @@ def _run_given(trainer: Any, iterator: Any, run_one: Callable[[Any], Any]) -> An
             data = next(iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             break
-        outputs = run_one(_as_tensors(data))
+        outputs = run_one(keras.tree.map_structure(_as_tensor, data))
     if outputs is None:
         raise StopIteration
     return outputs
 
 
-def _as_tensors(data: Any) -> Any:
-    """Arrays and Python numbers as tensors."""
-    return keras.tree.map_structure(
-        lambda leaf: leaf if leaf is None or tf.is_tensor(leaf) else tf.convert_to_tensor(leaf),
-        data,
-    )
+def _as_tensor(leaf: Any) -> Any:
+    """An array or a Python number as a tensor."""
+    return leaf if leaf is None or tf.is_tensor(leaf) else tf.convert_to_tensor(leaf)
 
 
 def _concatenated(outputs: Any, strategy: tf.distribute.Strategy) -> Any:

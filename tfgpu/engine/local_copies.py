@@ -17,7 +17,7 @@ import contextlib
 import functools
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -96,12 +96,14 @@ class _Current(threading.local):
         replica: The number of the replica whose random numbers are drawn; 0 outside.
         writes: Where assignments are noted, or None.
         compiling: Whether what is traced is for XLA.
+        layers: Of the model that is called, whose losses other replicas must not mix with.
     """
 
     local = False
     replica = 0
     writes: Writes | None = None
     compiling = False
+    layers: Sequence[Any] = ()
 
 
 _current = _Current()
@@ -161,15 +163,19 @@ def _entered(one: _OneReplica) -> Iterator[None]:
 def _left(one: _OneReplica) -> Iterator[None]:
     """Back in the strategy's own replica context, for an exchange."""
     strategy_mode = distribute_lib._ThreadMode(one._context.strategy, None, one._context)
-    local, writes, replica = _current.local, _current.writes, _current.replica
+    local, writes = _current.local, _current.writes
+    # Another replica's thread goes on here, calls the same layers, and has them add its losses.
+    losses = [list(layer._losses) for layer in _current.layers]
     distribute_lib._push_per_thread_mode(strategy_mode)
     _current.local, _current.writes = False, None
     try:
         with distribute_lib.UpdateContext(None):
             yield
     finally:
-        _current.local, _current.writes, _current.replica = local, writes, replica
+        _current.local, _current.writes = local, writes
         distribute_lib._pop_per_thread_mode()
+        for layer, own in zip(_current.layers, losses, strict=True):
+            layer._losses[:] = own
 
 
 @contextlib.contextmanager
@@ -232,15 +238,17 @@ def current_writes() -> Writes | None:
 
 
 @contextlib.contextmanager
-def as_replica(replica: int, generator: Any) -> Iterator[None]:
+def as_replica(replica: int, generator: Any, layers: Sequence[Any] = ()) -> Iterator[None]:
     """Draws random numbers that are this replica's own.
 
     Args:
         replica: Its number. The first draws what one device draws.
         generator: Keras' global `SeedGenerator`, which is another in each thread, as a replica
             is traced in one of its own; None leaves it alone.
+        layers: Of the model that is called; an exchange in the middle of a call keeps the
+            losses that they have added apart.
     """
-    was = _current.replica
+    was, _current.layers = _current.replica, layers
     _current.replica = replica
     before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     if generator is not None:
@@ -248,7 +256,7 @@ def as_replica(replica: int, generator: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _current.replica = was
+        _current.replica, _current.layers = was, ()
         if generator is not None:
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 

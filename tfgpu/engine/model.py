@@ -26,6 +26,7 @@ from tfgpu.engine.batches import Batches
 from tfgpu.engine.execution import make_execution, make_prediction
 from tfgpu.engine.gauges import Gauges
 from tfgpu.engine.keras_internals import (
+    GeneratorDataAdapter,
     TensorFlowTrainer,
     TFEpochIterator,
     Trainer,
@@ -193,15 +194,26 @@ class ReplicaTrainer(_Trainer):
     def _take_over(self, iterator: Any) -> Batches:
         """Has Keras' iterator over an epoch read `Batches`."""
         batches = iterator._distributed_dataset
-        if not isinstance(batches, Batches):
-            batches = Batches(
-                iterator.data_adapter.get_tf_dataset(),
-                self.distribute_strategy,
-                num_batches=iterator.data_adapter.num_batches,
-                steps_per_epoch=iterator.steps_per_epoch,
-            )
-            iterator._distributed_dataset = batches
-            iterator._enumerate_iterator = functools.partial(batches.executions, iterator)
+        if isinstance(batches, Batches):
+            return batches
+        adapter, steps = iterator.data_adapter, iterator.steps_per_epoch
+        dataset, continued = adapter.get_tf_dataset(), False
+        if isinstance(adapter, GeneratorDataAdapter) and steps:
+            # Neither begun anew by each pass over the data nor asked for more than is due.
+            (dataset,) = dataset._inputs()
+            dataset = dataset.take(steps)
+            generator = adapter.generator()
+            adapter.generator = lambda: generator
+            continued = True
+        batches = Batches(
+            dataset,
+            self.distribute_strategy,
+            num_batches=adapter.num_batches,
+            steps_per_epoch=steps,
+            continued=continued,
+        )
+        iterator._distributed_dataset = batches
+        iterator._enumerate_iterator = functools.partial(batches.executions, iterator)
         return batches
 
     # ---- building -----------------------------------------------------------------------

@@ -232,9 +232,7 @@ class ReplicaStep:
             with on_local_copies(context, writes):
                 if model._loss_tracker is not None:
                     model._loss_tracker.update_state(outcome.loss, sample_weight=rows.real)
-                return model.compute_metrics(
-                    x, y, outcome.y_pred, sample_weight=sample_weight
-                )
+                return model.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
 
         return results_of_present(settled(context, rows, compute), rows)
 

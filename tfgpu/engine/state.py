@@ -94,13 +94,10 @@ class Settlement:
             if rows.may_be_absent:  # What is not finite stays so when it is multiplied by 0.
                 part = tf.where(rows.present, part, tf.zeros_like(part))
         else:
-            value = tf.cast(new, tf.int32) if dtype == tf.bool else new
-            part = value if first else tf.zeros_like(value)
-            if dtype == tf.bool:
-
-                def back(total: tf.Tensor) -> tf.Tensor:
-                    return total > 0
-
+            part = new if first else tf.zeros_like(new)
+        if not (dtype.is_floating or dtype.is_complex):
+            # TensorFlow keeps small integers on the host, and sums none on other devices.
+            part, back = tf.cast(part, tf.int64), _cast_before(back, dtype)
         self.contributions.append(part)
         self._finish.append((copy, back, new if before is None else before))
 
@@ -127,7 +124,7 @@ def forget(writes: Writes) -> None:
 
 
 def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
-    """Sums each tensor over the replicas, in one exchange.
+    """Sums each tensor over the replicas.
 
     Small tensors travel end to end in one vector a dtype: a collective costs 0.1 ms here,
     however small it is. Large ones go by themselves, which saves a copy of them.
@@ -148,22 +145,19 @@ def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
             alone.append(position)
         else:
             groups.setdefault(tensor.dtype, []).append(position)
-    vectors = [
-        tf.concat([tf.reshape(tensors[i], [-1]) for i in positions], axis=0)
-        for positions in groups.values()
-    ]
-    if not vectors and not alone:
-        return list(tensors)
-    reduced = context.all_reduce(
-        tf.distribute.ReduceOp.SUM, [*vectors, *(tensors[i] for i in alone)]
-    )
     result = list(tensors)
-    for vector, positions in zip(reduced[: len(vectors)], groups.values(), strict=True):
+
+    def reduce(tensor: tf.Tensor) -> tf.Tensor:
+        # One call each: TensorFlow lays what it is given in one call end to end.
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+    for positions in groups.values():
+        vector = reduce(tf.concat([tf.reshape(tensors[i], [-1]) for i in positions], axis=0))
         sizes = [tensors[i].shape.num_elements() for i in positions]
         for i, part in zip(positions, tf.split(vector, sizes), strict=True):
             result[i] = tf.reshape(part, tensors[i].shape)
-    for i, tensor in zip(alone, reduced[len(vectors) :], strict=True):
-        result[i] = tensor
+    for i in alone:
+        result[i] = reduce(tensors[i])
     return result
 
 
@@ -174,6 +168,12 @@ _MEAN = tf.VariableAggregation.MEAN
 
 def _same(total: tf.Tensor) -> tf.Tensor:
     return total
+
+
+def _cast_before(
+    back: Callable[[tf.Tensor], tf.Tensor], dtype: tf.DType
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda total: back(tf.cast(total, dtype))
 
 
 def _is_seed(variable: Any) -> bool:

@@ -122,5 +122,3 @@ def _layer_of(name: str, layers: dict[str, str]) -> str:
         if scope in layers:
             return f"Layer {layers[scope]!r}"
     return f"The operation {name!r}"
-
-

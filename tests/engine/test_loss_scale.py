@@ -6,8 +6,6 @@ import pytest
 import tensorflow as tf
 
 import tfgpu
-from tfgpu.engine.update import scaled_update
-from tfgpu.engine.replica_step import read
 
 RNG = np.random.RandomState(0)
 X = RNG.randn(256, 6).astype("float32")
@@ -140,57 +138,3 @@ def test_a_constant_scale_changes_nothing_in_float32(mirrored2, accumulation):
         weights.append(model.get_weights())
     for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)  # A power of 2 changes no digit.
-
-
-# ---- the pure function ---------------------------------------------------------------------
-
-
-def _scaled_sgd(**settings):
-    optimizer = keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.SGD(0.1, momentum=0.9, **settings), initial_scale=4.0
-    )
-    variable = keras.Variable(np.ones((2, 2), "float32"))
-    optimizer.build([variable])
-    return optimizer, read(optimizer.variables), read([variable])
-
-
-def _value(optimizer, values, variable):
-    return float(values[[id(v) for v in optimizer.variables].index(id(variable))])
-
-
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_scaled_update_skips_what_is_not_finite(bad):
-    optimizer, values, trainable = _scaled_sgd()
-    gradient = tf.constant([[1.0, 2.0], [bad, 0.0]])
-    new_trainable, new_values, finite = scaled_update(optimizer, values, [gradient], trainable)
-    assert not finite
-    np.testing.assert_array_equal(trainable[0], new_trainable[0])
-    for variable, old, new in zip(optimizer.variables, values, new_values, strict=True):
-        if variable is optimizer.dynamic_scale:
-            assert float(new) == 2.0
-        else:
-            np.testing.assert_array_equal(old, new)
-
-
-def test_scaled_update_divides_by_the_scale():
-    optimizer, values, trainable = _scaled_sgd()
-    new_trainable, new_values, finite = scaled_update(
-        optimizer, values, [tf.fill((2, 2), 4.0)], trainable
-    )
-    assert finite
-    np.testing.assert_allclose(new_trainable[0], np.full((2, 2), 0.9))
-    assert _value(optimizer, new_values, optimizer.step_counter) == 1
-    assert _value(optimizer, new_values, optimizer.inner_optimizer.iterations) == 1
-
-
-def test_a_skipped_step_does_not_count_for_accumulation():
-    optimizer, values, trainable = _scaled_sgd(gradient_accumulation_steps=2)
-    scale = 4.0
-    for gradient in (1.0, np.inf, 3.0):
-        trainable, values, _ = scaled_update(
-            optimizer, values, [tf.fill((2, 2), np.float32(gradient * scale))], trainable
-        )
-        scale = _value(optimizer, values, optimizer.dynamic_scale)
-    assert scale == 2.0
-    assert _value(optimizer, values, optimizer.inner_optimizer._iterations) == 2
-    np.testing.assert_allclose(trainable[0], np.full((2, 2), 1 - 0.1 * (1 + 3) / 2), rtol=1e-6)

@@ -7,10 +7,10 @@ import tensorflow as tf
 from tensorflow.python.data.ops import iterator_ops
 
 import tfgpu
-from tfgpu import batches
-from tfgpu.engine.batches import Batches, PaddedBatch, own_share, untuned
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import training_batches
+from tfgpu.engine import batches
+from tfgpu.engine.batches import Batches, own_shard, untuned
 
 X = np.arange(34, dtype="float32").reshape(17, 2)
 Y = np.arange(17, dtype="int32")
@@ -31,13 +31,12 @@ def strategy(request, mirrored2):
 
 def dealt(data, strategy):
     """The rows of each batch, put together from those of the replicas."""
-    iterator = iter(Batches(data, strategy))
+    batches = Batches(data, strategy)
+    iterator = iter(batches)
 
     def rows(element):
-        element = own_share(element)
-        if isinstance(element, PaddedBatch):
-            return element.data[1][: element.real]
-        return element[1]
+        shard = own_shard(element, whole=batches.whole)
+        return shard.data[1][: shard.real]
 
     @tf.function(autograph=False, reduce_retracing=True)
     def read(source):

@@ -1,0 +1,299 @@
+"""The update: every optimizer on the replicas' copies does what it does on one device."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfgpu.engine.local_copies import on_local_copies
+from tfgpu.engine.state import sum_over_replicas
+from tfgpu.engine.update import all_finite, apply
+
+SHAPES = [(6, 4), (4,), (3, 3, 2, 4)]
+STEPS = 4
+
+OPTIMIZERS = {
+    "sgd": lambda **kw: keras.optimizers.SGD(0.05, **kw),
+    "momentum": lambda **kw: keras.optimizers.SGD(0.05, momentum=0.9, **kw),
+    "nesterov": lambda **kw: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True, **kw),
+    "adam": lambda **kw: keras.optimizers.Adam(0.01, **kw),
+    "amsgrad": lambda **kw: keras.optimizers.Adam(0.01, amsgrad=True, **kw),
+    "adamw": lambda **kw: keras.optimizers.AdamW(0.01, **kw),
+    "nadam": lambda **kw: keras.optimizers.Nadam(0.01, **kw),
+    "rmsprop": lambda **kw: keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True, **kw),
+    "lion": lambda **kw: keras.optimizers.Lion(0.01, **kw),
+    "adagrad": lambda **kw: keras.optimizers.Adagrad(0.01, **kw),
+    "adadelta": lambda **kw: keras.optimizers.Adadelta(0.5, **kw),
+    "adamax": lambda **kw: keras.optimizers.Adamax(0.01, **kw),
+    "ftrl": lambda **kw: keras.optimizers.Ftrl(0.05, l1_regularization_strength=0.01, **kw),
+    "adafactor": lambda **kw: keras.optimizers.Adafactor(0.01, **kw),
+    "lamb": lambda **kw: keras.optimizers.Lamb(0.01, **kw),
+    "muon": lambda **kw: keras.optimizers.Muon(0.01, **kw),
+}
+VARIANTS = {
+    "plain": {},
+    "weight_decay": {"weight_decay": 0.1},
+    "global_clipnorm": {"global_clipnorm": 0.5},
+    "clipnorm": {"clipnorm": 0.3},
+    "clipvalue": {"clipvalue": 0.2},
+    "ema": {"use_ema": True, "ema_momentum": 0.8},
+    "ema_overwrite": {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 2},
+    "loss_scale_factor": {"loss_scale_factor": 8.0},
+}
+# Every optimizer as it comes and with weight decay; every other setting with two of them.
+CASES = [(name, variant) for name in OPTIMIZERS for variant in ("plain", "weight_decay")]
+CASES += [(name, variant) for name in ("momentum", "adam") for variant in list(VARIANTS)[2:]]
+
+
+def _gradients(step, *, seed=1):
+    rng = np.random.RandomState(100 * seed + step)
+    return [tf.constant(rng.randn(*shape), tf.float32) for shape in SHAPES]
+
+
+def _variables():
+    rng = np.random.RandomState(0)
+    return [keras.Variable(rng.randn(*shape).astype("float32")) for shape in SHAPES]
+
+
+def _values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def _trained_by_keras(optimizer, gradients):
+    variables = _variables()
+    optimizer.build(variables)
+    for step in gradients:
+        optimizer.apply(step)
+    return _values(variables), _values(optimizer.variables)
+
+
+def _trained(make, gradients, *, strategy=None, jit_compile=False, variables=_variables):
+    """The values after the updates, of the first replica; the others' are the same."""
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        variables, optimizer = variables(), make()
+        optimizer.build(variables)
+
+    def replica(gradients):
+        context = tf.distribute.get_replica_context()
+
+        def update():
+            with on_local_copies(context):
+                apply(optimizer, gradients, variables)
+
+        tf.function(update, jit_compile=jit_compile, autograph=False)()
+
+    @tf.function(autograph=False)
+    def step(gradients):
+        strategy.run(replica, args=(gradients,))
+
+    for given in gradients:
+        step(given)
+    for variable in [*variables, *optimizer.variables]:
+        first, *others = strategy.experimental_local_results(variable._value)
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg=variable.path)
+    return _values(variables), _values(optimizer.variables)
+
+
+def _assert_close(expected, actual, **tolerance):
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), **tolerance)
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_two_replicas_update_as_keras_does_on_one_device(mirrored2, name, variant):
+    gradients = [_gradients(step) for step in range(STEPS)]
+    expected = _trained_by_keras(OPTIMIZERS[name](**VARIANTS[variant]), gradients)
+    actual = _trained(lambda: OPTIMIZERS[name](**VARIANTS[variant]), gradients, strategy=mirrored2)
+    rtol = 5e-5 if name == "ftrl" else 2e-6  # It divides small differences of large numbers.
+    for one, other in zip(expected, actual, strict=True):
+        _assert_close(one, other, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adam", "nadam"])
+def test_xla_compiles_an_update(mirrored2, name):
+    gradients = [_gradients(step) for step in range(STEPS)]
+    settings = {"weight_decay": 0.1, "global_clipnorm": 0.5, "use_ema": True}
+    expected = _trained_by_keras(OPTIMIZERS[name](**settings), gradients)
+    actual = _trained(
+        lambda: OPTIMIZERS[name](**settings), gradients, strategy=mirrored2, jit_compile=True
+    )
+    for one, other in zip(expected, actual, strict=True):
+        _assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_schedule_is_followed(mirrored2):
+    def make():
+        schedule = keras.optimizers.schedules.PolynomialDecay(0.1, decay_steps=STEPS)
+        return keras.optimizers.SGD(schedule, momentum=0.9)
+
+    gradients = [_gradients(step) for step in range(STEPS)]
+    expected = _trained_by_keras(make(), gradients)
+    actual = _trained(make, gradients, strategy=mirrored2)
+    _assert_close(expected[0], actual[0], rtol=1e-6)
+
+
+def test_a_variable_without_gradient_stays_as_it_is(mirrored2):
+    gradients = _gradients(0)
+    gradients[1] = None
+    before = _values(_variables())
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        after, _ = _trained(lambda: keras.optimizers.SGD(0.1), [gradients], strategy=mirrored2)
+    np.testing.assert_array_equal(before[1], after[1])
+    assert np.any(before[0] != after[0])
+
+
+def test_constraints_are_applied(mirrored2):
+    def variables():
+        variable = keras.Variable(np.ones((2, 2), "float32"))
+        variable.constraint = keras.constraints.NonNeg()
+        return [variable]
+
+    gradients = [[tf.fill((2, 2), 100.0)]]
+    (new,), _ = _trained(
+        lambda: keras.optimizers.SGD(0.1), gradients, strategy=mirrored2, variables=variables
+    )
+    np.testing.assert_array_equal(new, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adam", "nadam", "adamw"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "weight_decay", "global_clipnorm", "ema", "ema_overwrite"]
+)
+def test_accumulating_m_gradients_equals_one_step_with_their_mean(name, variant):
+    every = 3
+    calls = [_gradients(step) for step in range(STEPS * every)]
+    means = [
+        [tf.add_n(parts) / every for parts in zip(*calls[i : i + every], strict=True)]
+        for i in range(0, len(calls), every)
+    ]
+    expected, _ = _trained(lambda: OPTIMIZERS[name](**VARIANTS[variant]), means)
+    actual, _ = _trained(
+        lambda: OPTIMIZERS[name](gradient_accumulation_steps=every, **VARIANTS[variant]), calls
+    )
+    _assert_close(expected, actual, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_changes_nothing_but_accumulators_between_updates(mirrored2):
+    def make():
+        return keras.optimizers.Adam(
+            0.1, gradient_accumulation_steps=3, use_ema=True, weight_decay=0.1
+        )
+
+    reference, variables = make(), _variables()
+    reference.build(variables)
+    after, state = _trained(make, [_gradients(0)], strategy=mirrored2)
+    _assert_close(_values(variables), after, rtol=0)
+    accumulators = {id(v) for v in reference._accumulated_gradients}
+    for variable, new in zip(reference.variables, state, strict=True):
+        if variable is reference._iterations:
+            assert int(new) == 1
+        elif id(variable) not in accumulators:
+            np.testing.assert_array_equal(variable.numpy(), new)
+        else:
+            assert np.any(new != 0)
+
+
+# ---- the loss scale ------------------------------------------------------------------------
+
+
+def _scaled_sgd(**settings):
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, momentum=0.9, **settings), initial_scale=4.0
+    )
+
+
+def _ones():
+    return [keras.Variable(np.ones((2, 2), "float32"))]
+
+
+def _state(make, gradients, strategy):
+    """The weights, and the optimizer's values by the names of its variables."""
+    (weights,), values = _trained(make, gradients, strategy=strategy, variables=_ones)
+    optimizer = make()
+    optimizer.build(_ones())
+    names = [variable.name for variable in optimizer.variables]
+    return weights, dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_skipped_and_halves_the_scale(mirrored2, bad):
+    weights, state = _state(_scaled_sgd, [[tf.constant([[1.0, 2.0], [bad, 0.0]])]], mirrored2)
+    np.testing.assert_array_equal(weights, np.ones((2, 2)))
+    assert float(state.pop("dynamic_scale")) == 2.0
+    assert float(state.pop("learning_rate")) == np.float32(0.1)
+    assert all(not np.any(value) for value in state.values())
+
+
+def test_the_gradient_is_divided_by_the_scale(mirrored2):
+    weights, state = _state(_scaled_sgd, [[tf.fill((2, 2), 4.0)]], mirrored2)
+    np.testing.assert_allclose(weights, np.full((2, 2), 0.9))
+    assert int(state["step_counter"]) == 1
+    assert int(state["iteration"]) == 1
+
+
+def test_a_skipped_step_does_not_count_for_accumulation(mirrored2):
+    def make():
+        return _scaled_sgd(gradient_accumulation_steps=2)
+
+    # The second is skipped, and the scale is 2 from then on.
+    gradients = [[tf.fill((2, 2), np.float32(g))] for g in (1.0 * 4, np.inf, 3.0 * 2)]
+    weights, state = _state(make, gradients, mirrored2)
+    assert float(state["dynamic_scale"]) == 2.0
+    assert int(state["iteration"]) == 2
+    np.testing.assert_allclose(weights, np.full((2, 2), 1 - 0.1 * (1 + 3) / 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_all_finite(jit_compile, dtype):
+    # In a graph of known shapes an optimizer could fold a product with 0.
+    check = tf.function(
+        lambda a, b: all_finite([None, a * 1, b]),
+        jit_compile=jit_compile,
+        input_signature=[tf.TensorSpec([3], dtype), tf.TensorSpec([2, 2], dtype)],
+    )
+    good = tf.ones((2, 2), dtype)
+    largest = tf.constant([float(tf.as_dtype(dtype).max)] * 3, dtype)
+    assert check(largest, good)  # The sum of these would overflow.
+    assert check(-largest, good)
+    for value in (np.inf, -np.inf, np.nan):
+        assert not check(tf.constant([1.0, value, 2.0], dtype), good)
+    # Infinities of both signs must not cancel.
+    assert not check(tf.constant([np.inf, -np.inf, 0.0], dtype), good)
+    assert not check(largest, tf.constant([[0, 0], [0, np.nan]], dtype))
+
+
+# ---- the exchange --------------------------------------------------------------------------
+
+
+def test_sums_over_replicas_keep_shapes_dtypes_and_none(mirrored2):
+    def replica():
+        context = tf.distribute.get_replica_context()
+        one = tf.cast(context.replica_id_in_sync_group + 1, tf.float32)
+        tensors = [
+            one * tf.reshape(tf.range(6.0), (2, 3)),
+            None,
+            tf.cast(one, tf.float16) * tf.constant([1.5, 2.5], tf.float16),
+            one,
+            tf.zeros((0, 4)),
+            one * tf.ones((1100, 1000)),  # Large enough to travel by itself.
+            tf.cast(one, tf.int64),
+        ]
+        sums = sum_over_replicas(context, tensors)
+        assert sums[1] is None
+        return [s for s in sums if s is not None]
+
+    results = tf.function(lambda: mirrored2.run(replica), autograph=False)()
+    expected = [
+        3 * np.arange(6.0).reshape(2, 3),
+        np.float16([4.5, 7.5]),
+        3.0,
+        np.zeros((0, 4)),
+        np.full((1100, 1000), 3.0),
+        3,
+    ]
+    for result, value in zip(results, expected, strict=True):
+        for copy in mirrored2.experimental_local_results(result):
+            np.testing.assert_array_equal(copy, value)
