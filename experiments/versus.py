@@ -4,9 +4,10 @@ Each contestant is a process of its own, with its own environment, that stays al
 trains for a fixed number of examples whenever it is told to. The driver tells them in
 turn and quotes ratios of neighbours (`tfgpu.benchmark.contest`).
 
-All train the same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by
-cross-entropy and SGD with Nesterov momentum 0.9, on the same number of examples, shuffled,
-held in memory. Compilation and the first pass are excluded.
+All but the contestants of `versus_keras_resnet50.py` train the same network (`lenet`: 62,006
+parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9, on
+the same number of examples, shuffled, held in memory. Compilation and the first pass are
+excluded.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def tfgpu_worker(
         small_steps=recipe.has_small_steps(Config(batch_size=batch_size)),
     )
     from tfgpu.data.examples import Examples
-    from tfgpu.data.inputs import training_batches
+    from tfgpu.data.inputs import make_resident, training_batches
     from tfgpu.models.lenet import lenet
 
     images, labels = _arrays()
@@ -194,9 +195,12 @@ def tfgpu_worker(
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, positions), tf.gather(labels, positions)
 
-    examples = Examples(EXAMPLES, read, lambda image, label: (image, label))
+    def decode(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.ensure_shape(image, images.shape[1:]), label
+
+    examples = Examples(EXAMPLES, read, decode)
+    resident = make_resident(examples, machine.strategy)
     with machine.strategy.scope():
-        resident = tuple(tf.Variable(array, trainable=False) for array in (images, labels))
         model = lenet(image_shape=(32, 32, 3), num_classes=10)
         model.compile(
             keras.optimizers.SGD(0.001, momentum=0.9, nesterov=True),
@@ -248,6 +252,43 @@ def keras_worker(*, batch_size: int, devices: int = 1) -> None:
             metrics=["accuracy"],
         )
     _serve_fit(model, dataset, steps=steps, batch_size=batch_size)
+
+
+def resnet50_worker(*, model: str, devices: int = 1, batch_size: int = 32) -> None:
+    """`keras.applications.ResNet50` on 64x64 images, with `fit` of "keras" or of "tfgpu".
+
+    Both in the environment that tfgpu sets up, so that the kernels are the same.
+    """
+    from tfgpu import startup
+
+    startup.prepare_environment()
+    startup.import_tensorflow()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tfgpu
+
+    strategy = _keras_strategy(devices)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4 * batch_size, 64, 64, 3), dtype=np.uint8)
+    labels = random.integers(0, 10, 4 * batch_size, dtype=np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    dataset = dataset.repeat().batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    with strategy.scope():
+        inputs = keras.Input((64, 64, 3))
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+        body = keras.applications.ResNet50(
+            include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg"
+        )
+        outputs = keras.layers.Dense(10)(body(x))
+        network = (tfgpu.Model if model == "tfgpu" else keras.Model)(inputs, outputs)
+        network.compile(
+            keras.optimizers.SGD(0.01, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    _serve_fit(network, dataset, steps=4, batch_size=batch_size)
 
 
 def _serve_fit(
@@ -325,6 +366,7 @@ WORKERS: dict[str, Callable[..., None]] = {
     "tfgpu": tfgpu_worker,
     "keras": keras_worker,
     "pytorch": pytorch_worker,
+    "resnet50": resnet50_worker,
 }
 
 if __name__ == "__main__":

@@ -91,17 +91,12 @@ RULES = [
     ),
     Rule(
         "gradient accumulation",
-        "tfgpu counts updates where stock Keras counts batches, on which schedules and some "
-        "optimizers depend.",
+        "With gradient accumulation the average of the weights moves with every update; that of "
+        "stock Keras moves with every batch.",
         lambda case, replicas: (
-            "gradient_accumulation_steps" in case.optimizer_options and _counts_updates(case)
+            "gradient_accumulation_steps" in case.optimizer_options
+            and "use_ema" in case.optimizer_options
         ),
-    ),
-    Rule(
-        "count of updates",
-        "With gradient accumulation, tfgpu counts updates where stock Keras counts batches.",
-        lambda case, replicas: "gradient_accumulation_steps" in case.optimizer_options,
-        ("iterations", "optimizer/*iteration"),
     ),
     Rule(
         "steps past the epoch's end",

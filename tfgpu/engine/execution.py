@@ -18,8 +18,9 @@ import tensorflow as tf
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.keras_internals import TensorFlowTrainer, tensorflow_trainer
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
+from tfgpu.engine.metric_results import MetricResults
 from tfgpu.engine.own_step import OwnStep, is_own
-from tfgpu.engine.replica_step import ReplicaStep
+from tfgpu.engine.replica_step import ReplicaStep, results_by_rows, rows_of
 
 
 class Replicas:
@@ -31,6 +32,7 @@ class Replicas:
 
     Attributes:
         own: Whether the step is one that the model's class defines.
+        own_results: Whether only the step knows what to report.
     """
 
     def __init__(self, model: keras.Model, name: str):
@@ -54,6 +56,12 @@ class Replicas:
                 "predict_step": steps.predict,
             }[name]
         )
+        # Results that only the step knows have to leave the loop with it.
+        self.own_results = self.own or (
+            type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
+        )
+        noting = not alone and self.own_results and name != "predict_step"
+        self._metrics = MetricResults(model) if noting else None
         self._generator = None if alone else SharedGenerator(strategy)
         # Maps that are equal trace to the same function if they are the same object.
         self._maps: dict[Any, Any] = {}
@@ -89,16 +97,29 @@ class Replicas:
             with as_replica(number, generator, list(layers)):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
-                return self._step(shard, device_map, arrays)
+                logs = self._step(shard, device_map, arrays)
+                if self._metrics is None:
+                    return logs
+                self._metrics.find(logs)
+                return results_by_rows(logs, rows_of(shard, context))
 
         with contextlib.ExitStack() as stack:
             if self._own_step is not None:
                 stack.enter_context(self._own_step.installed())
+            if self._metrics is not None:
+                stack.enter_context(self._metrics.noted())
             generator = None
             if self._generator is not None:
                 generator = stack.enter_context(self._generator.shared())
             run = functools.partial(replica, generator=generator)
             return self._strategy.run(run, args=(element,))
+
+    def logs(self, last: Any) -> Any:
+        """What the steps report, of what `run` returned last."""
+        if not self.own_results:
+            return self._model.get_metrics_result()
+        logs = tensorflow_trainer.reduce_per_replica(last, self._strategy, reduction="auto")
+        return logs if self._metrics is None else self._metrics.asked_again(logs)
 
 
 def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
@@ -109,44 +130,35 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         name: `train_step` or `test_step`.
     """
     trainer: Any = model
-    replicas, strategy = Replicas(model, name), model.distribute_strategy
-    # Results that only the step knows have to leave the loop with it.
-    own_results = replicas.own or (
-        type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
-    )
+    replicas = Replicas(model, name)
     gauges = trainer._gauges if name == "train_step" else None
 
     def read_batch(source: Any) -> Any:
         with tf.name_scope("input"):
             return next(source) if gauges is None else gauges.timed(lambda: next(source))
 
-    def results(last: Any) -> Any:
-        if own_results:
-            return tensorflow_trainer.reduce_per_replica(last, strategy, reduction="auto")
-        return model.get_metrics_result()
-
     def run_steps(
         source: Any, device_map: Any, resident: Any, whole: bool, steps: tf.Tensor
     ) -> Any:
         """`steps` steps; the last apart when only it knows the results."""
-        looped = steps - 1 if own_results else steps
+        looped = steps - 1 if replicas.own_results else steps
 
         def body(count: tf.Tensor) -> list[tf.Tensor]:
             replicas.run(read_batch(source), device_map, resident, whole=whole)
             return [count + 1]
 
         tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
-        if not own_results:
-            return results(None)
-        return results(replicas.run(read_batch(source), device_map, resident, whole=whole))
+        if not replicas.own_results:
+            return replicas.logs(None)
+        return replicas.logs(replicas.run(read_batch(source), device_map, resident, whole=whole))
 
     def run_one(
         element: Any, device_map: Any = None, resident: Any = (), whole: bool = True
     ) -> Any:
-        return results(replicas.run(element, device_map, resident, whole=whole))
+        return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
     def run_next(source: Any, device_map: Any, resident: Any, whole: bool) -> Any:
-        return results(replicas.run(read_batch(source), device_map, resident, whole=whole))
+        return replicas.logs(replicas.run(read_batch(source), device_map, resident, whole=whole))
 
     if not model.run_eagerly:
         options = {"reduce_retracing": True, "autograph": False}

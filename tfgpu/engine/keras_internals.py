@@ -17,6 +17,7 @@ from keras.src import backend
 from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import trainer as tensorflow_trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.losses import loss as loss_module
 from keras.src.random import seed_generator
 from keras.src.trainers.compile_utils import CompileLoss
 from keras.src.trainers.data_adapters import data_adapter_utils
@@ -44,6 +45,7 @@ __all__ = [
     "distribute_lib",
     "global_state",
     "kernels",
+    "loss_module",
     "model_supports_jit",
     "multi_device_iterator_ops",
     "tensorflow_trainer",
@@ -91,6 +93,11 @@ for _owner, _name, *_parameters in (
     (EpochIterator, "_enumerate_iterator", "self"),
     (TFEpochIterator, "_get_iterator", "self"),
     (CompileLoss, "build", "self", "y_true", "y_pred"),
+    (loss_module, "reduce_weighted_values", "values", "sample_weight", "mask", "reduction"),
+    (loss_module, "scale_loss_for_distribution", "value"),
+    (loss_module, "unscale_loss_for_distribution", "value"),
+    (keras.metrics.Mean, "update_state", "self", "values", "sample_weight"),
+    (keras.layers.Layer, "_clear_losses", "self"),
     (TFOptimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
     (TFOptimizer, "_clip_gradients", "self", "grads"),
     (TFOptimizer, "_apply_weight_decay", "self", "variables"),

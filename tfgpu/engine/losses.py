@@ -4,26 +4,30 @@ Each replica computes the loss of its rows as if they were all there are. Their 
 rows, is the loss of the global batch where the loss is a mean over rows, or over anything of
 which each row has as much: time steps, pixels. That is how whatever says nothing else is
 counted: `add_loss`, activity regularisers, functions that return one number, a `compute_loss`
-of one's own. A loss of `compile` declares its reduction, and one that is no such mean is
-multiplied beforehand by what makes the mean by rows right:
+of one's own. A Keras loss declares its reduction, and one that is no such mean is multiplied
+beforehand by what makes the mean by rows right:
 
     sum                       total rows / rows here: sums add
     mean_with_sample_weight   (weight here / total weight) / (rows here / total rows)
     any mean, under a mask    the same, of the entries that the mask leaves
     None                      nothing: Keras adds up the gradients of its elements
+
+A `keras.metrics.Mean` that is given one number a batch, without a weight, counts it by rows too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.keras_internals import CompileLoss, backend
+from tfgpu.engine.keras_internals import CompileLoss, loss_module
 from tfgpu.engine.shards import Rows
 
 _BY_WEIGHT = "mean_with_sample_weight"
@@ -31,158 +35,78 @@ _MEANS = ("sum_over_batch_size", "mean", _BY_WEIGHT)
 
 
 class _Current(threading.local):
+    """What losses and metrics of this thread are computed for.
+
+    Attributes:
+        rows: Of the shard; None outside of a step.
+        exchange: Inside `sharded`: sums a float32 scalar over the replicas.
+        totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
+        own_step: Whether in a step that a class defines itself.
+    """
+
     rows: Rows | None = None
-    totals: dict[int, tf.Tensor] | None = None
     exchange: Callable[[tf.Tensor], tf.Tensor] | None = None
+    totals: dict[int, tf.Tensor] | None = None
+    own_step = False
 
 
 _current = _Current()
 
 
 @contextlib.contextmanager
-def sharded(
-    rows: Rows,
-    *,
-    totals: dict[int, tf.Tensor],
-    exchange: Callable[[tf.Tensor], tf.Tensor],
-) -> Iterator[None]:
-    """Inside, the losses of `compile` are those of a shard.
+def counting(rows: Rows, *, own_step: bool = False) -> Iterator[None]:
+    """Inside, a replica's step on `rows` is computed.
 
     Args:
-        rows: Of the shard.
-        totals: What `weight_sums` gave, summed over the replicas.
-        exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
-            makes.
+        rows: Of its shard.
+        own_step: Whether the step is one that the model's class defines, in the strategy's own
+            replica context. Keras' losses give the mean over this replica's rows there, of which
+            the gradient is the replica's part of that of the global batch.
     """
-    before = (_current.rows, _current.totals, _current.exchange)
-    _current.rows, _current.totals, _current.exchange = rows, totals, exchange
+    before = (_current.rows, _current.own_step)
+    _current.rows, _current.own_step = (rows if rows.replicas > 1 else None), own_step
     try:
         yield
     finally:
-        _current.rows, _current.totals, _current.exchange = before
+        _current.rows, _current.own_step = before
 
 
-class _ShardedLoss:
-    """A loss of one output; see the module."""
+@contextlib.contextmanager
+def sharded(
+    *, totals: dict[int, tf.Tensor], exchange: Callable[[tf.Tensor], tf.Tensor]
+) -> Iterator[None]:
+    """Inside `counting`, around `compute_loss`: declared reductions are followed.
 
-    def __init__(self, loss: Any, position: int):
-        self._loss = loss
-        self._position = position
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_loss"], name)
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        value = self._loss(y_true, y_pred, sample_weight)
-        rows = _current.rows
-        if rows is None or rows.replicas == 1 or len(value.shape):
-            return value
-        reduction = getattr(self._loss, "reduction", "sum_over_batch_size")
-        if reduction == "sum":
-            return value * tf.cast(rows.times_share, value.dtype)
-        if reduction not in _MEANS:
-            return value
-        mask = backend.get_keras_mask(y_pred)
-        if mask is None and (reduction != _BY_WEIGHT or sample_weight is None):
-            return value
-        if mask is None:
-            here = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
-            total = (_current.totals or {}).get(self._position)
-        else:
-            here, total = _left_by(mask, sample_weight if reduction == _BY_WEIGHT else None), None
-        if total is None:
-            assert _current.exchange is not None
-            # A replica without rows of its own has nothing to say here.
-            total = _current.exchange(here * tf.cast(rows.present, tf.float32))
-        part = tf.math.divide_no_nan(here, total)
-        return value * tf.cast(part * rows.times_share, value.dtype)
-
-
-def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
-    """What a mean under `mask` divides by: the entries left, or their weight."""
-    entries = tf.cast(mask, tf.float32)
-    if sample_weight is None:
-        return tf.reduce_sum(entries)
-    weight = tf.cast(sample_weight, tf.float32)
-    while len(weight.shape) < len(entries.shape):
-        weight = weight[..., tf.newaxis]
-    while len(entries.shape) < len(weight.shape):
-        entries = entries[..., tf.newaxis]
-    return tf.reduce_sum(entries * weight)
-
-
-class ShardedCompileLoss(CompileLoss):
-    """Keras' `CompileLoss` over losses that know of shards; it takes the place of that class."""
-
-    def build(self, y_true: Any, y_pred: Any) -> None:
-        super().build(y_true, y_pred)
-        self._adopt()
-
-    def _adopt(self) -> None:
-        self._flat_losses = [
-            entry._replace(loss=_ShardedLoss(entry.loss, position))
-            for position, entry in enumerate(self._flat_losses)
-        ]
-        for metric in self._metrics:
-            _weigh_by_rows(metric)
-
-
-def adopt(compile_loss: Any) -> None:
-    """Makes the losses of a compiled model know of shards; does nothing the second time."""
-    if type(compile_loss) is CompileLoss:
-        compile_loss.__class__ = ShardedCompileLoss
-        if compile_loss.built:
-            compile_loss._adopt()
-
-
-def _weigh_by_rows(metric: Any) -> None:
-    """Has the metric of an output's loss count a batch as often as it has rows.
-
-    Keras does where the number of rows is static, and else counts a partial batch like a
-    whole one.
+    Args:
+        totals: What `weight_sums` gave, summed over the replicas, by the weights' identity.
+        exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
+            makes.
     """
-    update = metric.update_state
+    before = (_current.totals, _current.exchange, _current.own_step)
+    _current.totals, _current.exchange, _current.own_step = totals, exchange, False
+    try:
+        yield
+    finally:
+        _current.totals, _current.exchange, _current.own_step = before
 
-    def update_state(values: Any, sample_weight: Any = None) -> Any:
-        rows = _current.rows
-        return update(values, sample_weight=sample_weight if rows is None else rows.real)
 
-    metric.update_state = update_state
-
-
-def weight_sums(
-    compile_loss: Any, sample_weight: Any, rows: Rows
-) -> tuple[list[int], list[tf.Tensor]]:
+def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Tensor]]:
     """The sums of weights by which losses divide, as far as the data tell them.
 
     Args:
         compile_loss: `model._compile_loss`, or None.
         sample_weight: This replica's, as the data set gives it.
-        rows: Of this replica's shard.
 
     Returns:
-        Positions of the losses that need the sum over the replicas, and float32 scalars.
+        The identity of each tensor of weights, and its sum, a float32 scalar.
     """
     entries = getattr(compile_loss, "_flat_losses", None) or []
-    if sample_weight is None or rows.replicas == 1:
-        return [], []
-    positions, sums = [], []
-    for position, entry in enumerate(entries):
-        if getattr(entry.loss, "reduction", None) != _BY_WEIGHT:
-            continue
-        weight = sample_weight
-        if tree.is_nested(weight):
-            try:
-                for key in entry.path:
-                    weight = weight[key]
-            except (KeyError, IndexError, TypeError):
-                continue
-        if weight is None or tree.is_nested(weight):
-            continue
-        positions.append(position)
-        weight = tf.reduce_sum(tf.cast(weight, tf.float32))
-        sums.append(weight * tf.cast(rows.present, tf.float32))
-    return positions, sums
+    if sample_weight is None or all(
+        getattr(entry.loss, "reduction", None) != _BY_WEIGHT for entry in entries
+    ):
+        return []
+    tensors = [leaf for leaf in tree.flatten(sample_weight) if isinstance(leaf, tf.Tensor)]
+    return [(id(tensor), tf.reduce_sum(tf.cast(tensor, tf.float32))) for tensor in tensors]
 
 
 def objective(loss: Any, rows: Rows) -> tf.Tensor:
@@ -198,3 +122,148 @@ def objective(loss: Any, rows: Rows) -> tf.Tensor:
     if loss.shape.rank == 0:
         return loss * tf.cast(rows.share, loss.dtype)
     return loss * tf.cast(rows.present, loss.dtype) if rows.may_be_absent else loss
+
+
+def reported(loss: Any, rows: Rows) -> tf.Tensor:
+    """`loss` itself, whose gradient is that of `objective`."""
+    loss = tf.convert_to_tensor(loss)
+    part = objective(loss, rows)
+    return part + tf.stop_gradient(loss - part)
+
+
+# ---- the losses of `compile` ----------------------------------------------------------------
+
+
+class ShardedCompileLoss(CompileLoss):
+    """Keras' `CompileLoss`, whose metrics count the loss of an output by rows.
+
+    Keras does where the number of rows is static, and else counts a partial batch like a
+    whole one. It takes the place of Keras' class in a model that is compiled.
+    """
+
+    def build(self, y_true: Any, y_pred: Any) -> None:
+        super().build(y_true, y_pred)
+        self._count_by_rows()
+
+    def _count_by_rows(self) -> None:
+        for metric in self._metrics:
+            metric.update_state = functools.partial(_update_by_rows, metric.update_state)
+
+
+class _RowsOfStep(threading.local):
+    value: Any = None
+
+
+_rows_of_step = _RowsOfStep()
+
+
+def adopt(compile_loss: Any) -> None:
+    """Makes the losses of a compiled model count by rows; does nothing the second time."""
+    if type(compile_loss) is CompileLoss:
+        compile_loss.__class__ = ShardedCompileLoss
+        if compile_loss.built:
+            compile_loss._count_by_rows()
+
+
+@contextlib.contextmanager
+def outputs_count(rows: Any) -> Iterator[None]:
+    """Inside, the metrics of the outputs' losses count that many rows a batch."""
+    before, _rows_of_step.value = _rows_of_step.value, rows
+    try:
+        yield
+    finally:
+        _rows_of_step.value = before
+
+
+def _update_by_rows(update: Callable[..., Any], values: Any, sample_weight: Any = None) -> Any:
+    rows = _rows_of_step.value
+    return update(values, sample_weight=sample_weight if rows is None else rows)
+
+
+# ---- what of Keras asks where it is ---------------------------------------------------------
+
+
+def _followed(value: tf.Tensor, sample_weight: Any, mask: Any, reduction: Any) -> tf.Tensor:
+    """A loss of this replica's rows, made such that the mean by rows follows its reduction."""
+    rows = _current.rows
+    if rows is None or _current.exchange is None or len(value.shape):
+        return value
+    if reduction == "sum":
+        return value * tf.cast(rows.times_share, value.dtype)
+    if reduction not in _MEANS:
+        return value
+    weighted = reduction == _BY_WEIGHT and sample_weight is not None
+    if mask is None and not weighted:
+        return value
+    total = None
+    if mask is None:
+        here = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+        total = (_current.totals or {}).get(id(sample_weight))
+    else:
+        here = _left_by(mask, sample_weight if weighted else None)
+    # A replica without rows of its own has nothing to say here.
+    here = here * tf.cast(rows.present, tf.float32)
+    if total is None:
+        total = _current.exchange(here)
+    part = tf.math.divide_no_nan(here, total)
+    return value * tf.cast(part * rows.times_share, value.dtype)
+
+
+def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
+    """What a mean under `mask` divides by: the entries left, or their weight."""
+    entries = tf.cast(mask, tf.float32)
+    if sample_weight is None:
+        return tf.reduce_sum(entries)
+    weight = tf.cast(sample_weight, tf.float32)
+    while len(weight.shape) < len(entries.shape):
+        weight = weight[..., tf.newaxis]
+    while len(entries.shape) < len(weight.shape):
+        entries = entries[..., tf.newaxis]
+    return tf.reduce_sum(entries * weight)
+
+
+def _install() -> None:
+    """Makes three functions of Keras mind `_current`; outside of steps they stay as they are."""
+    reduce, scale = loss_module.reduce_weighted_values, loss_module.scale_loss_for_distribution
+    unscale, update = loss_module.unscale_loss_for_distribution, keras.metrics.Mean.update_state
+
+    @functools.wraps(reduce)
+    def sharded_reduce(
+        values: Any,
+        sample_weight: Any = None,
+        mask: Any = None,
+        reduction: Any = "sum_over_batch_size",
+        dtype: Any = None,
+    ) -> Any:
+        value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
+        return _followed(value, sample_weight, mask, reduction)
+
+    @functools.wraps(scale)
+    def own_scale(value: Any) -> Any:
+        # Keras divides by the number of replicas, which is right for shards of equal size.
+        if _current.own_step and _current.rows is not None:
+            return reported(value, _current.rows)
+        return scale(value)
+
+    @functools.wraps(unscale)
+    def own_unscale(value: Any) -> Any:
+        return value if _current.own_step and _current.rows is not None else unscale(value)
+
+    @functools.wraps(update)
+    def counted_update(self: Any, values: Any, sample_weight: Any = None) -> Any:
+        rows = _current.rows
+        if (
+            rows is not None
+            and sample_weight is None
+            and not len(tf.convert_to_tensor(values).shape)
+        ):
+            sample_weight = rows.share
+        return update(self, values, sample_weight)
+
+    loss_module.reduce_weighted_values = sharded_reduce
+    loss_module.scale_loss_for_distribution = own_scale
+    loss_module.unscale_loss_for_distribution = own_unscale
+    keras.metrics.Mean.update_state = counted_update
+
+
+_install()

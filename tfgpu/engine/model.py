@@ -31,6 +31,7 @@ from tfgpu.engine.keras_internals import (
     TFEpochIterator,
     Trainer,
     backend,
+    data_adapter_utils,
     model_supports_jit,
     tensorflow_trainer,
 )
@@ -234,15 +235,49 @@ class ReplicaTrainer(_Trainer):
         spec = tree.map_structure(_symbolic, data_batch)
         with self.distribute_strategy.scope():
             losses.adopt(self._compile_loss)
-            self._symbolic_build(data_batch=spec)
+            try:
+                self._symbolic_build(data_batch=spec)
+            except (RuntimeError, ValueError):
+                # In Keras' stateless scope, a layer that assigns in a `cond` cannot be called.
+                x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(spec)
+                try:
+                    y_pred = self._traced_outputs(data_batch)
+                except Exception:
+                    y_pred = None
+                if y_pred is None:
+                    raise
+                given = (x, y, y_pred, sample_weight)
+                if self._compile_metrics is not None and not self._compile_metrics.built:
+                    backend.compute_output_spec(self.compute_metrics, *given)
+                if self._compile_loss is not None and not self._compile_loss.built:
+                    backend.compute_output_spec(self._compute_loss, *given, training=False)
+                if self.optimizer is not None and not self.optimizer.built:
+                    self.optimizer.build(self.trainable_variables)
 
     def _build_for_prediction(self, batches: Batches) -> None:
         spec = batches.element_spec
         if batches.device_map is not None:
             spec = batches.device_map.element_spec
-        x = tree.map_structure(_symbolic, spec[0] if isinstance(spec, tuple) else spec)
         with self.distribute_strategy.scope():
-            backend.compute_output_spec(self, x)
+            x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(
+                tree.map_structure(_symbolic, spec)
+            )
+            try:
+                backend.compute_output_spec(self, x)
+            except (RuntimeError, ValueError):
+                self._traced_outputs(spec)
+
+    def _traced_outputs(self, data_batch: Any) -> Any:
+        """The outputs for a batch of specs, of a call that is traced and never run."""
+        x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data_batch)
+        outputs: Any = None
+
+        def call(x: Any) -> None:
+            nonlocal outputs
+            outputs = tree.map_structure(_symbolic, self(x))
+
+        tf.function(call, autograph=False).get_concrete_function(x)
+        return outputs
 
     train_function: Any
     test_function: Any

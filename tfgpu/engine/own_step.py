@@ -3,8 +3,8 @@
 Such a step is run as Keras runs it, in the replica context of the strategy, which it may have
 been written for. Around it, three things are made right under several replicas:
 
-- `compute_loss` gives the loss of this replica's rows so that gradients add up to that of the
-  global batch, and the mean of the replicas' values is its loss;
+- `compute_loss` and Keras' losses give the loss of this replica's rows, and such gradients that
+  the replicas' add up to that of the global batch;
 - `apply` and `apply_gradients` of the model's optimizers sum the gradients first, and then are
   those of one device;
 - what the forward pass and the metrics assign is brought together, and a replica without rows
@@ -23,14 +23,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu.engine import update
+from tfgpu.engine import losses, update
 from tfgpu.engine.keras_internals import TensorFlowTrainer
 from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
 from tfgpu.engine.replica_step import (
     dense,
     finished,
     own_outputs,
-    results_of_present,
     rows_of,
     settled,
     sharded_loss,
@@ -92,13 +91,11 @@ class OwnStep:
             return self._step(data)
 
         def step(writes: Writes | None) -> Any:
-            with noting(writes), _running(context, rows):
+            with noting(writes), losses.counting(rows, own_step=True), _running(context, rows):
                 return self._step(data)
 
         results = settled(context, rows, step)
-        if self._name == "predict_step":
-            return own_outputs(results, rows)
-        return results_of_present(results, rows)
+        return own_outputs(results, rows) if self._name == "predict_step" else results
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -149,14 +146,9 @@ def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if context is None:
         return compute_loss(*args, **kwargs)
     with on_local_copies(context, current_writes(), exchanging=True):
-        loss = sharded_loss(compute_loss, context, rows, {}, *args, **kwargs)
-    loss = tf.convert_to_tensor(loss)
-    if len(loss.shape):
-        return loss * tf.cast(rows.present, loss.dtype)
-    part = loss * tf.cast(rows.share, loss.dtype)
-    # A step reports the value, of which the replicas' mean is taken, and minimises the part.
-    others = tf.cast(rows.present_replicas, loss.dtype) - 1
-    return part + tf.stop_gradient(part * others)
+        loss = sharded_loss(compute_loss, context, {}, rows.real, *args, **kwargs)
+    # A step reports the value, of which the mean by rows is taken, and minimises its part.
+    return losses.reported(loss, rows)
 
 
 def _apply(

@@ -63,8 +63,20 @@ class ReplicaStep:
 
     def train(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One training step; returns what `compute_metrics` returned."""
-        model, context = self._model, tf.distribute.get_replica_context()
+        context = tf.distribute.get_replica_context()
         rows = rows_of(shard, context)
+        with losses.counting(rows):
+            return self._train(context, shard, rows, device_map, resident)
+
+    def _train(
+        self,
+        context: Any,
+        shard: Shard,
+        rows: Rows,
+        device_map: Any,
+        resident: Sequence[tf.Tensor],
+    ) -> Any:
+        model = self._model
         dynamic = update.has_dynamic_scale(model.optimizer)
         forward = functools.partial(self._compute, context, shard, rows, device_map, resident)
         if rows.replicas == 1 and not dynamic:
@@ -96,7 +108,8 @@ class ReplicaStep:
                 )
             )
 
-        return self._metrics(context, settled(context, rows, forward), rows)
+        with losses.counting(rows):
+            return self._metrics(context, settled(context, rows, forward), rows)
 
     def predict(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One prediction step; returns the outputs for the rows that are this replica's."""
@@ -112,7 +125,8 @@ class ReplicaStep:
 
             return self._run(compute)
 
-        return own_outputs(settled(context, rows, forward), rows)
+        with losses.counting(rows):
+            return own_outputs(settled(context, rows, forward), rows)
 
     def forward_backward(
         self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]
@@ -121,7 +135,8 @@ class ReplicaStep:
         context = tf.distribute.get_replica_context()
         rows = rows_of(shard, context)
         forward = functools.partial(self._compute, context, shard, rows, device_map, resident)
-        outcome, gradients = self._forward_and_sum(context, shard, rows, forward, dynamic=False)
+        with losses.counting(rows):
+            outcome, gradients = self._forward_and_sum(context, shard, rows, forward, dynamic=False)
         return outcome._replace(gradients=gradients)
 
     # ---- their parts --------------------------------------------------------------------
@@ -158,11 +173,14 @@ class ReplicaStep:
     def _weight_totals(
         self, context: Any, shard: Shard, rows: Rows, device_map: Any
     ) -> dict[int, tf.Tensor]:
+        """Sums of weights over the replicas, before a compiled forward pass needs them."""
         if device_map is not None or rows.replicas == 1:
             return {}
         _, _, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(shard.data)
-        positions, sums = losses.weight_sums(self._model._compile_loss, sample_weight, rows)
-        return dict(zip(positions, sum_over_replicas(context, sums), strict=True))
+        sums = losses.weight_sums(self._model._compile_loss, sample_weight)
+        present = tf.cast(rows.present, tf.float32) if sums else None
+        totals = sum_over_replicas(context, [value * present for _, value in sums])
+        return {name: total for (name, _), total in zip(sums, totals, strict=True)}
 
     def _compute(
         self,
@@ -187,8 +205,8 @@ class ReplicaStep:
                 loss = sharded_loss(
                     model._compute_loss,
                     context,
-                    rows,
                     totals or {},
+                    rows.real,
                     x=x,
                     y=y,
                     y_pred=y_pred,
@@ -234,7 +252,7 @@ class ReplicaStep:
                     model._loss_tracker.update_state(outcome.loss, sample_weight=rows.real)
                 return model.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
 
-        return results_of_present(settled(context, rows, compute), rows)
+        return settled(context, rows, compute)
 
     # ---- XLA ----------------------------------------------------------------------------
 
@@ -288,14 +306,14 @@ def finished(data: Any, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
 def sharded_loss(
     compute_loss: Callable[..., Any],
     context: Any,
-    rows: Rows,
     totals: dict[int, tf.Tensor],
+    real: Any,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Calls `compute_loss` for a shard; inside `on_local_copies`. See `losses`."""
+    """Calls `compute_loss` for a shard of `real` rows; inside `on_local_copies`. See `losses`."""
     adding = functools.partial(exchange, context)
-    with losses.sharded(rows, totals=totals, exchange=adding):
+    with losses.sharded(totals=totals, exchange=adding), losses.outputs_count(real):
         return compute_loss(*args, **kwargs)
 
 
@@ -347,16 +365,16 @@ def own_outputs(outputs: Any, rows: Rows) -> Any:
     return tree.map_structure(own, outputs)
 
 
-def results_of_present(results: Any, rows: Rows) -> Any:
-    """Results whose mean over all replicas is that over those with rows of their own."""
-    if not rows.may_be_absent:
+def results_by_rows(results: Any, rows: Rows) -> Any:
+    """Results whose mean over the replicas is that by rows."""
+    if rows.replicas == 1:
         return results
-    factor = rows.replicas / tf.cast(rows.present_replicas, tf.float32)
 
     def weighted(leaf: Any) -> Any:
         if not isinstance(leaf, tf.Tensor) or not leaf.dtype.is_floating:
             return leaf
-        return tf.where(rows.present, leaf * tf.cast(factor, leaf.dtype), tf.zeros_like(leaf))
+        part = leaf * tf.cast(rows.share * rows.replicas, leaf.dtype)
+        return tf.where(rows.present, part, tf.zeros_like(leaf)) if rows.may_be_absent else part
 
     return tree.map_structure(weighted, results)
 

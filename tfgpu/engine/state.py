@@ -43,6 +43,8 @@ class Settlement:
         self._finish: list[tuple[tf.Variable, Callable[[tf.Tensor], tf.Tensor], tf.Tensor]] = []
         first = tf.get_static_value(context.replica_id_in_sync_group) == 0
         self._rows = rows
+        self._context = context
+        self._first_of: list[tuple[tf.Variable, tf.Tensor]] = []
         self._kept: list[tuple[tf.Variable, tf.Tensor]] = []
         for variable, copy, before in zip(
             writes.variables, writes.copies, writes.before, strict=True
@@ -62,12 +64,15 @@ class Settlement:
         how, dtype, rows = variable.aggregation, copy.dtype, self._rows
         new = copy.read_value()
         number = dtype.is_floating or dtype.is_integer or dtype.is_complex
-        if not number and (how in (_SUM, _MEAN) or dtype != tf.bool):
+        if not number and how in (_SUM, _MEAN):
             raise ValueError(
                 f"Variable {variable.name!r} is assigned in the forward pass and has dtype "
-                f"{dtype.name}, which replicas cannot bring together as "
-                f"{how.name.lower()!r}; use a number, or train on one device."
+                f"{dtype.name}, which has no {how.name.lower()} over replicas; let it be "
+                "aggregated as 'only_first_replica', or train on one device."
             )
+        if not number:
+            self._first_of.append((copy, _of_first_replica(self._context, variable, new)))
+            return
         if how == _MEAN and not dtype.is_floating:
             raise ValueError(
                 f"Variable {variable.name!r} has dtype {dtype.name} and aggregation 'mean', and "
@@ -112,6 +117,8 @@ class Settlement:
             value = back(total)
             if finite is not None and copy.dtype.is_floating:
                 value = tf.where(finite, value, before)
+            copy.assign(value)
+        for copy, value in self._first_of:
             copy.assign(value)
         for copy, before in self._kept:
             copy.assign(tf.where(self._rows.present, copy.read_value(), before))
@@ -164,6 +171,21 @@ def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
 _NONE = tf.VariableAggregation.NONE
 _SUM = tf.VariableAggregation.SUM
 _MEAN = tf.VariableAggregation.MEAN
+
+
+def _of_first_replica(context: Any, variable: Any, value: tf.Tensor) -> tf.Tensor:
+    """The first replica's value of what cannot be summed, such as strings."""
+    if isinstance(context.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise ValueError(
+            f"Variable {variable.name!r} is assigned in the forward pass and has dtype "
+            f"{variable.dtype.name}, which does not travel between workers; use a number."
+        )
+
+    def first(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
+        return strategy.experimental_local_results(values)[0]
+
+    result: tf.Tensor = context.merge_call(first, args=(value,))
+    return result
 
 
 def _same(total: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.util import tensor_util
 
-from tfgpu import flops, loss_scale
+from tfgpu import flops
+from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.gauges import Gauges
 from tfgpu.peak import peak_flops
@@ -259,7 +260,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_train_end(logs)
 
     def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
-        optimizer = loss_scale.inner(self.model.optimizer)
+        optimizer = update.inner(self.model.optimizer)
         if hasattr(optimizer, "optimizers"):  # One that hands variables to others.
             collected: dict[str, Any] = super()._collect_learning_rate(logs)
             return collected
@@ -294,7 +295,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self._gauges is not None and self._gauges.has_norm:
             norm = _number(self._gauges.gradient_norm)
             point["training/gradient_norm"] = (norm, "Of the latest step, unclipped.")
-        scale = loss_scale.current(self.model.optimizer) if self.model.optimizer else None
+        scale = update.loss_scale(self.model.optimizer) if self.model.optimizer else None
         if scale is not None:
             point["training/loss_scale"] = (_number(scale), "Of float16 gradients.")
         self._write_point(point | self._measured(logs))
@@ -529,7 +530,7 @@ def _finished(dataset: Any, element: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of an element, after what the device does with it."""
     device_map = getattr(dataset, "device_map", None)
     if device_map is not None:
-        element = device_map(element, [tf.convert_to_tensor(v) for v in device_map.variables])
+        element = device_map(element, dataset.resident[0] if dataset.resident else ())
     images, labels = element[:2]
     return np.asarray(images), np.asarray(labels).reshape(-1)
 

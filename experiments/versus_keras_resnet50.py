@@ -1,0 +1,61 @@
+"""tfgpu against stock `keras.Model.fit` on ResNet-50, on one and on two virtual devices.
+
+    python experiments/versus_keras_resnet50.py
+
+`keras.applications.ResNet50` on 64x64 images, batch 32, SGD with momentum, float32. Both run the
+same kernels: stock Keras too is given the environment that tfgpu sets up. The two virtual devices
+share the machine's processor. Writes `experiments/results/versus_keras_resnet50.json`; takes 10
+minutes on two cores. See `versus.py` for how it is measured.
+"""
+
+from __future__ import annotations
+
+from versus import Contestant, arguments, compare, machine, race, spread, write
+
+BATCH = 32
+
+
+def main() -> None:
+    """Runs the comparison."""
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    rows = []
+    versions = {}
+    print(f"{'devices':>8}{'Keras':>8}{'tfgpu':>8}  images/s; tfgpu over Keras, n={options.rounds}")
+    for devices in (1, 2):
+        contestants = [
+            Contestant(
+                model,
+                "resnet50",
+                options={"model": model, "devices": devices, "batch_size": BATCH},
+            )
+            for model in ("keras", "tfgpu")
+        ]
+        try:
+            stock, ours = race(contestants, rounds=options.rounds)
+        finally:
+            for contestant in contestants:
+                contestant.close()
+        versions |= {contestant.name: contestant.versions for contestant in contestants}
+        row = {
+            "batch_size": BATCH,
+            "devices": devices,
+            "rounds": options.rounds,
+            "keras": spread(stock),
+            "tfgpu": spread(ours),
+            "ratio": compare(ours, stock),
+        }
+        rows.append(row)
+        ratio = row["ratio"]
+        print(
+            f"{devices:>8}{row['keras']['median']:>8.1f}{row['tfgpu']['median']:>8.1f}"
+            f"  {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
+            flush=True,
+        )
+    write(
+        "versus_keras_resnet50.json",
+        {"unit": "images/s", "machine": machine(), "versions": versions, "rows": rows},
+    )
+
+
+if __name__ == "__main__":
+    main()

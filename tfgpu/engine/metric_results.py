@@ -1,0 +1,69 @@
+"""Finds the results of metrics among what a step of one's own returns.
+
+Each replica's copy of a metric knows what that replica has seen, so the mean of the replicas'
+results is not the metric's. Which of the returned values are results of metrics is noted where
+they are made, and the metrics are asked again outside of the replicas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import tree
+
+
+class MetricResults:
+    """Notes the results that a model's metrics give to a step.
+
+    Args:
+        model: A compiled model.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        # By the identity of the value, which is kept alive for that.
+        self._given: dict[int, tuple[Any, Any, Any]] = {}
+        self._places: dict[int, tuple[Any, Any]] = {}
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """While replicas run, metrics note what they give."""
+        metrics = list(self._model.metrics)
+        for metric in metrics:
+            # Past `__setattr__`, with which Keras looks for variables.
+            vars(metric)["result"] = functools.partial(self._result, metric, metric.result)
+        try:
+            yield
+        finally:
+            for metric in metrics:
+                vars(metric).pop("result", None)
+            self._given.clear()
+
+    def find(self, logs: Any) -> None:
+        """In a replica: notes which leaves of what a step returned are results of metrics."""
+        self._places = {
+            place: self._given[id(leaf)][:2]
+            for place, leaf in enumerate(tree.flatten(logs))
+            if id(leaf) in self._given
+        }
+
+    def asked_again(self, logs: Any) -> Any:
+        """Outside of the replicas: `logs` with the metrics' own results in their places."""
+        leaves = tree.flatten(logs)
+        for place, (metric, key) in self._places.items():
+            result = metric.result()
+            leaves[place] = result if key is None else result[key]
+        return tree.pack_sequence_as(logs, leaves)
+
+    def _result(self, metric: Any, result: Callable[[], Any]) -> Any:
+        value = result()
+        if isinstance(value, dict):
+            for key, leaf in value.items():
+                self._given[id(leaf)] = (metric, key, leaf)
+        else:
+            self._given[id(value)] = (metric, None, value)
+        return value
