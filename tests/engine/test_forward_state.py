@@ -367,9 +367,7 @@ class Codebook(L.Layer):
     """
 
     def build(self, shape):
-        self.sizes = self.add_weight(
-            shape=(4,), initializer="ones", trainable=False, name="sizes"
-        )
+        self.sizes = self.add_weight(shape=(4,), initializer="ones", trainable=False, name="sizes")
         self.sums = self.add_weight(
             shape=(4, shape[-1]),
             initializer=keras.initializers.RandomNormal(seed=5),

@@ -15,9 +15,16 @@ L = keras.layers
 ops = keras.ops
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
 
+SLOW = pytest.mark.slow
 # (rows, batch size): a last batch that is even, odd, of one row; one row in all.
 LAST = pytest.mark.parametrize(
-    ("rows", "batch_size"), [(12, 8), (10, 5), (9, 4), (1, 4)], ids=["even", "odd", "one", "alone"]
+    ("rows", "batch_size"),
+    [
+        pytest.param(12, 8, id="even", marks=SLOW),
+        pytest.param(10, 5, id="odd"),
+        pytest.param(9, 4, id="one"),
+        pytest.param(1, 4, id="alone", marks=SLOW),
+    ],
 )
 
 
@@ -269,9 +276,7 @@ def plain_alone():
 def own(kind):
     def network(cls):
         class Own(cls):
-            def compute_loss(
-                self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-            ):
+            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
                 if kind == "without":
                     rows = keras.losses.mean_squared_error(y, y_pred)
                     return ops.mean(rows)
@@ -383,7 +388,7 @@ def weighted_steps(rows, rank):
     return (classes(steps, rows)[0], y, weights) if rank else (classes(steps, rows)[0], y)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=SLOW), 2])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_reductions_of_a_loss_for_each_step(mirrored2, reduction, rank):
     settings = {"loss": mse(reduction=reduction), "rate": 0.01}
@@ -509,7 +514,7 @@ def sentences(rows, weights=0):
     return (tokens, tags, extra) if weights else (tokens, tags)
 
 
-@pytest.mark.parametrize("rows", [8, 9, 11])
+@pytest.mark.parametrize("rows", [pytest.param(8, marks=SLOW), 9, pytest.param(11, marks=SLOW)])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_mask_that_reaches_the_loss(mirrored2, reduction, rows):
     settings = {

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.keras_internals import TensorFlowTrainer, tensorflow_trainer
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults
 from tfgpu.engine.own_step import OwnStep, is_own
-from tfgpu.engine.replica_step import ReplicaStep, results_by_rows, rows_of
+from tfgpu.engine.replica_step import (
+    ReplicaStep,
+    layer_scopes,
+    refusal,
+    results_by_rows,
+    rows_of,
+)
 
 
 class Replicas:
@@ -187,6 +195,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             return run_next(iterator.source, *given)
         return run_steps(iterator.source, *given, tf.constant(steps))
 
+    execution = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
     execution.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
     return execution
@@ -245,7 +254,39 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
             raise StopIteration
         return run_next(iterator.source, *given, steps)
 
-    return prediction
+    return _explaining(trainer, "predict_step", prediction)
+
+
+def _explaining(trainer: Any, name: str, execution: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Says which layer XLA's compiler could not compile, which it finds out when it is run."""
+
+    @functools.wraps(execution)
+    def explained(iterator: Any) -> Any:
+        try:
+            return execution(iterator)
+        except tf.errors.OpError as error:
+            if not trainer.jit_compile:
+                raise
+            complaint = xla.complaint(error, layer_scopes(trainer))
+            if complaint is None:
+                raise
+            if not trainer._jit_is_automatic:
+                raise ValueError(refusal(complaint)) from error
+        warnings.warn(
+            f"{complaint}; the model runs without XLA from here on. The batches of the execution "
+            "in which that was found out are passed over.",
+            stacklevel=2,
+        )
+        trainer.jit_compile = False
+        make = {
+            "train_step": trainer.make_train_function,
+            "test_step": trainer.make_test_function,
+            "predict_step": trainer.make_predict_function,
+        }[name]
+        trainer.train_function = trainer.test_function = trainer.predict_function = None
+        return make()(iterator)
+
+    return explained
 
 
 def leave_collective_keys(strategy: tf.distribute.Strategy) -> None:

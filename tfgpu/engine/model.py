@@ -163,7 +163,12 @@ class ReplicaTrainer(_Trainer):
     @property
     def jit_compile(self) -> bool:
         """Whether XLA compiles the steps."""
-        jit_compile: bool = Trainer.jit_compile.fget(self)
+        resolved = self._jit_is_resolved
+        try:
+            jit_compile: bool = Trainer.jit_compile.fget(self)
+        finally:
+            # Keras asks before it sets, too.
+            self._jit_is_resolved = resolved
         return jit_compile
 
     @jit_compile.setter

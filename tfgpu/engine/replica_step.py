@@ -275,10 +275,7 @@ class ReplicaStep:
             self._leave_xla(f"{error}, which XLA cannot compile")
         except Uncompilable as error:
             if not model._jit_is_automatic:
-                raise ValueError(
-                    f"jit_compile=True: {error}. Use jit_compile=False, or 'auto', which runs "
-                    "such a model without XLA."
-                ) from None
+                raise ValueError(refusal(str(error))) from None
             self._leave_xla(str(error))
         return function()
 
@@ -377,6 +374,14 @@ def results_by_rows(results: Any, rows: Rows) -> Any:
         return tf.where(rows.present, part, tf.zeros_like(leaf)) if rows.may_be_absent else part
 
     return tree.map_structure(weighted, results)
+
+
+def refusal(complaint: str) -> str:
+    """What to say where XLA was asked for and cannot compile the model."""
+    return (
+        f"jit_compile=True: {complaint}. Use jit_compile=False, or 'auto', which runs such a model "
+        "without XLA."
+    )
 
 
 def synchronized_layers(model: keras.Model) -> list[str]:

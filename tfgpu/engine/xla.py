@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,42 @@ class Uncompilable(Exception):
         super().__init__(f"{layer} uses {operation}, which XLA cannot compile")
         self.operation = operation
         self.layer = layer
+
+
+def complaint(error: tf.errors.OpError, layers: dict[str, str]) -> str | None:
+    """What XLA's compiler could not compile, of an error that a step ended with.
+
+    Args:
+        error: Of the step.
+        layers: The names of the model's layers, by the scope of the graph they run in.
+
+    Returns:
+        The layer and the compiler's words; None when the error is another.
+    """
+    if not _COMPILER.search(error.message):
+        return None
+    lines = (_NODES.sub("", line).strip().rstrip(".:;,") for line in error.message.splitlines())
+    reason = next(
+        (line for line in lines if re.search("XLA|constant|[Uu]nsupported", line)),
+        "its compiler's words are in the error that led to this one",
+    )
+    nodes = re.findall(r"{{node ([^}]+)}}", error.message)
+    where = next(
+        (
+            layer
+            for layer in (_layer_of(node, layers) for node in nodes)
+            if layer.startswith("Layer")
+        ),
+        "The step",
+    )
+    return f"{where} cannot be compiled by XLA ({reason})"
+
+
+# Parts of the messages of XLA's compiler, of TensorFlow 2.19 to 2.21.
+_COMPILER = re.compile(
+    r"_XlaMustCompile=true|XLA compilation|XLA_[CG]PU_JIT|compile-time constant|tf2xla"
+)
+_NODES = re.compile(r"\[\[.*?\]\]|{{node [^}]*}}")
 
 
 def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]]) -> Any:
@@ -118,7 +155,12 @@ def _register_kernels() -> None:
 
 def _layer_of(name: str, layers: dict[str, str]) -> str:
     """Which layer an operation belongs to, by the scopes in its name."""
-    for scope in reversed(name.split("/")[:-1]):
-        if scope in layers:
-            return f"Layer {layers[scope]!r}"
+    scopes = name.split("/")[:-1]
+    if "compile_loss" in scopes[:-1]:
+        return f"The loss {scopes[scopes.index('compile_loss') + 1]!r}"
+    for scope in reversed(scopes):
+        # A layer that is called again runs in a scope with one more number.
+        for candidate in (scope, re.sub(r"_\d+$", "", scope)):
+            if candidate in layers:
+                return f"Layer {layers[candidate]!r}"
     return f"The operation {name!r}"
