@@ -75,6 +75,15 @@ class Runtime:
     choices: tuple[Choice, ...]
 
     @property
+    def compile_option(self) -> str | bool:
+        """`jit_compile` for `model.compile`: "auto" where nobody asked for XLA.
+
+        A model that XLA cannot compile is an error where somebody has.
+        """
+        automatic = self.jit_compile and self.jit_reason.startswith("auto")
+        return "auto" if automatic else self.jit_compile
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the replicas run on GPUs."""
         return self.devices[0].startswith("GPU")

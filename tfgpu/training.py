@@ -403,7 +403,7 @@ def _prepare(
             ),
             metrics=["accuracy"],
             steps_per_execution=config.steps_per_execution,
-            jit_compile=machine.jit_compile,
+            jit_compile=machine.compile_option,
         )
     return _Job(
         config=config,

@@ -91,12 +91,21 @@ RULES = [
     ),
     Rule(
         "gradient accumulation",
-        "With gradient accumulation the average of the weights moves with every update; that of "
-        "stock Keras moves with every batch.",
+        "With gradient accumulation the schedule and the average of the weights go on with every "
+        "update; those of stock Keras go on with every batch.",
         lambda case, replicas: (
             "gradient_accumulation_steps" in case.optimizer_options
-            and "use_ema" in case.optimizer_options
+            and (case.schedule != "none" or "use_ema" in case.optimizer_options)
         ),
+    ),
+    Rule(
+        "steps of data of unknown size",
+        "Stock Keras begins a step that finds no data, and counts the last execution as a whole "
+        "one.",
+        lambda case, replicas: (
+            case.feeding in ("unknown", "generator") or case.validation in ("unknown", "generator")
+        ),
+        ("batches",),
     ),
     Rule(
         "steps past the epoch's end",

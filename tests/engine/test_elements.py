@@ -39,10 +39,10 @@ def build(kind, strategy, make=dense, **settings):
     return model
 
 
-def assert_trains_as_stock(strategy, make, data, rtol=2e-4, **settings):
+def assert_trains_as_stock(strategy, make, data, rtol=2e-4, loss="mse", **settings):
     """Losses of `fit` and `evaluate`, weights, and predictions."""
-    stock = build(keras.Model, one_device(), make, jit_compile=False)
-    ours = build(tfgpu.Model, strategy, make, **settings)
+    stock = build(keras.Model, one_device(), make, loss=loss, jit_compile=False)
+    ours = build(tfgpu.Model, strategy, make, loss=loss, **settings)
     results = []
     for model in (stock, ours):
         losses = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
@@ -91,8 +91,10 @@ def penalized(kind):
     return kind(inputs, Penalized()(keras.layers.Dense(1)(inputs)))
 
 
-def test_no_labels(strategy):
-    assert_trains_as_stock(strategy, penalized, dataset(X), loss=None)
+@pytest.mark.parametrize("none", [False, True], ids=["absent", "none"])
+def test_no_labels(strategy, none):
+    data = dataset(X, Y).map(lambda x, y: (x, None)) if none else dataset(X)
+    assert_trains_as_stock(strategy, penalized, data, loss=None)
 
 
 class Optional(keras.layers.Layer):

@@ -170,7 +170,7 @@ def _apply(
     sums = sum_over_replicas(context, dense(grads))
     _current.updating = True
     try:
-        with on_local_copies(context), update.accumulating(optimizer):
+        with on_local_copies(context), update.prepared(optimizer):
             return apply(sums, trainable_variables)
     finally:
         _current.updating = False

@@ -5,16 +5,17 @@ The optimizer runs its own `apply_gradients`, on this replica's copies of the va
 device: wrapping optimizers, an `apply` or `update_step` of one's own, frozen layers. Clipping
 and the check of a loss scale see the whole gradient, which under stock Keras they do not.
 
-One thing is ours: with `gradient_accumulation_steps=m` the average of the weights moves with
-every m-th call, the one that updates them, so that m calls equal one call on a batch m times as
-large. Keras moves it with every call.
+One thing is ours: with `gradient_accumulation_steps=m` the schedule of the learning rate and the
+average of the weights go on with every m-th call, the one that updates, so that m calls equal
+one call on a batch m times as large. Keras' go on with every call.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -53,7 +54,7 @@ def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
         gradients: Summed over the replicas, dense, one a variable; None where there is none.
         variables: The trainable ones of today, which may be fewer than the optimizer knows.
     """
-    with accumulating(optimizer):
+    with prepared(optimizer):
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
@@ -68,21 +69,47 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def accumulating(optimizer: Any) -> Iterator[None]:
-    """Has an optimizer with `gradient_accumulation_steps` count its average by updates."""
-    accumulator = inner(optimizer)
-    if not getattr(accumulator, "gradient_accumulation_steps", None):
-        yield
-        return
-    vars(accumulator)["_backend_apply_gradients"] = functools.partial(_accumulate, accumulator)
+def prepared(optimizer: Any) -> Iterator[None]:
+    """Around an update: accumulation counts updates, and the graph names what is updated."""
+    updating = inner(optimizer)
+    replaced: dict[str, Any] = {}
+    if getattr(updating, "gradient_accumulation_steps", None):
+        replaced["_backend_apply_gradients"] = functools.partial(
+            _accumulate, updating, updating._backend_apply_gradients
+        )
+    replaced["update_step"] = functools.partial(_named_update, updating, updating.update_step)
+    # Past `__setattr__`, with which Keras looks for variables.
+    vars(updating).update(replaced)
     try:
         yield
     finally:
-        del vars(accumulator)["_backend_apply_gradients"]
+        for name in replaced:
+            del vars(updating)[name]
 
 
-def _accumulate(optimizer: Any, grads: Sequence[tf.Tensor], variables: Sequence[Any]) -> None:
-    """Stands in for `_backend_apply_gradients` of an optimizer that accumulates."""
+def _named_update(
+    optimizer: Any, update_step: Callable[..., Any], gradient: Any, variable: Any, *args: Any
+) -> Any:
+    """`update_step` under the name of the variable, so that a person finds it in the graph."""
+    try:
+        path = optimizer._trainable_variables[optimizer._get_variable_index(variable)].path
+    except (AttributeError, KeyError, IndexError):  # An optimizer that keeps no list.
+        path = getattr(variable, "name", "variable")
+    with tf.name_scope(_SCOPE.sub("_", path)):
+        return update_step(gradient, variable, *args)
+
+
+# What a name in a graph may not hold.
+_SCOPE = re.compile(r"[^\w./>-]|^[^\w.]")
+
+
+def _accumulate(
+    optimizer: Any,
+    apply_gradients: Callable[..., Any],
+    grads: Sequence[tf.Tensor],
+    variables: Sequence[Any],
+) -> None:
+    """Stands in for `apply_gradients`, an accumulating optimizer's `_backend_apply_gradients`."""
     every = optimizer.gradient_accumulation_steps
     sums = [
         optimizer._accumulated_gradients[optimizer._get_variable_index(variable)]
@@ -90,22 +117,19 @@ def _accumulate(optimizer: Any, grads: Sequence[tf.Tensor], variables: Sequence[
     ]
 
     def flush() -> None:
-        # `optimizer.iterations` counts updates, so the schedule and Adam's bias do.
+        count = tf.convert_to_tensor(optimizer._iterations)
         means = [(g + total) / every for g, total in zip(grads, sums, strict=True)]
-        means = optimizer._clip_gradients(means)
-        optimizer._apply_weight_decay(variables)
-        optimizer._backend_update_step(means, variables, optimizer.learning_rate)
-        if optimizer.use_ema:
-            optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
-            if optimizer.ema_overwrite_frequency:
-                overwrite = (optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0
-                tf.cond(overwrite, put_averages, lambda: None)
+        # The schedule and Adam's bias correction count updates, not calls.
+        optimizer._iterations.assign(count // every)
+        optimizer.gradient_accumulation_steps = None
+        try:
+            apply_gradients(means, variables)
+        finally:
+            optimizer.gradient_accumulation_steps = every
+        optimizer._iterations.assign(count)
         for total in optimizer._accumulated_gradients:
             if total is not None:
                 total.assign(tf.zeros(total.shape, total.dtype))
-
-    def put_averages() -> None:
-        optimizer._overwrite_model_variables_with_average_value(optimizer._trainable_variables)
 
     def hold() -> None:
         for gradient, total in zip(grads, sums, strict=True):

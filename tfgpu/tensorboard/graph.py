@@ -45,12 +45,12 @@ def step_graph(model: keras.Model) -> graph_pb2.GraphDef | None:
         graph = _body(library, loop.get_attr("body").name)
     flat = graph_pb2.GraphDef()
     _Inliner(library, flat).inline(graph, scope="", outside=None)
-    _rename(flat, [layer.name for layer in model._flatten_layers()])
+    _rename(flat, model.name, [layer.name for layer in model._flatten_layers()])
     return flat
 
 
-def _rename(graph: graph_pb2.GraphDef, layers: Iterable[str]) -> None:
-    """Takes the loop out of the names, and the numbers from those of layers.
+def _rename(graph: graph_pb2.GraphDef, model: str, layers: Iterable[str]) -> None:
+    """Takes the loop and the model out of the names, and the numbers from those of layers.
 
     Keras calls each layer once to build the model, so its name comes with a number here.
     """
@@ -62,6 +62,9 @@ def _rename(graph: graph_pb2.GraphDef, layers: Iterable[str]) -> None:
         parts = [part for part in name.split("/") if part != "while"]
         if "forward" in parts:
             parts = [numbered.get(part, part) for part in parts]
+            within = parts.index("forward") + 1
+            if parts[within : within + 1] == [model]:
+                del parts[within]
         return "/".join(parts)
 
     taken: set[str] = set()
