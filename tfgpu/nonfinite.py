@@ -60,7 +60,7 @@ def first_breakage(
         replica = int(tf.get_static_value(context.replica_id_in_sync_group))
         arrays = resident[replica % len(resident)] if resident else ()
         before = [tf.identity(variable) for variable in state]
-        with as_replica(replica, None):
+        with as_replica(replica, None, several=context.num_replicas_in_sync > 1):
             shard = own_shard(element, whole=whole)
             outcome = step.forward_backward(shard, device_map, arrays)
         with on_local_copies(context):

@@ -9,6 +9,7 @@ each has a device, or a process, of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +17,11 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.keras_internals import EpochIterator, multi_device_iterator_ops
+from tfgpu.engine.keras_internals import (
+    EpochIterator,
+    TFEpochIterator,
+    multi_device_iterator_ops,
+)
 from tfgpu.engine.shards import Shard, row_count, shard_of
 
 
@@ -370,6 +375,35 @@ def _untuned_devices() -> Iterator[None]:
         yield
     finally:
         multi_device_iterator_ops._create_device_dataset = create
+
+
+def _distribute_when_read() -> None:
+    """Has Keras' iterators over an epoch distribute their data when they are first read.
+
+    They do it when they are made, for nothing where `Batches` take their place, and where a
+    component has no rows TensorFlow fails at it.
+    """
+
+    @functools.wraps(TFEpochIterator.__init__)
+    def init(self: Any, distribute_strategy: Any = None, *args: Any, **kwargs: Any) -> None:
+        EpochIterator.__init__(self, *args, **kwargs)
+        self._distribute_strategy = distribute_strategy
+        self._distributed_dataset = None
+
+    @functools.wraps(TFEpochIterator._get_iterator)
+    def get_iterator(self: Any) -> Any:
+        if self._distributed_dataset is None:
+            dataset = self.data_adapter.get_tf_dataset()
+            if not isinstance(dataset, tf.distribute.DistributedDataset):
+                dataset = self._distribute_strategy.experimental_distribute_dataset(dataset)
+            self._distributed_dataset = dataset
+        return self._distributed_dataset
+
+    TFEpochIterator.__init__ = init
+    TFEpochIterator._get_iterator = get_iterator
+
+
+_distribute_when_read()
 
 
 def _is_cpu(strategy: tf.distribute.Strategy) -> bool:

@@ -102,7 +102,7 @@ class Replicas:
             number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
             arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
             layers = self._model._flatten_layers() if several else ()
-            with as_replica(number, generator, list(layers)):
+            with as_replica(number, generator, list(layers), several=several):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
                 logs = self._step(shard, device_map, arrays)

@@ -28,13 +28,16 @@ from tensorflow.python.data.ops import multi_device_iterator_ops
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.distribute import values as distribute_values
 from tensorflow.python.framework import kernels
+from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
 __all__ = [
     "GLOBAL_SEED_GENERATOR",
+    "BaseResourceVariable",
     "CompileLoss",
     "DistributedVariable",
     "EpochIterator",
     "GeneratorDataAdapter",
+    "ResourceVariable",
     "SyncOnReadVariable",
     "TFEpochIterator",
     "TFOptimizer",
@@ -114,6 +117,8 @@ for _owner, _name, *_parameters in (
     (tf.distribute.ReplicaContext, "_replica_id"),
     (DistributedVariable, "_update", "self", "update_fn", "value"),
     (DistributedVariable, "_get_on_device_or_primary", "self"),
+    (BaseResourceVariable, "assign", "self", "value"),
+    (BaseResourceVariable, "_read_variable_op", "self"),
     (tf.distribute.MirroredStrategy, "_collective_key_base"),
     (multi_device_iterator_ops, "_create_device_dataset"),
     (kernels, "get_registered_kernels_for_op", "name"),

@@ -25,8 +25,9 @@ import tensorflow as tf
 
 from tfgpu.engine.keras_internals import (
     GLOBAL_SEED_GENERATOR,
+    BaseResourceVariable,
     DistributedVariable,
-    SyncOnReadVariable,
+    ResourceVariable,
     distribute_lib,
     global_state,
 )
@@ -62,18 +63,9 @@ class Writes:
         self._seen: set[int] = set()
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
-    def note(self, variable: Any, *, local: bool) -> None:
-        """Called before `variable` is assigned, by whatever graph is being made.
-
-        Args:
-            variable: The container.
-            local: Whether it is assigned inside `on_local_copies`. Outside, TensorFlow itself
-                brings the copies together of a variable that says how.
-        """
-        told = variable.aggregation != tf.VariableAggregation.NONE
-        if id(variable) in self._seen or (
-            told and not local and not isinstance(variable, SyncOnReadVariable)
-        ):
+    def note(self, variable: Any) -> None:
+        """Called before `variable` is assigned, by whatever graph is being made."""
+        if id(variable) in self._seen:
             return
         self._seen.add(id(variable))
         copy = variable._get_on_device_or_primary()
@@ -97,6 +89,8 @@ class _Current(threading.local):
         writes: Where assignments are noted, or None.
         compiling: Whether what is traced is for XLA.
         layers: Of the model that is called, whose losses other replicas must not mix with.
+        several: Whether this is the step of one of several replicas.
+        graph: The graph around what is traced for XLA.
     """
 
     local = False
@@ -104,6 +98,8 @@ class _Current(threading.local):
     writes: Writes | None = None
     compiling = False
     layers: Sequence[Any] = ()
+    several = False
+    graph: Any = None
 
 
 _current = _Current()
@@ -202,10 +198,12 @@ def on_local_copies(
 def for_xla() -> Iterator[None]:
     """Has an exchange between replicas in the block raise `NotCompilable`."""
     was, _current.compiling = _current.compiling, True
+    if not tf.executing_eagerly():
+        _current.graph = tf.compat.v1.get_default_graph()
     try:
         yield
     finally:
-        _current.compiling = was
+        _current.compiling, _current.graph = was, None
 
 
 def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
@@ -238,8 +236,10 @@ def current_writes() -> Writes | None:
 
 
 @contextlib.contextmanager
-def as_replica(replica: int, generator: Any, layers: Sequence[Any] = ()) -> Iterator[None]:
-    """Draws random numbers that are this replica's own.
+def as_replica(
+    replica: int, generator: Any, layers: Sequence[Any] = (), *, several: bool = True
+) -> Iterator[None]:
+    """Runs the step of a replica, with random numbers that are its own.
 
     Args:
         replica: Its number. The first draws what one device draws.
@@ -247,16 +247,17 @@ def as_replica(replica: int, generator: Any, layers: Sequence[Any] = ()) -> Iter
             is traced in one of its own; None leaves it alone.
         layers: Of the model that is called; an exchange in the middle of a call keeps the
             losses that they have added apart.
+        several: Whether there are other replicas.
     """
     was, _current.layers = _current.replica, layers
-    _current.replica = replica
+    _current.replica, _current.several = replica, several
     before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     if generator is not None:
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
     try:
         yield
     finally:
-        _current.replica, _current.layers = was, ()
+        _current.replica, _current.layers, _current.several = was, (), False
         if generator is not None:
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
@@ -302,11 +303,28 @@ class SharedGenerator:
 # ---- what of Keras and TensorFlow asks where it is ------------------------------------------
 
 
+def is_seed(variable: Any) -> bool:
+    """Whether a TensorFlow variable is the state of a `keras.random.SeedGenerator`."""
+    return bool(variable.name.rpartition("/")[2].startswith("seed_generator_state"))
+
+
+def _shared_by_replicas(variable: Any) -> bool:
+    """Whether several replicas are run, and `variable` is one for all of them."""
+    # The copies of a distributed variable know what they are copies of.
+    return (
+        _current.several
+        and not hasattr(variable, "_distributed_container")
+        and not hasattr(variable.handle, "_distributed_container")
+    )
+
+
 def _install() -> None:
-    """Makes three methods of Keras and TensorFlow mind `_current`; elsewhere they stay as is."""
+    """Makes methods of Keras and TensorFlow mind `_current`; outside of steps they stay as is."""
     extended = distribute_lib.StrategyExtendedV2
     update, assign = extended.update, DistributedVariable._update
     draw = keras.random.SeedGenerator.next
+    resource = BaseResourceVariable
+    read = resource._read_variable_op
 
     @functools.wraps(update)
     def local_update(
@@ -319,20 +337,52 @@ def _install() -> None:
         return fn(var, *args, **(kwargs or {}))
 
     @functools.wraps(assign)
-    def noted_assign(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _current.writes is not None:
-            _current.writes.note(self, local=_current.local)
-        return assign(self, *args, **kwargs)
+    def noted_assign(self: Any, update_fn: Any, value: Any, **kwargs: Any) -> Any:
+        if _current.writes is None:
+            return assign(self, update_fn, value, **kwargs)
+        _current.writes.note(self)
+        # Not by TensorFlow's rules, which add up new values where `state` adds what is new.
+        return update_fn(self._get_on_device_or_primary(), value, **kwargs)
 
     @functools.wraps(draw)
     def own_draw(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seed = draw(self, *args, **kwargs)
+        if _current.replica and not isinstance(self.state._value, DistributedVariable):
+            # One made outside of the strategy's scope, of which the first replica turns the wheel.
+            seed = self.state.value * 1
+        else:
+            seed = draw(self, *args, **kwargs)
         if hasattr(self, "_tfgpu_drawn"):
             self._tfgpu_drawn = True
         if not _current.replica:
             return seed
         return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
 
+    def refusing(assign: Any) -> Any:
+        @functools.wraps(assign)
+        def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if _shared_by_replicas(self) and not is_seed(self):
+                raise ValueError(
+                    f"Variable {self.name!r} is assigned in a step of several replicas and was "
+                    "made outside of the strategy's scope, so that it has no copy for each. Make "
+                    "it, and what holds it, under `strategy.scope()`."
+                )
+            return assign(self, *args, **kwargs)
+
+        return refused
+
+    @functools.wraps(read)
+    def read_outside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # XLA compiles for one device, and the variable is on one of them.
+        if _current.graph is None or not _shared_by_replicas(self):
+            return read(self, *args, **kwargs)
+        with _current.graph.as_default():
+            return read(self, *args, **kwargs)
+
+    for kind in (resource, ResourceVariable):
+        for name in ("assign", "assign_add", "assign_sub"):
+            if name in vars(kind):
+                setattr(kind, name, refusing(vars(kind)[name]))
+    resource._read_variable_op = read_outside
     extended.update = local_update
     DistributedVariable._update = noted_assign
     keras.random.SeedGenerator.next = own_draw

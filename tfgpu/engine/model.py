@@ -163,19 +163,24 @@ class ReplicaTrainer(_Trainer):
     @property
     def jit_compile(self) -> bool:
         """Whether XLA compiles the steps."""
-        resolved = self._jit_is_resolved
-        try:
-            jit_compile: bool = Trainer.jit_compile.fget(self)
-        finally:
-            # Keras asks before it sets, too.
-            self._jit_is_resolved = resolved
+        if self._jit_compile is None:  # Asked before anybody has set it.
+            self._jit_compile = self._resolve_auto_jit_compile()
+            self._jit_is_automatic, self._jit_is_resolved = True, False
+        jit_compile: bool = self._jit_compile
         return jit_compile
 
     @jit_compile.setter
     def jit_compile(self, value: bool) -> None:
-        # "auto" has just been resolved, or the user said it.
-        self._jit_is_automatic, self._jit_is_resolved = self._jit_is_resolved, False
         Trainer.jit_compile.fset(self, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "jit_compile":
+            # `compile` has just resolved "auto", or was told. Not the setter's to find out: Keras
+            # does not call it for a value that is there already.
+            self._jit_is_automatic, self._jit_is_resolved = self._jit_is_resolved, False
+            if self._jit_compile is None:
+                self._jit_compile = False
+        super().__setattr__(name, value)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Called by `fit` and `evaluate` with the epoch's iterator, before it is read.
@@ -288,8 +293,10 @@ class ReplicaTrainer(_Trainer):
     test_function: Any
     predict_function: Any
     _distribute_strategy: Any
+    _jit_compile: bool | None
     _jit_is_resolved = False
     _jit_is_automatic = False
+    _said_of_xla: str | None = None
     _fit_callbacks: Any = None
     _gauges: Gauges | None = None
     _latest_batches: Batches | None = None

@@ -281,7 +281,9 @@ class ReplicaStep:
 
     def _leave_xla(self, reason: str) -> None:
         self._without_xla = True
-        warnings.warn(f"{reason}; the step runs without XLA.", stacklevel=2)
+        if self._model._said_of_xla != reason:  # Evaluation need not say it again.
+            self._model._said_of_xla = reason
+            warnings.warn(f"{reason}; the step runs without XLA.", stacklevel=2)
 
 
 # ---- what steps of one's own need as well ---------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfgpu.engine.keras_internals import SyncOnReadVariable
-from tfgpu.engine.local_copies import Writes
+from tfgpu.engine.local_copies import Writes, is_seed
 from tfgpu.engine.shards import Rows
 
 LARGE = 1 << 20
@@ -54,7 +54,7 @@ class Settlement:
                     assert before is not None
                     self._kept.append((copy, before))
                 continue
-            if _is_seed(variable):
+            if is_seed(variable):
                 continue  # Every replica draws as often.
             self._settle(variable, copy, before, first)
 
@@ -196,8 +196,3 @@ def _cast_before(
     back: Callable[[tf.Tensor], tf.Tensor], dtype: tf.DType
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda total: back(tf.cast(total, dtype))
-
-
-def _is_seed(variable: Any) -> bool:
-    """Whether `variable` is the state of a `keras.random.SeedGenerator`."""
-    return bool(variable.name.rpartition("/")[2].startswith("seed_generator_state"))
