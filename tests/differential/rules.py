@@ -22,11 +22,6 @@ class Rule(NamedTuple):
     quantities: tuple[str, ...] = ()  # Patterns of their names; empty: the whole case.
 
 
-def _uneven(rows: int, batch_size: int, replicas: int) -> bool:
-    """Whether any batch of `rows` has shares of different sizes."""
-    return any(size % replicas for size in (min(batch_size, rows), rows % batch_size))
-
-
 def _partial(case: Case) -> bool:
     """Whether any batch of the training, validation or test data is not full."""
     sizes = [(case.rows, case.batch_size), (case.test_rows, case.test_batch_size)]
@@ -60,8 +55,15 @@ def _a_step_without_data_does_something(case: Case) -> bool:
 RULES = [
     Rule(
         "batch statistics",
-        "BatchNormalization that is not synchronized normalizes by the replica's own rows.",
-        lambda case, replicas: replicas > 1 and case.normalization == "batch",
+        "BatchNormalization that is not synchronized, or that Keras does not synchronize because "
+        "of a mask, normalizes by the replica's own rows.",
+        lambda case, replicas: (
+            replicas > 1
+            and (
+                case.normalization == "batch"
+                or (case.normalization == "synchronized" and case.network.startswith("masked_"))
+            )
+        ),
     ),
     Rule(
         "random layers",
@@ -140,21 +142,6 @@ RULES = [
         "Stock Keras weighs a partial batch like a whole one in the losses per output.",
         lambda case, replicas: case.outputs in ("dict", "list") and _partial(case),
         ("history/*p_loss", "history/*q_loss", "evaluate/*p_loss", "evaluate/*q_loss"),
-    ),
-    Rule(
-        "metric of batches",
-        "A metric that a layer updates with one scalar a batch weighs shares of different sizes "
-        "alike.",
-        lambda case, replicas: (
-            replicas > 1
-            and case.network == "metric_of_batches"
-            and (
-                _uneven(case.rows, case.batch_size, replicas)
-                or _uneven(case.test_rows, case.test_batch_size, replicas)
-                or case.validation != "none"
-            )
-        ),
-        ("*activity",),
     ),
 ]
 

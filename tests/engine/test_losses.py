@@ -459,12 +459,29 @@ def test_two_outputs_of_different_reductions(mirrored2, pair, weighted):
     assert_as_stock((mirrored2, False), two_outputs, data, 4, but, **settings)
 
 
-@pytest.mark.parametrize("rows", [8, 9])
-def test_the_loss_of_each_output(way, rows):
-    x, y, _ = weighted_steps(rows, 2)
+def test_the_loss_of_each_output(way):
+    x, y, _ = weighted_steps(8, 2)
     settings = {"loss": lambda: {"first": "mse", "second": "mae"}, "rate": 0.01}
     data = (x, {"first": y, "second": y[:, 0, :1]})
     assert_as_stock(way, two_outputs, data, 4, **settings)
+
+
+def test_the_loss_of_each_output_counts_partial_batches_by_rows(way):
+    # Stock Keras counts them like whole ones.
+    x, y, _ = weighted_steps(9, 2)
+    labels = {"first": y, "second": y[:, 0, :1]}
+    strategy, jit_compile = way
+    losses = {"first": "mse", "second": "mae"}
+    settings = {"loss": lambda: losses, "rate": 0.0, "jit_compile": jit_compile}
+    _, weights, said = run(tfgpu.Model, strategy, two_outputs, (x, labels), 4, **settings)
+    inputs, outputs = two_outputs()
+    model = keras.Model(inputs, outputs)
+    model.set_weights(weights)
+    predicted = model.predict(x, verbose=0)
+    first = np.mean((predicted["first"] - y) ** 2)
+    second = np.mean(np.abs(predicted["second"] - labels["second"]))
+    np.testing.assert_allclose(said["first_loss"], first, rtol=1e-4)
+    np.testing.assert_allclose(said["second_loss"], second, rtol=1e-4)
 
 
 def test_two_outputs_of_different_reductions_under_xla(mirrored2):
