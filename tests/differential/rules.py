@@ -132,7 +132,7 @@ RULES = [
         ),
     ),
     Rule(
-        "one update counted too many",
+        "one update too many",
         "Stock Keras counts an update for the step that finds the end of data of unknown size.",
         lambda case, replicas: _begins_too_many(case),
         ("iterations", "optimizer/*iteration"),

@@ -195,10 +195,10 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             return run_next(iterator.source, *given)
         return run_steps(iterator.source, *given, tf.constant(steps))
 
-    execution = _explaining(trainer, name, execution)
+    explained = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
-    execution.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
-    return execution
+    explained.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
+    return explained
 
 
 def make_prediction(model: keras.Model) -> Callable[[Any], Any]:

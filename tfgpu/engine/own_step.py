@@ -143,7 +143,7 @@ def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterato
 def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for a model's `compute_loss`."""
     context, rows = _current.context, _current.rows
-    if context is None:
+    if rows is None:
         return compute_loss(*args, **kwargs)
     with on_local_copies(context, current_writes(), exchanging=True):
         loss = sharded_loss(compute_loss, context, {}, rows.real, *args, **kwargs)

@@ -88,7 +88,8 @@ class ReplicaStep:
 
             outcome, norm = self._run(whole)
         else:
-            outcome, gradients = self._forward_and_sum(context, shard, rows, forward, dynamic)
+            totals = self._weight_totals(context, shard, rows, device_map)
+            outcome, gradients = self._forward_and_sum(context, rows, forward, totals, dynamic)
             norm = self._run(lambda: self._update(context, gradients))
         if norm is not None:
             model._gauges.record(norm)
@@ -136,7 +137,10 @@ class ReplicaStep:
         rows = rows_of(shard, context)
         forward = functools.partial(self._compute, context, shard, rows, device_map, resident)
         with losses.counting(rows):
-            outcome, gradients = self._forward_and_sum(context, shard, rows, forward, dynamic=False)
+            totals = self._weight_totals(context, shard, rows, device_map)
+            outcome, gradients = self._forward_and_sum(
+                context, rows, forward, totals, dynamic=False
+            )
         return outcome._replace(gradients=gradients)
 
     # ---- their parts --------------------------------------------------------------------
@@ -144,14 +148,13 @@ class ReplicaStep:
     def _forward_and_sum(
         self,
         context: Any,
-        shard: Shard,
         rows: Rows,
         forward: Callable[..., Outcome],
+        totals: dict[int, tf.Tensor],
         dynamic: bool,
     ) -> tuple[Outcome, list[Any]]:
         """The outcome, and the gradients of the global batch."""
         model = self._model
-        totals = self._weight_totals(context, shard, rows, None)
         if rows.replicas == 1:
             before = _floats(model.non_trainable_variables) if dynamic else []
             outcome = self._run(forward)
@@ -196,7 +199,7 @@ class ReplicaStep:
     ) -> Outcome:
         """Forward and, in training, backward pass: what XLA may compile."""
         model = self._model
-        tape = tf.GradientTape() if training else contextlib.nullcontext()
+        tape: Any = tf.GradientTape() if training else contextlib.nullcontext()
         with on_local_copies(context, writes, exchanging=True):
             data = finished(shard.data, device_map, resident)
             x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)

@@ -9,12 +9,12 @@ nowhere: its share of the loss is 0, and its metrics and statistics are taken ba
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 from keras import tree
 
-Count = int | tf.Tensor
+Count: TypeAlias = Any
 """A number of rows: an int where shapes are static, else an int32 scalar."""
 
 

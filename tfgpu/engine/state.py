@@ -13,6 +13,7 @@ without rows of its own counts nowhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Settlement:
                 f"Variable {variable.name!r} has dtype {dtype.name} and aggregation 'mean', and "
                 "a mean over replicas is no integer; use a float, 'sum' or 'only_first_replica'."
             )
-        back = _same
+        back: Callable[[tf.Tensor], tf.Tensor] = _same
         if how == _SUM:
             assert before is not None
             old = before
@@ -86,9 +87,7 @@ class Settlement:
             if rows.may_be_absent:
                 part = tf.where(rows.present, part, tf.zeros_like(part))
 
-            def back(total: tf.Tensor, old: tf.Tensor = old) -> tf.Tensor:
-                return old + total
-
+            back = functools.partial(tf.add, old)
         elif how == _MEAN or (how == _NONE and dtype.is_floating):
             if how == _MEAN:
                 one = tf.cast(rows.present, tf.float32)
