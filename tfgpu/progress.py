@@ -70,7 +70,7 @@ class Timing(keras.callbacks.Callback):
 
         Args:
             global_batch: Examples in a step over all replicas.
-            examples: Real examples in an epoch: the padding of its last batch is not work.
+            examples: In an epoch, whose last batch may be smaller than the others.
             steps_per_epoch: Steps in an epoch.
             stopwatch: Where to charge the time; a new one by default.
             clock: Gives seconds.

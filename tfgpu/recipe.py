@@ -71,7 +71,7 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
     optimizer = config.optimizer or "sgd"
     sgd = optimizer == "sgd"
     batch_size = config.batch_size
-    # With fewer examples than replicas some of them get padding alone.
+    # With fewer examples than replicas some of them have none.
     most = max(num_examples // replicas, 1) * replicas
     if batch_size is None:
         batch_size = min(math.ceil((32 if small else 128) / replicas) * replicas, most)

@@ -640,3 +640,26 @@ def test_a_gan_of_two_optimizers(strategy):
     variables = [*model.variables, *model.d_optimizer.variables, *model.g_optimizer.variables]
     assert_same_on_replicas(variables)
     assert int(model.g_optimizer.iterations.numpy()) == 16
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_mirrored_strategy_of_one_device_runs_a_step_as_one_device_does(jit_compile):
+    def trained(cls, strategy):
+        class CallsSuper(cls):
+            def train_step(self, data):
+                return super().train_step(data)
+
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            inputs = keras.Input((6,))
+            x = keras.layers.Dense(4, activation="tanh")(inputs)
+            model = CallsSuper(inputs, keras.layers.Dense(1)(x))
+            model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
+        features = np.random.RandomState(0).randn(11, 6).astype("float32")
+        labels = features[:, :1]
+        fitted = model.fit(features, labels, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        return fitted.history["loss"]
+
+    right = trained(keras.Model, tf.distribute.get_strategy())
+    came = trained(tfgpu.Model, tf.distribute.MirroredStrategy(["CPU:0"]))
+    np.testing.assert_allclose(came, right, rtol=1e-5)

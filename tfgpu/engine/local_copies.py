@@ -338,9 +338,10 @@ def _install() -> None:
 
     @functools.wraps(assign)
     def noted_assign(self: Any, update_fn: Any, value: Any, **kwargs: Any) -> Any:
-        if _current.writes is None:
+        if _current.writes is not None:
+            _current.writes.note(self)
+        elif not _current.local:
             return assign(self, update_fn, value, **kwargs)
-        _current.writes.note(self)
         # Not by TensorFlow's rules, which add up new values where `state` adds what is new.
         return update_fn(self._get_on_device_or_primary(), value, **kwargs)
 

@@ -67,12 +67,13 @@ class OwnStep:
         self._model: Any = model
         self._name = name
         self._step: Callable[[Any], Any] = getattr(model, name)
+        self._alone: Callable[[Any], Any] = self._step_alone
         if model.run_eagerly:
             return
         replicas = model.distribute_strategy.num_replicas_in_sync
         if replicas == 1:
-            self._step = tf.function(
-                self._step, jit_compile=model.jit_compile, reduce_retracing=True, autograph=False
+            self._alone = tf.function(
+                self._alone, jit_compile=model.jit_compile, reduce_retracing=True, autograph=False
             )
         elif model.jit_compile and is_own(model, name):
             warnings.warn(
@@ -82,13 +83,19 @@ class OwnStep:
                 stacklevel=2,
             )
 
+    def _step_alone(self, data: Any) -> Any:
+        with on_local_copies(tf.distribute.get_replica_context()):
+            return self._step(data)
+
     def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """Runs the step on a replica's rows."""
         context = tf.distribute.get_replica_context()
         rows = rows_of(shard, context)
         data = finished(shard.data, device_map, resident)
-        if rows.replicas == 1:
-            return self._step(data)
+        # A strategy's optimizer that has to make its variables first needs the strategy for it.
+        ready = not tf.distribute.has_strategy() or all(o.built for o in _optimizers(self._model))
+        if rows.replicas == 1 and ready:
+            return self._alone(data)
 
         def step(writes: Writes | None) -> Any:
             with noting(writes), losses.counting(rows, own_step=True), _running(context, rows):
@@ -101,7 +108,7 @@ class OwnStep:
     def installed(self) -> Iterator[None]:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
         model = self._model
-        if model.distribute_strategy.num_replicas_in_sync == 1:
+        if model._distribute_strategy is None:
             yield
             return
         with contextlib.ExitStack() as stack:
