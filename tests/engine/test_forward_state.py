@@ -31,7 +31,7 @@ def one_device():
     return tf.distribute.get_strategy()
 
 
-@pytest.fixture(params=["x1", "x1-xla", "x2", "x2-xla"])
+@pytest.fixture(params=["x1", pytest.param("x1-xla", marks=pytest.mark.slow), "x2", "x2-xla"])
 def way(request, mirrored2):
     """The strategy, and whether XLA compiles."""
     strategy = mirrored2 if request.param.startswith("x2") else one_device()

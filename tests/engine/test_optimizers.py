@@ -26,7 +26,9 @@ def strategy_of(name, mirrored2):
     return (tf.distribute.get_strategy() if replicas == 1 else mirrored2), jit_compile
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(
+    params=[pytest.param(p, marks=pytest.mark.slow) if p == "x1-xla" else p for p in PLACES]
+)
 def place(request, mirrored2):
     return strategy_of(request.param, mirrored2)
 

@@ -40,7 +40,8 @@ class Gauges:
         """Keeps what `norm` returned; in a replica, of which the first one writes."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         if tf.get_static_value(replica) == 0:
-            self.gradient_norm.assign(norm)
+            # The variable is none of the replicas', so it is assigned past what guards those.
+            tf.raw_ops.AssignVariableOp(resource=self.gradient_norm.handle, value=norm)
         self.has_norm = True
 
     def norm(self, gradients: list[Any], scale: Any) -> tf.Tensor:

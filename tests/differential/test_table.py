@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from differential import rules
+from . import rules
 
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 
