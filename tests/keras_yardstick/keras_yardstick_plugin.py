@@ -45,7 +45,7 @@ def pytest_collection(session):
     from keras.src.backend.tensorflow import trainer
     from keras.src.models import sequential
 
-    from tfgpu import model as ours
+    from tfgpu.engine import model as ours
 
     class Trainer(ours.ReplicaTrainer, trainer.TensorFlowTrainer):
         """What a test's `class ExampleModel(Trainer, layers.Dense)` derives from."""

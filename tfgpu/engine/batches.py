@@ -138,7 +138,7 @@ class Batches:
             First and last step of each execution, in the epoch, and what to read. Keras' own
             are all of one length, so that the last overshoots; with `exact` set they start
             where `seek` said and end where `cut_every` and the epoch say. Of data of unknown
-            size none is begun that finds nothing, and each ends with its last step.
+            size none is begun that finds nothing, nor trains past `steps_per_epoch`.
         """
         if self.exact:
             yield from self._exact_executions(epoch_iterator)
@@ -165,10 +165,13 @@ class Batches:
         iterator, done = epoch_iterator._current_iterator, 0
         while epoch is None or done < epoch:
             wanted = epoch_iterator.steps_per_execution
-            steps = iterator.read_ahead(wanted if epoch is None else min(wanted, epoch - done))
+            if epoch is not None:
+                wanted = min(wanted, epoch - done)
+            steps = iterator.read_ahead(wanted)
             if steps == 0:
                 break
-            yield done, done + steps - 1, iterator
+            # Keras' own tests have it that the last execution counts as a whole one.
+            yield done, done + wanted - 1, iterator
             done += steps
         if epoch is None:
             epoch_iterator._num_batches = done  # For the progress bar.
@@ -278,6 +281,7 @@ class BatchIterator:
         self._first = position
         self._exhausted = False
         self._ahead: list[Any] = []
+        self._promised: int | None = None
         self.input_seconds = 0.0
 
     def __iter__(self) -> BatchIterator:
@@ -287,7 +291,8 @@ class BatchIterator:
         if not self.sized:
             if not self.read_ahead(1):
                 raise StopIteration
-            return self._ahead.pop(0)
+            (batch,) = self.take_read(1)
+            return batch
         if self.take(1) == 0:
             raise StopIteration
         return next(self.source)
@@ -307,11 +312,14 @@ class BatchIterator:
                     raise
                 self._exhausted = True
         self.input_seconds += time.perf_counter() - start
-        return min(steps, len(self._ahead))
+        self._promised = min(steps, len(self._ahead))
+        return self._promised
 
     def take_read(self, steps: int) -> list[Any]:
-        """The next up to `steps` batches of data of unknown size."""
-        count = self.read_ahead(steps)
+        """The batches that `read_ahead` promised last, or else up to `steps` of them."""
+        if self._promised is None:
+            self.read_ahead(steps)
+        count, self._promised = self._promised, None
         taken, self._ahead = self._ahead[:count], self._ahead[count:]
         return taken
 

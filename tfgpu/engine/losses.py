@@ -42,12 +42,14 @@ class _Current(threading.local):
         exchange: Inside `sharded`: sums a float32 scalar over the replicas.
         totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
         own_step: Whether in a step that a class defines itself.
+        counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
     """
 
     rows: Rows | None = None
     exchange: Callable[[tf.Tensor], tf.Tensor] | None = None
     totals: dict[int, tf.Tensor] | None = None
     own_step = False
+    counted: Any = None
 
 
 _current = _Current()
@@ -73,21 +75,23 @@ def counting(rows: Rows, *, own_step: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sharded(
-    *, totals: dict[int, tf.Tensor], exchange: Callable[[tf.Tensor], tf.Tensor]
+    counted: Any, *, totals: dict[int, tf.Tensor], exchange: Callable[[tf.Tensor], tf.Tensor]
 ) -> Iterator[None]:
     """Inside `counting`, around `compute_loss`: declared reductions are followed.
 
     Args:
+        counted: Rows of this replica, by which the metrics of outputs' losses count a batch.
         totals: What `weight_sums` gave, summed over the replicas, by the weights' identity.
         exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
             makes.
     """
-    before = (_current.totals, _current.exchange, _current.own_step)
-    _current.totals, _current.exchange, _current.own_step = totals, exchange, False
+    before = (_current.totals, _current.exchange, _current.counted, _current.own_step)
+    _current.totals, _current.exchange = totals, exchange
+    _current.counted, _current.own_step = counted, False
     try:
         yield
     finally:
-        _current.totals, _current.exchange, _current.own_step = before
+        _current.totals, _current.exchange, _current.counted, _current.own_step = before
 
 
 def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Tensor]]:
@@ -150,13 +154,6 @@ class ShardedCompileLoss(CompileLoss):
             metric.update_state = functools.partial(_update_by_rows, metric.update_state)
 
 
-class _RowsOfStep(threading.local):
-    value: Any = None
-
-
-_rows_of_step = _RowsOfStep()
-
-
 def adopt(compile_loss: Any) -> None:
     """Makes the losses of a compiled model count by rows; does nothing the second time."""
     if type(compile_loss) is CompileLoss:
@@ -165,19 +162,9 @@ def adopt(compile_loss: Any) -> None:
             compile_loss._count_by_rows()
 
 
-@contextlib.contextmanager
-def outputs_count(rows: Any) -> Iterator[None]:
-    """Inside, the metrics of the outputs' losses count that many rows a batch."""
-    before, _rows_of_step.value = _rows_of_step.value, rows
-    try:
-        yield
-    finally:
-        _rows_of_step.value = before
-
-
 def _update_by_rows(update: Callable[..., Any], values: Any, sample_weight: Any = None) -> Any:
-    rows = _rows_of_step.value
-    return update(values, sample_weight=sample_weight if rows is None else rows)
+    counted = _current.counted
+    return update(values, sample_weight=sample_weight if counted is None else counted)
 
 
 # ---- what of Keras asks where it is ---------------------------------------------------------

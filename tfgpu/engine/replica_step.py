@@ -222,7 +222,13 @@ class ReplicaStep:
                         target = model.optimizer.scale_loss(target)
             gradients: list[Any] = []
             if training and model.trainable_variables:
-                gradients = dense(tape.gradient(target, model.trainable_variables))
+                gradients = tape.gradient(target, model.trainable_variables)
+                if (
+                    rows.replicas > 1
+                    or not _is_sparse(x)
+                    or update.has_dynamic_scale(model.optimizer)
+                ):
+                    gradients = dense(gradients)
         # The default `compute_metrics` ignores `x`; returning it would copy it.
         keep_x = type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
         return Outcome(loss, y_pred, gradients, (x if keep_x else None, y, sample_weight))
@@ -315,7 +321,7 @@ def sharded_loss(
 ) -> Any:
     """Calls `compute_loss` for a shard of `real` rows; inside `on_local_copies`. See `losses`."""
     adding = functools.partial(exchange, context)
-    with losses.sharded(totals=totals, exchange=adding), losses.outputs_count(real):
+    with losses.sharded(real, totals=totals, exchange=adding):
         return compute_loss(*args, **kwargs)
 
 
@@ -403,6 +409,11 @@ def layer_scopes(model: keras.Model) -> dict[str, str]:
 
 def _call(model: Any, x: Any, *, training: bool) -> Any:
     return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def _is_sparse(x: Any) -> bool:
+    """Whether a model's inputs are sparse; then the gradients may be too large to be dense."""
+    return any(isinstance(leaf, tf.SparseTensor) for leaf in tree.flatten(x))
 
 
 def _floats(variables: Sequence[Any]) -> list[tuple[Any, tf.Tensor]]:
