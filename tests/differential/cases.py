@@ -207,6 +207,11 @@ def generate(seed: int, index: int) -> Case:
     case |= _optimizer(rng, case)
     case |= _data(rng, case)
     case |= _execution(rng, case)
+    if NETWORKS[case["network"]].inputs == "tokens":
+        # Stock Keras divides no gradient of an Embedding by a scale or a number of batches.
+        case["loss_scale"] = False
+        for option in ("loss_scale_factor", "gradient_accumulation_steps"):
+            case["optimizer_options"].pop(option, None)
     return Case(**case)
 
 
