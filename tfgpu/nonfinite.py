@@ -49,11 +49,8 @@ def first_breakage(
     strategy = model.distribute_strategy
     dynamic = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     step = ReplicaStep(model)
-    state = [
-        *model.non_trainable_variables,
-        *model.metrics_variables,
-        *(generator.state for generator in _seed_generators(model)),
-    ]
+    # The states of random generators are among the former.
+    state = [*model.non_trainable_variables, *model.metrics_variables]
 
     def look(element: Any, device_map: Any, resident: Any, whole: bool) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
@@ -89,10 +86,3 @@ def first_breakage(
             return Breakage(number, [n for n, b in zip(names, broken, strict=True) if b][-1])
         model.train_function(trained_on)
     return None
-
-
-def _seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
-    found: list[keras.random.SeedGenerator] = []
-    for layer in model._flatten_layers():
-        found.extend(getattr(layer, "_seed_generators", []))
-    return found

@@ -123,12 +123,6 @@ class Settlement:
             copy.assign(tf.where(self._rows.present, copy.read_value(), before))
 
 
-def forget(writes: Writes) -> None:
-    """Puts the values from before back, of writes that keep them."""
-    for copy, before in zip(writes.copies, writes.before, strict=True):
-        copy.assign(before)
-
-
 def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
     """Sums each tensor over the replicas.
 
