@@ -45,7 +45,7 @@ EXPORT = [
 ]
 
 TUNE = [
-    # tfgpu.tuning overrides parts of its oracles that are not its stable interface.
+    # tfgpu.tune overrides parts of its oracles that are not its stable interface.
     "keras-tuner>=1.4.8,<1.5",
     "grpcio>=1.71.0",
     # Its BayesianOptimization needs both, undeclared.
@@ -94,7 +94,7 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"console_scripts": ["tfgpu = tfgpu.cli:main"]},
+    entry_points={"console_scripts": ["tfgpu = tfgpu.cli.entry:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: Console",

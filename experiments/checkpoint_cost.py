@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()
 
-    from tfgpu import runtime, startup
+    from tfgpu.cli import startup
+    from tfgpu.machine import runtime
 
     startup.prepare_environment()
     startup.import_tensorflow()
@@ -36,7 +37,7 @@ def main() -> None:
     import tensorflow as tf
 
     import tfgpu
-    from tfgpu.backup import BackupAndRestore
+    from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
     from tfgpu.data.examples import Examples
     from tfgpu.data.inputs import training_batches
 

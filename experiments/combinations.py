@@ -6,7 +6,7 @@ Every cell of strategy x precision x XLA x steps per execution trains a small CN
 batch normalisation and dropout, on batches of which the last is partial) for two epochs
 with each library; tfgpu with resident and with streaming input. The processor is split
 into two virtual devices; two workers are two processes on the loopback interface. Each
-cell has a process of its own and a time limit (`tfgpu.diagnosis.probe`, which
+cell has a process of its own and a time limit (`tfgpu.doctor.probe`, which
 `tfgpu doctor --probe` runs too), so that one that aborts or hangs is seen as such. Writes
 `experiments/results/combinations.json` and prints the README's table.
 """
@@ -21,8 +21,8 @@ from typing import Any
 
 from versus import machine, write
 
-from tfgpu.config import PRECISIONS
-from tfgpu.diagnosis import probe
+from tfgpu.cli.config import PRECISIONS
+from tfgpu.doctor import probe
 
 STRATEGIES = {
     "one_device": "one_device",

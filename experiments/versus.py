@@ -2,7 +2,7 @@
 
 Each contestant is a process of its own, with its own environment, that stays alive and
 trains for a fixed number of examples whenever it is told to. The driver tells them in
-turn and quotes ratios of neighbours (`tfgpu.benchmark.contest`).
+turn and quotes ratios of neighbours (`tfgpu.bench.interleaved_timing`).
 
 All but the contestants of `versus_keras_resnet50.py` train the same network (`lenet`: 62,006
 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9, on
@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfgpu.benchmark import contest
-from tfgpu.benchmark.contest import compare, spread
+from tfgpu.bench import interleaved_timing
+from tfgpu.bench.interleaved_timing import compare, spread
 
 __all__ = ["Contestant", "arguments", "compare", "machine", "race", "spread", "write"]
 
@@ -64,7 +64,7 @@ class Contestant:
         }
         root = Path(__file__).resolve().parent.parent
         clean["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [clean.get("PYTHONPATH")])])
-        self._process = contest.Contestant(
+        self._process = interleaved_timing.Contestant(
             [python, __file__, kind, json.dumps(self.options)],
             environment=clean | dict(environment or {}),
         )
@@ -81,7 +81,7 @@ class Contestant:
 
 def race(contestants: Sequence[Contestant], *, rounds: int) -> list[list[float]]:
     """Lets each contestant train once a round, in turn; samples/s, a list for each."""
-    return contest.race([contestant.rate for contestant in contestants], rounds=rounds)
+    return interleaved_timing.race([contestant.rate for contestant in contestants], rounds=rounds)
 
 
 def machine() -> dict[str, Any]:
@@ -127,11 +127,11 @@ def _serve(train: Callable[[], int], versions: Sequence[str]) -> None:
     """Trains whenever a line comes; `train` returns the examples it used."""
     train()
     train()
-    contest.answer({name: importlib.metadata.version(name) for name in versions})
+    interleaved_timing.answer({name: importlib.metadata.version(name) for name in versions})
     for _ in sys.stdin:
         start = time.perf_counter()
         samples = train()
-        contest.answer(samples / (time.perf_counter() - start))
+        interleaved_timing.answer(samples / (time.perf_counter() - start))
 
 
 def _arrays() -> tuple[Any, Any]:
@@ -170,15 +170,16 @@ def tfgpu_worker(
     tensorboard: bool = False,
 ) -> None:
     """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
-    from tfgpu import runtime, startup
+    from tfgpu.cli import startup
+    from tfgpu.machine import runtime
 
     startup.prepare_environment()
     startup.import_tensorflow()
     import keras
     import tensorflow as tf
 
-    from tfgpu import recipe
-    from tfgpu.config import Config
+    from tfgpu.cli.config import Config
+    from tfgpu.train import recipe
 
     # As `tfgpu train --batch_size=... --virtual_devices=...` does.
     machine = runtime.start(
@@ -213,7 +214,7 @@ def tfgpu_worker(
     folder = tempfile.TemporaryDirectory()
     if tensorboard:
         import tfgpu
-        from tfgpu.training import POINTS_AN_EPOCH
+        from tfgpu.train.run import POINTS_AN_EPOCH
 
         every = max(1, steps // POINTS_AN_EPOCH)
         callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]
@@ -259,7 +260,7 @@ def resnet50_worker(*, model: str, devices: int = 1, batch_size: int = 32) -> No
 
     Both in the environment that tfgpu sets up, so that the kernels are the same.
     """
-    from tfgpu import startup
+    from tfgpu.cli import startup
 
     startup.prepare_environment()
     startup.import_tensorflow()

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tfgpu import startup
+from tfgpu.cli import startup
 
 # Before any test module imports TensorFlow.
 startup.prepare_environment()
@@ -68,7 +68,8 @@ def _float32():
 @pytest.fixture(scope="session")
 def digits_run(tensorflow, tmp_path_factory):
     """A finished run of the main job, a short one: its directory."""
-    from tfgpu import flags, train
+    from tfgpu.cli import flags
+    from tfgpu.train import __main__ as train
 
     place = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:

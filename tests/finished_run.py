@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import tfgpu
-from tfgpu import cli
+from tfgpu.cli import entry
 from tfgpu.data.folder import open_folder
 
 CLASSES = ("dark", "grey", "light")
@@ -75,7 +75,7 @@ def command(main, *argv):
     before = list(sys.path)
     try:
         with pytest.raises(SystemExit) as stop:
-            cli.run(main, [str(each) for each in argv])
+            entry.run(main, [str(each) for each in argv])
     finally:
         sys.path[:] = before
         # The command's own, which a process has once; here tests go on.

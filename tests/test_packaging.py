@@ -104,7 +104,7 @@ def test_types_are_shipped(setup_call):
 
 def test_console_script_names_a_function(setup_call):
     (script,) = setup_call["entry_points"]["console_scripts"]
-    assert script == "tfgpu = tfgpu.cli:main"
+    assert script == "tfgpu = tfgpu.cli.entry:main"
     tree = ast.parse((ROOT / "tfgpu" / "cli.py").read_text(encoding="utf-8"))
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 

@@ -130,7 +130,7 @@ def two_workers(cells, *, timeout):
 
 
 def main(name, replicas, cells):
-    from tfgpu import startup
+    from tfgpu.cli import startup
 
     startup.prepare_environment()
     tf = startup.import_tensorflow()

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfgpu.backup import BackupAndRestore
+    from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
     from tfgpu.engine.model import Model, Sequential, load_model
     from tfgpu.tensorboard import TensorBoard
 
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["BackupAndRestore", "Model", "Sequential", "TensorBoard", "__version__", "load_model"]
 
 _MODULES = {
-    "BackupAndRestore": "tfgpu.backup",
+    "BackupAndRestore": "tfgpu.checkpoint.backup_and_restore",
     "Model": "tfgpu.engine.model",
     "Sequential": "tfgpu.engine.model",
     "TensorBoard": "tfgpu.tensorboard",

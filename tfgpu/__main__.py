@@ -1,6 +1,6 @@
 """`python -m tfgpu` is the console script `tfgpu`."""
 
-from tfgpu import cli
+from tfgpu.cli import entry
 
 if __name__ == "__main__":
-    cli.main()
+    entry.main()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpu.config import AUGMENTATIONS
+from tfgpu.cli.config import AUGMENTATIONS
 from tfgpu.data.augment import (
     CROP_PADDING,
     TRANSFORMATIONS,

@@ -99,7 +99,8 @@ def test_the_test_split_depends_on_the_pictures_alone():
 
 def test_preparing_and_reading_say_nothing_and_leave_nothing_else(tmp_path):
     code = (
-        "from tfgpu import startup; startup.prepare_environment(); startup.import_tensorflow()\n"
+        "from tfgpu.cli import startup\n"
+        "startup.prepare_environment(); startup.import_tensorflow()\n"
         "from tfgpu.data import sources\n"
         f"dataset = sources.load('digits', data_dir={str(tmp_path)!r}, validation_fraction=0.1, "
         "image_size=None, seed=0)\n"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfgpu.config import Config
+from tfgpu.cli.config import Config
 from tfgpu.data import sources
 from tfgpu.errors import RequestError
 

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tfgpu import startup
+from tfgpu.cli import startup
 
 from . import cases, rules
 

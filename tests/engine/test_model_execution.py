@@ -90,7 +90,7 @@ def test_nothing_is_traced_after_the_first_epoch(strategy, steps_per_execution, 
 
 RUN = """
 import json, os, sys
-from tfgpu import startup
+from tfgpu.cli import startup
 startup.prepare_environment()
 tf = startup.import_tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]

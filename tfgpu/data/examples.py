@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import hardware
 from tfgpu.engine.batches import untuned
 from tfgpu.errors import DataError
+from tfgpu.machine import hardware
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
 # graph costs as much as dozens of records; few enough for large pictures (224 x 224 x 3: 38 MB).

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu import hardware
 from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
+from tfgpu.machine import hardware
 
 PREFETCHED = 8
 """Batches that are read ahead."""

@@ -24,7 +24,6 @@ from keras.src.models import sequential as keras_sequential
 from tfgpu.engine import losses, update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.execution import make_execution, make_prediction
-from tfgpu.engine.gauges import Gauges
 from tfgpu.engine.keras_internals import (
     GeneratorDataAdapter,
     TensorFlowTrainer,
@@ -36,6 +35,7 @@ from tfgpu.engine.keras_internals import (
     tensorflow_trainer,
 )
 from tfgpu.engine.own_step import is_own
+from tfgpu.engine.step_statistics import Gauges
 
 # The mixin has no base; to a type checker it is what it is mixed into.
 _Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object

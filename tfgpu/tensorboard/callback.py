@@ -18,11 +18,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.util import tensor_util
 
-from tfgpu import flops
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
-from tfgpu.engine.gauges import Gauges
-from tfgpu.peak import peak_flops
+from tfgpu.engine.step_statistics import Gauges
+from tfgpu.machine import flops
+from tfgpu.machine.peak_rate import peak_flops
 from tfgpu.tensorboard import pictures
 from tfgpu.tensorboard.graph import step_graph
 
@@ -53,7 +53,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
     - the graph of the training step and the conceptual graph of the model;
     - `performance/`: samples per second, the milliseconds of a step and what of them went into
       waiting for input, the device, the host and checkpoints, and how far the device is used: the
-      model's FLOP/s (`tfgpu.flops`) over those of a large matrix product (`tfgpu.peak`);
+      model's FLOP/s (`tfgpu.machine.flops`) over those of a large matrix product
+      (`tfgpu.machine.peak_rate`);
     - `training/gradient_norm` and `training/loss_scale`, and `memory/` in GiB;
     - with data of `tfgpu.data`, a batch as the network sees it, after augmentation.
 

@@ -1,0 +1,59 @@
+"""What the writers of files share."""
+
+import pytest
+
+from tfgpu.artifacts import files
+from tfgpu.errors import RequestError
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with files.replacing(path) as beside:
+        assert beside.suffix == ".txt"
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(ValueError), files.replacing(path) as beside:
+        beside.write_text("half")
+        raise ValueError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "none" / "file.txt"
+    with pytest.raises(OSError) as failure, files.replacing(path) as beside:
+        beside.write_text("new")
+    assert failure.value.filename == str(path)
+
+
+def test_a_directory_is_made_with_its_parents(tmp_path):
+    files.make_directory(tmp_path / "a" / "b", flag="out")
+    files.make_directory(tmp_path / "a" / "b", flag="out")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_a_wrong_request(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"--out=.*file.*cannot be written .*name another"):
+        files.make_directory(tmp_path / "file" / "a", flag="out")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digits", "digits"),
+        ("folder:/data/my cats/", "my-cats"),
+        ("a/b:1.0.0", "1.0.0"),
+        ("", "run"),
+    ],
+)
+def test_a_name_becomes_one_of_a_file(name, expected):
+    assert files.file_name(name) == expected

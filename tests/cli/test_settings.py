@@ -1,0 +1,285 @@
+"""Properties of Config: what it refuses, what it says then, and its JSON form."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from tfgpu.cli.config import EXPORT_FORMATS, Config, EvaluateConfig, ExportConfig, PredictConfig
+from tfgpu.errors import RequestError
+
+# One value for every field, none of them the default.
+EVERYTHING = {
+    "strategy": "one_device",
+    "devices": "GPU:1",
+    "virtual_devices": 0,
+    "precision": "mixed_float16",
+    "jit_compile": False,
+    "steps_per_execution": 7,
+    "intra_op_threads": 2,
+    "deterministic": True,
+    "dataset": "folder:some where",
+    "data_dir": "data",
+    "validation_fraction": 0.25,
+    "image_size": [48, 64],
+    "input": "streaming",
+    "augment": "crop,flip",
+    "model": "package.module:build",
+    "width": 1.5,
+    "depth": 3,
+    "batch_size": 96,
+    "epochs": 9,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "lr_schedule": "linear",
+    "warmup_epochs": 1.8,
+    "label_smoothing": 0.1,
+    "clip_norm": 1.5,
+    "ema_momentum": 0.999,
+    "gradient_accumulation_steps": 2,
+    "early_stopping": 3,
+    "seed": 12,
+    "run_dir": "runs/mine",
+    "resume": "must",
+    "checkpoint_every": 100,
+    "tensorboard": "full",
+    "profile": "5:7",
+    "progress": "plain",
+    "verbosity": 1,
+}
+
+
+def test_the_defaults_are_possible():
+    Config().check()
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_json_round_trip_is_exact(settings):
+    config = Config.from_json(settings)
+    text = json.dumps(config.to_json())
+    again = Config.from_json(json.loads(text))
+    assert again == config
+    assert json.dumps(again.to_json()) == text
+
+
+def test_everything_names_every_field():
+    assert list(EVERYTHING) == [field.name for field in dataclasses.fields(Config)]
+
+
+def test_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3  # type: ignore[misc]
+
+
+def test_whole_numbers_become_floats_where_a_float_belongs():
+    config = Config(learning_rate=1, clip_norm=2, validation_fraction=0)
+    assert [type(v) for v in (config.learning_rate, config.clip_norm)] == [float, float]
+    assert config == Config(learning_rate=1.0, clip_norm=2.0, validation_fraction=0.0)
+
+
+IMPOSSIBLE = [
+    ("strategy", "mirorred"),
+    ("strategy", None),
+    ("devices", ""),
+    ("devices", "gpu:0"),
+    ("devices", "GPU"),
+    ("devices", "GPU:0,"),
+    ("devices", "GPU:0,GPU:0"),
+    ("devices", "CPU:0,GPU:0"),
+    ("virtual_devices", -1),
+    ("virtual_devices", 2.0),
+    ("precision", "float16"),
+    ("jit_compile", "yes"),
+    ("jit_compile", 1),
+    ("steps_per_execution", 0),
+    ("steps_per_execution", "many"),
+    ("steps_per_execution", True),
+    ("intra_op_threads", 0),
+    ("intra_op_threads", "all"),
+    ("deterministic", "true"),
+    ("dataset", ""),
+    ("dataset", "folder:"),
+    ("dataset", 3),
+    ("data_dir", " "),
+    ("validation_fraction", 1.0),
+    ("validation_fraction", -0.1),
+    ("validation_fraction", math.nan),
+    ("image_size", [32]),
+    ("image_size", [32, 0]),
+    ("image_size", [32.0, 32.0]),
+    ("image_size", 32),
+    ("input", "memory"),
+    ("augment", "crop,flop"),
+    ("augment", "none,crop"),
+    ("augment", "crop,crop"),
+    ("augment", ""),
+    ("model", ""),
+    ("model", "my model:build"),
+    ("model", ":build"),
+    ("width", 0.0),
+    ("width", "wide"),
+    ("depth", 0),
+    ("depth", 1.5),
+    ("batch_size", 0),
+    ("batch_size", -4),
+    ("batch_size", 128.0),
+    ("batch_size", 2**31),
+    ("epochs", 0),
+    ("epochs", "ten"),
+    ("epochs", True),
+    ("optimizer", "sdg"),
+    ("learning_rate", 0),
+    ("learning_rate", -0.1),
+    ("learning_rate", math.nan),
+    ("learning_rate", math.inf),
+    ("learning_rate", "0.1"),
+    ("learning_rate", 10**400),
+    ("momentum", 1.0),
+    ("momentum", -0.5),
+    ("weight_decay", -1e-4),
+    ("lr_schedule", "cosinus"),
+    ("warmup_epochs", -1),
+    ("label_smoothing", 1.0),
+    ("label_smoothing", None),
+    ("clip_norm", 0),
+    ("ema_momentum", 1.0),
+    ("gradient_accumulation_steps", 0),
+    ("early_stopping", 0),
+    ("seed", -1),
+    ("seed", 2**31),
+    ("seed", None),
+    ("run_dir", ""),
+    ("resume", "maybe"),
+    ("checkpoint_every", 0),
+    ("tensorboard", "all"),
+    ("profile", "5"),
+    ("profile", "7:5"),
+    ("profile", "0:5"),
+    ("profile", "5-7"),
+    ("profile", 5),
+    ("progress", "fancy"),
+    ("verbosity", -1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), IMPOSSIBLE)
+def test_refuses_an_impossible_value_and_names_the_flag(name, value):
+    with pytest.raises(RequestError) as refusal:
+        Config.from_json({name: value})
+    message = str(refusal.value)
+    assert message.startswith(f"--{name}=")
+    assert "\n" not in message
+
+
+def test_every_setting_has_an_impossible_value_under_test():
+    assert {name for name, _ in IMPOSSIBLE} == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (
+            {"virtual_devices": 2, "devices": "GPU:0"},
+            ("--virtual_devices=2", "--devices=GPU:0"),
+        ),
+        (
+            {"strategy": "one_device", "devices": "GPU:0,GPU:1"},
+            ("--strategy=one_device", "--devices=GPU:0,GPU:1"),
+        ),
+        ({"momentum": 0.9, "optimizer": "adam"}, ("--momentum=0.9", "--optimizer=adam")),
+        (
+            {"early_stopping": 3, "validation_fraction": 0},
+            ("--early_stopping=3", "--validation_fraction=0"),
+        ),
+        ({"warmup_epochs": 3, "epochs": 2}, ("--warmup_epochs=3", "--epochs=2")),
+    ],
+)
+def test_refuses_an_impossible_combination_and_names_both(settings, named):
+    with pytest.raises(RequestError) as refusal:
+        Config(**settings)
+    assert all(flag in str(refusal.value) for flag in named)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "multi_worker_mirrored"},
+        {"devices": "GPU:0,GPU:1"},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "optimizer": "rmsprop"},
+        {"momentum": 0.0, "optimizer": "adam"},
+        {"warmup_epochs": 2, "epochs": 2},
+        {"warmup_epochs": 5},
+        {"seed": 2**31 - 1},
+        {"augment": "none"},
+        {"augment": "flip"},
+    ],
+)
+def test_accepts_what_is_possible(settings):
+    Config(**settings)
+
+
+def test_a_combination_is_checked_again_when_a_setting_is_resolved():
+    config = Config(momentum=0.9)
+    with pytest.raises(RequestError, match="--optimizer=adam"):
+        dataclasses.replace(config, optimizer="adam")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("strategy", "mirorred", "mirrored"),
+        ("precision", "mixed_fp16", "mixed_float16"),
+        ("optimizer", "AdamV", "adam"),
+        ("lr_schedule", "cosinus", "cosine"),
+        ("augment", "crop,flop", "flip"),
+    ],
+)
+def test_suggests_the_nearest_name(name, value, meant):
+    with pytest.raises(RequestError, match=f"did you mean '{meant}'"):
+        Config(**{name: value})
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion():
+    with pytest.raises(RequestError, match="'epoch' is not a setting .*'epochs'"):
+        Config.from_json({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "said"),
+    [
+        (EvaluateConfig, {}, "--run_dir is missing"),
+        (EvaluateConfig, {"split": "tset"}, "--split=tset: must be one of"),
+        (EvaluateConfig, {"batch_size": 0}, "--batch_size=0: must be at least 1"),
+        (EvaluateConfig, {"strategy": "multi_worker_mirrored"}, "evaluates on one machine"),
+        (EvaluateConfig, {"jit_compile": "yes"}, "--jit_compile=yes: must be auto"),
+        (EvaluateConfig, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
+        (EvaluateConfig, {"dataset": " "}, "--dataset= : is empty"),
+        (EvaluateConfig, {"model": "lenet"}, "--model=lenet: must be package.module:function"),
+        (PredictConfig, {"paths": ()}, "no images"),
+        (PredictConfig, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
+        (PredictConfig, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
+        (ExportConfig, {}, "--run_dir is missing"),
+        (ExportConfig, {"formats": "onnx,tflit"}, "'tflit' is not a format"),
+        (ExportConfig, {"formats": "onnx,onnx"}, "names a format twice"),
+        (ExportConfig, {"formats": ""}, "--formats="),
+        (ExportConfig, {"max_difference": -1.0}, "--max_difference=-1.0"),
+        (ExportConfig, {"calibration_examples": 0}, "--calibration_examples=0"),
+    ],
+)
+def test_the_commands_after_training_refuse_what_is_impossible(settings, values, said):
+    given = values if "missing" in said else {"run_dir": "runs/a"} | values
+    with pytest.raises(RequestError) as refusal:
+        settings(**given)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("formats", "chosen"),
+    [("all", EXPORT_FORMATS), ("litert,keras", ("keras", "litert")), ("onnx", ("onnx",))],
+)
+def test_formats_are_written_in_one_order(formats, chosen):
+    assert ExportConfig(run_dir="a", formats=formats).chosen_formats == chosen

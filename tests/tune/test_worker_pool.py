@@ -1,0 +1,55 @@
+"""Workers of one machine: what each gets, and how the end of one is told."""
+
+import pytest
+
+from tfgpu import errors
+from tfgpu.cli.config import TuneConfig
+from tfgpu.tune import worker_pool
+
+
+def test_one_worker_has_the_whole_machine():
+    assert worker_pool.places(1, gpus=["0", "1"], cores=(0, 1, 2, 3)) == [worker_pool.Place()]
+
+
+def test_workers_take_a_gpu_each():
+    places = worker_pool.places(2, gpus=["3", "GPU-5a", "7"], cores=(0, 1))
+    assert [place.gpu for place in places] == ["3", "GPU-5a"]
+
+
+def test_more_workers_than_gpus_are_refused():
+    with pytest.raises(errors.RequestError, match="--workers=3: there are 2 GPUs here"):
+        worker_pool.places(3, gpus=["0", "1"], cores=(0,))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "shares"),
+    [
+        (2, (0, 1, 2, 3), [(0, 1), (2, 3)]),
+        (2, (4, 5, 9), [(4,), (5, 9)]),
+        (3, (0, 1), [(0,), (0,), (1,)]),
+    ],
+)
+def test_workers_without_gpus_take_a_group_of_cores_each(workers, cores, shares):
+    assert [place.cores for place in worker_pool.places(workers, gpus=[], cores=cores)] == shares
+
+
+def test_the_end_of_a_process_is_told_in_words():
+    assert worker_pool.how(-9) == "was killed by SIGKILL (out of memory?)"
+    assert worker_pool.how(-11) == "was killed by SIGSEGV"
+    assert worker_pool.how(3) == "ended with exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(2, errors.RequestError), (3, errors.DataError), (5, errors.WorkError)]
+)
+def test_a_worker_that_cannot_begin_passes_its_error_on(tmp_path, code, kind):
+    config = TuneConfig(run_dir=str(tmp_path))
+    worker = worker_pool.Worker(
+        "worker-0", worker_pool.Place(), config=config, ip="127.0.0.1", port=1
+    )
+    log = tmp_path / "logs" / "worker-0.log"
+    log.parent.mkdir()
+    log.write_text("something\ntfgpu: the data are gone; bring them back\n")
+    failure = worker.failure(code)
+    assert type(failure) is kind
+    assert "the data are gone; bring them back" in str(failure)

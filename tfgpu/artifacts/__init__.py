@@ -1,0 +1,1 @@
+"""What a command leaves behind: the run directory, atomic files, the environment record."""

@@ -1,0 +1,524 @@
+"""The directory a run writes: made at once or not at all, each file whole or not there.
+
+Every file that is rewritten is written beside its old self, flushed to the disk and renamed, so
+that a run killed at any moment leaves files that can be read. `metrics.jsonl` and `log.txt` only
+grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+from tfgpu.artifacts import files
+from tfgpu.checkpoint.store import RunLock
+from tfgpu.cli.config import MAY_CHANGE, NOT_OF_THE_RUN, Config
+from tfgpu.errors import RequestError
+
+_MISSING = object()
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Make it with `create`. Of several workers the chief alone writes: for the others every writing
+    method does nothing.
+
+    Attributes:
+        path: The directory.
+        chief: Whether this process writes.
+        finished: `result.json` of the same run when it is finished already, else None. Nothing
+            is to be written then.
+        resuming: Whether it holds the same run, unfinished, to be continued.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        chief: bool = True,
+        finished: dict[str, Any] | None = None,
+        resuming: bool = False,
+    ):
+        self.path = path
+        self.chief = chief
+        self.finished = finished
+        self.resuming = resuming
+        self._log: RawIOBase | None = None
+        self._lock: RunLock | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        config: Mapping[str, Any],
+        dataset: str,
+        model: str,
+        resume: str = "auto",
+        chief: bool = True,
+    ) -> RunDirectory:
+        """Makes the directory with its `config.json`, or finds the same run in it.
+
+        The directory is locked until `close`.
+
+        Args:
+            path: The directory; None for `runs/<dataset>-<model>-<time>`, a new one.
+            config: Every setting of the run, as JSON holds it.
+            dataset: Name of the data set, for the default path.
+            model: Name of the model, for the default path.
+            resume: "auto", "never" or "must".
+            chief: Whether this process writes; False writes nothing at all.
+
+        Raises:
+            RequestError: The directory cannot be written, holds another run, files of something
+                else, a run of another process, or what `resume` rules out. Nothing has been
+                changed then.
+            OSError: The disk is full.
+        """
+        if path is None:
+            return cls._create_default(config, dataset=dataset, model=model, chief=chief)
+        place = Path(path).expanduser()
+        if not chief:
+            finished = cls.find(path, config=config, resume=resume, chief=False)
+            return cls(place, chief=False, finished=finished, resuming=place.exists())
+        with _refusals(place):
+            if place.is_symlink() and not place.exists():
+                raise RequestError(f"run_dir {str(place)!r} is a link to nothing")
+            if place.exists() and not place.is_dir():
+                raise RequestError(f"run_dir {str(place)!r} is not a directory; name another")
+            if _is_new(place, resume) and not place.exists() and _make(place, config):
+                return cls(place)._locked()
+            # It was there, or another process has just made it.
+            if next((file for file in place.iterdir() if file.name != ".lock"), None) is None:
+                # Kept and not replaced: it may be a mount point, or have rights of its own.
+                directory = cls(place)._locked()
+                _write_json(place / "config.json", config)
+                return directory
+            finished = _existing(place, config, resume)
+            if finished is not None:
+                return cls(place, finished=finished)
+            directory = cls(place, resuming=True)._locked()
+            # First: a run that is extended is no longer finished, whenever it is killed.
+            if (place / "result.json").exists():
+                _write_json(
+                    place / "result.json", _read_json(place / "result.json") | {"status": "running"}
+                )
+            _write_json(place / "config.json", config)
+            return directory
+
+    def _locked(self) -> RunDirectory:
+        """Keeps other processes out until `close`."""
+        lock = RunLock(self.path)
+        lock.__enter__()
+        self._lock = lock
+        return self
+
+    @classmethod
+    def find(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        config: Mapping[str, Any],
+        resume: str = "auto",
+        chief: bool = True,
+    ) -> dict[str, Any] | None:
+        """Looks, before long work, at what `create` will find; writes nothing.
+
+        Args:
+            path: As for `create`.
+            config: As for `create`.
+            resume: As for `create`.
+            chief: As for `create`; of other workers nothing is refused.
+
+        Returns:
+            `result.json` when the directory holds the same run, finished.
+
+        Raises:
+            RequestError: It holds another run, files of something else, or what `resume` rules
+                out.
+        """
+        if path is None:
+            return None
+        place = Path(path).expanduser()
+        if not chief:
+            # The chief may be making it right now: what is wrong with it, it says.
+            with contextlib.suppress(RequestError, OSError):
+                return _existing(place, config, resume)
+            return None
+        with _refusals(place):
+            if _is_new(place, resume):
+                return None
+            return _existing(place, config, resume)
+
+    @classmethod
+    def recorded(cls, path: str | os.PathLike[str] | None) -> dict[str, Any]:
+        """Reads the settings of the run in a directory; writes nothing.
+
+        Args:
+            path: As for `create`.
+
+        Returns:
+            `config.json`; {} when there is none that can be read, of which `find` has more to say.
+        """
+        if path is None:
+            return {}
+        try:
+            return _read_json(Path(path).expanduser() / "config.json")
+        except (RequestError, OSError):
+            return {}
+
+    @classmethod
+    def _create_default(
+        cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
+    ) -> RunDirectory:
+        name = (
+            f"{files.file_name(dataset)}-{files.file_name(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
+        place = Path("runs") / name
+        if chief:
+            with _refusals(place):
+                number = 1
+                # Two runs may start in the same second.
+                while not _make(place, config):
+                    number += 1
+                    place = Path("runs") / f"{name}-{number}"
+            return cls(place)._locked()
+        return cls(place, chief=False)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the final model goes."""
+        return self.path / "model.keras"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints go; not made here."""
+        return self.path / "checkpoints"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one, sound or not."""
+        return any(self.checkpoints_dir.glob("step-*"))
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Where event files go; not made here."""
+        return self.path / "tensorboard"
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes environment.json.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        self._write("environment.json", environment)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json; numbers that are not finite become null.
+
+        Args:
+            result: The fields of the run's outcome; `status` is "finished" for a run that is.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        self._write("result.json", result)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl, on the disk when this returns.
+
+        Numbers that are not finite become null: JSON has none, and readers differ in what they
+        make of NaN.
+
+        Args:
+            metrics: The values of one epoch; NumPy scalars may be among them.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        if not self.chief:
+            return
+        path = self.path / "metrics.jsonl"
+        with files.named(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(metrics)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics_size(self) -> int:
+        """Bytes in metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def truncate_metrics(self, size: int) -> None:
+        """Takes back the lines of metrics.jsonl behind its first `size` bytes."""
+        path = self.path / "metrics.jsonl"
+        if self.chief and path.exists() and path.stat().st_size > size:
+            with files.named(path), open(path, "r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+
+    def log(self, text: str) -> None:
+        """Appends lines to log.txt, without waiting for the disk.
+
+        On a full disk it leaves them out: the terminal has them, and a run that could not save
+        a checkpoint must be able to say so and go on.
+
+        Args:
+            text: What the terminal showed, without control sequences.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        if not self.chief or self.finished is not None:
+            return
+        path = self.path / "log.txt"
+        try:
+            with files.named(path):
+                if self._log is None:
+                    # Unbuffered: what did not fit must not be tried again later.
+                    self._log = open(path, "ab", buffering=0)
+                self._log.write((text if text.endswith("\n") else text + "\n").encode())
+        except OSError as error:
+            if error.errno not in files.FULL:
+                raise
+
+    def close(self) -> None:
+        """Closes log.txt, which a later `log` opens again, and lets other processes in."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            lock.__exit__()
+        if self._log is not None:
+            log, self._log = self._log, None
+            with files.named(self.path / "log.txt"):
+                log.close()
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        if self.chief:
+            _write_json(self.path / name, value)
+
+
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    ignoring: frozenset[str] = NOT_OF_THE_RUN,
+) -> list[str]:
+    """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
+
+    Args:
+        old: Settings read from config.json.
+        new: Settings asked for now.
+        ignoring: Names of settings that do not count.
+
+    Returns:
+        One text a setting, sorted.
+    """
+
+    def show(value: Any) -> str:
+        return "not set" if value is _MISSING else json.dumps(value)
+
+    found = []
+    new = plain(new)
+    for name in sorted((old.keys() | new.keys()) - ignoring):
+        before, now = old.get(name, _MISSING), new.get(name, _MISSING)
+        if before != now:
+            found.append(f"{name}: {show(before)} there, {show(now)} now")
+    return found
+
+
+def _is_new(place: Path, resume: str) -> bool:
+    """Whether there is no run in a directory.
+
+    Raises:
+        RequestError: There is none and there must be one.
+    """
+    new = not place.is_dir() or all(file.name == ".lock" for file in place.iterdir())
+    if new and resume == "must":
+        raise RequestError(
+            f"run_dir {str(place)!r} holds no run that --resume=must could continue; check the "
+            "name, or leave --resume out to start one"
+        )
+    return new
+
+
+def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, Any] | None:
+    """Looks at the run in a directory: its result when it is finished, None to continue it.
+
+    Raises:
+        RequestError: It holds no run, another one, or one that `resume` rules out.
+    """
+    if not (place / "config.json").exists():
+        raise RequestError(
+            f"run_dir {str(place)!r} holds files but no run (no config.json); name another"
+        )
+    old = _read_json(place / "config.json")
+    # A setting that a version before this one did not know had its default's effect.
+    defaults = {name: value for name, value in Config().to_json().items() if name in config}
+    other = differences(defaults | old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
+    # More epochs are the same run for longer where no epoch before depends on their number, and
+    # where the last one does not end the training for good, as Keras ends one with an average.
+    longer = (
+        len(other) == 1
+        and config.get("lr_schedule") == "constant"
+        and config.get("ema_momentum") is None
+        and config.get("epochs", 0) > old.get("epochs", 0)
+    )
+    if other and not longer:
+        raise RequestError(
+            f"run_dir {str(place)!r} holds a run with other settings ({'; '.join(other)}); "
+            "name another --run_dir, or give the same settings"
+        )
+    if resume == "never":
+        raise RequestError(
+            f"run_dir {str(place)!r} holds this run already, and --resume=never overwrites "
+            "nothing; name another --run_dir"
+        )
+    finished = None if longer else _finished(place)
+    run = RunDirectory(place)
+    # Metrics without a checkpoint are no beginning, but a loss that the training speaks of.
+    begun = run.has_checkpoint or run.metrics_size() > 0
+    if finished is None and resume == "must" and not begun:
+        raise RequestError(
+            f"run_dir {str(place)!r} holds a run that was stopped before its first checkpoint, and "
+            "nothing that --resume=must could continue; leave --resume out to start it anew"
+        )
+    return finished
+
+
+def _finished(place: Path) -> dict[str, Any] | None:
+    if not (place / "result.json").exists():
+        return None
+    result = _read_json(place / "result.json")
+    return result if result.get("status") == "finished" else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads an object.
+
+    Raises:
+        RequestError: The file holds none.
+        OSError: It cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # Not JSON, or not even text.
+        raise RequestError(
+            f"{str(path)!r} is damaged ({error}); name another --run_dir, or remove this one"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError(
+            f"{str(path)!r} holds no JSON object; name another --run_dir, or remove this one"
+        )
+    return value
+
+
+def _make(place: Path, config: Mapping[str, Any]) -> bool:
+    """Makes a directory that holds config.json, at once or not at all.
+
+    Returns:
+        False when something has that name already.
+    """
+    missing = [parent for parent in place.parents if not parent.exists()]
+    temporary = None
+    made = False
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(place):
+            return False
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        # mkdtemp makes it private; a run is for everybody the user's umask lets in.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        _write_json(temporary / "config.json", config)
+        try:
+            # Onto a directory that is not empty it fails, and ours never are: of two processes
+            # one gets the name.
+            os.rename(temporary, place)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES):
+                if os.path.lexists(place):
+                    return False
+            raise
+        made = True
+        return True
+    finally:
+        if not made:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            for parent in missing:  # Innermost first.
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _refusals(place: Path) -> Iterator[None]:
+    """Turns what the operating system says of a place into a request error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in files.FULL:
+            raise
+        raise RequestError(
+            f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"
+        ) from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a file that is either the old or the new one, whatever happens."""
+    text = json.dumps(plain(value), indent=2) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with files.named(path):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Puts a rename on the disk, where directories can be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def plain(value: Any) -> Any:
+    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite.
+
+    Raises:
+        TypeError: It holds something else.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str | int | float | None):
+        if not hasattr(value, "item"):
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+        value = value.item()  # A NumPy scalar.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

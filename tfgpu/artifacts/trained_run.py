@@ -1,0 +1,271 @@
+"""A finished run, read back: its settings, its class names, and its model, loaded safely.
+
+What a run directory says is data: no class, function or module that one of its files names is
+looked up anywhere but among Keras' own and what the caller has registered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfgpu.errors import DataError, ModelFileError, RequestError
+from tfgpu.train import recipe
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfgpu.data.sources import ImageDataset
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What the files of a finished run say.
+
+    Attributes:
+        path: The run directory.
+        config: Its `config.json`.
+        dataset: What `environment.json` says of the data: name, fingerprint, ...
+        class_names: One a class, in the order of the logits.
+        image_shape: (height, width, channels) of what the model was trained on.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def model_path(self) -> Path:
+        """The final model."""
+        return self.path / "model.keras"
+
+    @classmethod
+    def open(cls, path: str | Path) -> TrainedRun:
+        """Reads the files of a run; the model stays on the disk.
+
+        Args:
+            path: The run directory.
+
+        Raises:
+            RequestError: There is no run.
+            ModelFileError: The run has no model yet, or a file of it is damaged.
+        """
+        place = Path(path).expanduser()
+        if not place.is_dir():
+            raise RequestError(
+                f"--run_dir={path}: there is no such directory; name that of a finished run"
+            )
+        if not (place / "config.json").is_file():
+            raise RequestError(
+                f"--run_dir={path}: holds no run (no config.json); name the directory of a "
+                "finished run"
+            )
+        if not (place / "model.keras").is_file():
+            raise ModelFileError(
+                f"{place} holds no model.keras: the run is not finished; `tfgpu train "
+                f"--experiment={place / 'config.json'} --run_dir={place}` continues it"
+            )
+        config = _read_object(place / "config.json")
+        for name in ("dataset", "data_dir", "validation_fraction", "seed", "label_smoothing"):
+            if name not in config:
+                raise ModelFileError(
+                    f"{place / 'config.json'} lacks {name!r}; it is not what tfgpu wrote there"
+                )
+        dataset: Any = _read_object(place / "environment.json").get("dataset")
+        try:
+            dataset["fingerprint"]
+            names = [str(name) for name in dataset["class_names"]]
+            height, width, channels = (int(side) for side in dataset["image_shape"])
+        except (KeyError, TypeError, ValueError):
+            raise ModelFileError(
+                f"{place / 'environment.json'} does not say the class names and the shape of the "
+                "images; it is not what tfgpu wrote there"
+            ) from None
+        return cls(place, config, dataset, tuple(names), (height, width, channels))
+
+    def load_model(self, *, builder: str | None = None) -> keras.Model:
+        """Loads the model, without its optimizer.
+
+        Call it in the scope of a strategy, if there is one.
+
+        Args:
+            builder: "package.module:function" whose module registers the model's own classes.
+                It is what the user says, not what a file says, and is imported.
+
+        Returns:
+            A `tfgpu.Model` from images to logits of shape (n, classes).
+
+        Raises:
+            RequestError: The builder cannot be imported.
+            ModelFileError: The file is damaged, holds code, or is of another model.
+        """
+        if builder is not None:
+            recipe.find_builder(builder)
+        model = load_safely(self.model_path)
+        outputs = getattr(model, "output_shape", None)
+        if outputs != (None, len(self.class_names)):
+            raise ModelFileError(
+                f"{self.model_path} gives outputs of shape {outputs}, but the run has "
+                f"{len(self.class_names)} classes; it is another run's model"
+            )
+        expected, found = self.image_shape, tuple(model.input_shape[1:])
+        if len(found) != 3 or any(f not in (None, e) for e, f in zip(expected, found, strict=True)):
+            raise ModelFileError(
+                f"{self.model_path} takes images of shape {found}, but the run was trained on "
+                f"{expected}; it is another run's model"
+            )
+        return model
+
+    def load_data(self, *, dataset: str | None, data_dir: str | None) -> ImageDataset:
+        """Opens the run's data set, or another one of the same classes, as the run split it.
+
+        Args:
+            dataset: Its name as for `tfgpu train`; None for the run's.
+            data_dir: Where TFDS sets lie prepared; None for where the run found its own.
+
+        Returns:
+            Images in the size that the model takes.
+
+        Raises:
+            RequestError: The classes or the number of channels are not the model's, or what
+                `tfgpu.data.sources.load` refuses.
+            DataError: The data cannot be had or is damaged.
+        """
+        from tfgpu.data import sources
+
+        name: str = dataset or self.config["dataset"]
+        if data_dir is None and dataset in (None, self.config["dataset"]):
+            data_dir = self.config["data_dir"]
+        try:
+            data = sources.load(
+                name,
+                data_dir=data_dir,
+                validation_fraction=self.config["validation_fraction"],
+                image_size=self.image_shape[:2],
+                seed=self.config["seed"],
+            )
+        except DataError as error:
+            if dataset is not None:
+                raise
+            raise DataError(f"{error} (the run's data set; --dataset names another)") from error
+        if data.class_names != self.class_names:
+            raise RequestError(
+                f"--dataset={name} has other classes than the model of {self.path}: "
+                f"{_first_difference(self.class_names, data.class_names)}; name a data set with "
+                "the model's classes"
+            )
+        if data.image_shape[2] != self.image_shape[2]:
+            raise RequestError(
+                f"--dataset={name} has images of {data.image_shape[2]} channels, and the model of "
+                f"{self.path} takes {self.image_shape[2]}; name a data set with as many"
+            )
+        return data
+
+
+def _first_difference(model: tuple[str, ...], data: tuple[str, ...]) -> str:
+    if len(model) != len(data):
+        return f"{len(data)} there, {len(model)} in the model"
+    label = next(i for i, (a, b) in enumerate(zip(model, data, strict=True)) if a != b)
+    return f"label {label} is {data[label]!r} there, {model[label]!r} in the model"
+
+
+def load_safely(path: Path) -> keras.Model:
+    """Loads a `.keras` file, and executes nothing that it says.
+
+    Keras' own safe mode refuses a lambda; here every `Lambda` layer is refused, whose function
+    may be any, and every member of the archive that could be a pickle.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A `tfgpu` model, not compiled.
+
+    Raises:
+        ModelFileError: The file is damaged, holds code, or needs a class that nobody registered.
+    """
+    from tfgpu.engine.model import load_model
+
+    _check_archive(path)
+    try:
+        return load_model(path, compile=False, safe_mode=True)
+    # Keras raises whatever its parts raise over a damaged file.
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "Could not locate" in str(error):
+            raise ModelFileError(
+                f"{path} needs a class that is not Keras' own ({first.partition('. ')[0]}); name "
+                "the builder whose module registers it with --model=package.module:function"
+            ) from error
+        raise ModelFileError(f"{path} cannot be loaded: {first}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses a file that is no `.keras` archive, or one that brings code with it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            missing = [name for name in _KERAS_MEMBERS if name not in names]
+            if missing:
+                raise ModelFileError(f"{path} is no Keras model: {missing[0]} is not in it")
+            for name in names:
+                if name in _KERAS_MEMBERS[:2] or name.endswith("/"):
+                    continue
+                with archive.open(name) as member:
+                    head = member.read(8)
+                if name == _KERAS_MEMBERS[2]:
+                    if head != _HDF5:
+                        raise ModelFileError(f"{path}: its {name} is no HDF5 file")
+                elif not name.startswith("assets/"):
+                    raise ModelFileError(f"{path} holds {name!r}, which no Keras model has")
+                elif name.endswith((".pkl", ".pickle")) or _is_pickle(head):
+                    raise ModelFileError(
+                        f"{path} holds a pickle, {name!r}, which could run any code; it is refused"
+                    )
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{path} is no Keras model: {error or type(error).__name__}"
+        ) from error
+    for part in _objects(config):
+        if part.get("class_name") in ("Lambda", "__lambda__"):
+            raise ModelFileError(
+                f"{path} holds a Lambda layer, which could run any code; it is refused: write it "
+                "as a layer of your own"
+            )
+
+
+def _is_pickle(head: bytes) -> bool:
+    # Protocols 2 to 5 begin with the opcode PROTO and their number.
+    return len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within a JSON value, itself included."""
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _objects(item)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # Not JSON, or not even text.
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} is damaged: it holds no JSON object")
+    return value

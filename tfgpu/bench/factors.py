@@ -1,0 +1,146 @@
+"""What is compared: one change at a time from a baseline; no TensorFlow here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfgpu.cli.config import PRECISIONS, BenchConfig, as_typed
+from tfgpu.errors import RequestError
+
+# Enough that the host's part of a step disappears.
+_STEPS_CPU, _STEPS_GPU = 16, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One configuration.
+
+    Attributes:
+        factor: What it changes; "baseline" for the one without a change.
+        name: For tables.
+        config: Every setting.
+        flags: What to add to the baseline's command line.
+        environment: Variables it needs beside the usual ones.
+    """
+
+    factor: str
+    name: str
+    config: BenchConfig
+    flags: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[str]]:
+    """The cells to measure, the baseline first, and remarks on what is left out.
+
+    Args:
+        config: The baseline's settings, and which factors.
+        gpus: Names of the GPUs that TensorFlow shows, such as ("GPU:0", "GPU:1").
+
+    Raises:
+        RequestError: A device is not there, or nothing is left to compare.
+    """
+    device, others = _devices(config, gpus)
+    on_gpu = device.startswith("GPU")
+    base = dataclasses.replace(
+        config, strategy="one_device", devices=device, virtual_devices=0, resume="never"
+    )
+    hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "-1"}
+    cells = [Cell(factor="baseline", name="baseline", config=base, environment=hidden)]
+    remarks = []
+
+    def add(factor: str, **changes: Any) -> None:
+        flags = " ".join(f"--{name}={as_typed(value)}" for name, value in changes.items())
+        name = ", ".join(as_typed(value) for value in changes.values())
+        changed = dataclasses.replace(base, **changes)
+        cells.append(
+            Cell(factor=factor, name=name, config=changed, flags=flags, environment=hidden)
+        )
+
+    for factor in config.chosen_factors:
+        if factor == "device":
+            other = "CPU:0" if on_gpu else next(iter(gpus), None)
+            if other is None:
+                remarks.append("device: TensorFlow shows no GPU here, so there is one device only")
+                continue
+            add(factor, devices=other)
+            # The other device has to be seen.
+            cells[-1] = dataclasses.replace(cells[-1], environment={})
+        elif factor == "precision":
+            for precision in PRECISIONS:
+                if precision != base.precision:
+                    add(factor, precision=precision)
+        elif factor == "xla":
+            add(factor, jit_compile=not base.jit_compile)
+            cells[-1] = dataclasses.replace(
+                cells[-1], name="XLA off" if base.jit_compile else "XLA on"
+            )
+        elif factor == "steps_per_execution":
+            several = _STEPS_GPU if on_gpu else _STEPS_CPU
+            steps = several if base.steps_per_execution == 1 else 1
+            add(factor, steps_per_execution=steps)
+            name = f"{steps} step{'s' if steps > 1 else ''} an execution"
+            cells[-1] = dataclasses.replace(cells[-1], name=name)
+        elif factor == "input":
+            add(factor, input="resident" if base.input == "streaming" else "streaming")
+        elif factor == "batch_size":
+            for batch in (base.batch_size // 4, base.batch_size * 4):
+                if batch:
+                    add(factor, batch_size=batch)
+                    cells[-1] = dataclasses.replace(cells[-1], name=f"batch {batch}")
+        elif factor == "replicas":
+            parts = config.virtual_devices or 2
+            cells += _replicas(base, others, parts=parts, hidden=hidden)
+    if len(cells) == 1:
+        raise RequestError(
+            f"--factors={config.factors}: nothing to compare here; {'; '.join(remarks)}"
+        )
+    return cells, remarks
+
+
+def _devices(config: BenchConfig, gpus: Sequence[str]) -> tuple[str, list[str]]:
+    """The device of the baseline, and all that replicas may use."""
+    if config.devices == "all":
+        return (gpus[0], list(gpus)) if gpus else ("CPU:0", ["CPU:0"])
+    wanted = config.devices.split(",")
+    absent = [name for name in wanted if name not in (*gpus, "CPU:0")]
+    if absent:
+        there = ", ".join([*gpus, "CPU:0"])
+        raise RequestError(f"--devices={config.devices}: no {', '.join(absent)} here, only {there}")
+    return wanted[0], wanted
+
+
+def _replicas(
+    base: BenchConfig, others: Sequence[str], *, parts: int, hidden: dict[str, str]
+) -> list[Cell]:
+    """Weak scaling (the same batch a replica) and strong scaling (the same batch over all)."""
+    counts: list[tuple[int, dict[str, Any]]]
+    if len(others) > 1:
+        sizes = sorted({*(2**power for power in range(1, 8) if 2**power <= len(others))})
+        sizes = sorted({*sizes, len(others)})
+        counts = [(size, {"devices": ",".join(others[:size])}) for size in sizes]
+    else:
+        # Parts of one device: what several replicas cost, not what several devices gain.
+        counts = [(parts, {"devices": "all", "virtual_devices": parts})]
+    cells = []
+    for size, where in counts:
+        shown = f"{size} virtual replicas" if len(others) == 1 else f"{size} replicas"
+        strong = base.batch_size // size * size
+        for kind, batch in (("weak", base.batch_size * size), ("strong", strong)):
+            if not batch:
+                continue
+            changes = {"strategy": "mirrored", "batch_size": batch, **where}
+            flags = {key: value for key, value in changes.items() if value != "all"}
+            cells.append(
+                Cell(
+                    factor="replicas",
+                    name=f"{shown}, {kind} scaling",
+                    config=dataclasses.replace(base, **changes),
+                    flags=" ".join(f"--{key}={as_typed(value)}" for key, value in flags.items()),
+                    environment=hidden,
+                )
+            )
+    return cells

@@ -1,0 +1,166 @@
+"""The charts of a benchmark: throughput by factor, scaling, and the roofline.
+
+Importing this needs matplotlib (the extra `plots`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # Files, whatever display there is.
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from tfgpu.artifacts import files
+
+_FACTOR_COLOURS = plt.get_cmap("tab10")
+
+
+def draw(told: Mapping[str, Any], place: Path) -> list[Path]:
+    """Draws what there is to draw.
+
+    Args:
+        told: What bench.json holds.
+        place: The directory for the PNG files.
+
+    Returns:
+        The files.
+    """
+    charts = {
+        "throughput.png": throughput(told),
+        "scaling.png": scaling(told),
+        "roofline.png": roofline(told),
+    }
+    made = []
+    for name, figure in charts.items():
+        if figure is None:
+            continue
+        path = place / name
+        with files.named(path):
+            figure.savefig(path, dpi=120, metadata={"Software": None})
+        plt.close(figure)
+        made.append(path)
+    return made
+
+
+def throughput(told: Mapping[str, Any]) -> Figure | None:
+    """Ratio to the baseline of each change, with its middle half."""
+    cells = [cell for cell in told["cells"][1:] if not cell["error"]]
+    if not cells:
+        return None
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(cells) + 1.6), layout="constrained")
+    factors = list(dict.fromkeys(cell["factor"] for cell in cells))
+    for row, cell in enumerate(cells):
+        gain = cell["gain"]
+        middle = gain["median"]
+        axes.barh(
+            row,
+            middle,
+            xerr=[[middle - gain["low"]], [gain["high"] - middle]],
+            color=_FACTOR_COLOURS(factors.index(cell["factor"]) % 10),
+            error_kw={"capsize": 3},
+        )
+        axes.text(0.01, row, f"{cell['rate']['median']:,.0f}/s", va="center", fontsize=8)
+    axes.axvline(1.0, color="black", linewidth=1)
+    labels = [f"{cell['factor'].replace('_', ' ')}: {cell['name']}" for cell in cells]
+    axes.set_yticks(range(len(cells)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    base = told["cells"][0]["rate"]["median"]
+    # Under and over the whole figure: the labels on the left leave the axes too little room.
+    figure.supxlabel(
+        f"throughput over the baseline's {base:,.0f} samples/s (median and middle half, "
+        f"n={told['rounds']})",
+        fontsize=10,
+    )
+    figure.suptitle(_subject(told), fontsize=9)
+    return figure
+
+
+def scaling(told: Mapping[str, Any]) -> Figure | None:
+    """Throughput by replicas: the same batch for each (weak), and the same over all (strong)."""
+    cells = [cell for cell in told["cells"] if cell["factor"] == "replicas" and not cell["error"]]
+    if not cells:
+        return None
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    virtual = any("virtual" in cell["name"] for cell in cells)
+    for kind, marker in (("weak", "o"), ("strong", "s")):
+        points = [(1, {"median": 1.0, "low": 1.0, "high": 1.0})]
+        points += [(cell["replicas"], cell["gain"]) for cell in cells if kind in cell["name"]]
+        sizes = [size for size, _ in points]
+        middles = [gain["median"] for _, gain in points]
+        below = [gain["median"] - gain["low"] for _, gain in points]
+        above = [gain["high"] - gain["median"] for _, gain in points]
+        label = "weak: the same batch a replica" if kind == "weak" else "strong: the same batch"
+        axes.errorbar(sizes, middles, yerr=[below, above], marker=marker, capsize=3, label=label)
+    most = max(cell["replicas"] for cell in cells)
+    if not virtual:
+        axes.plot([1, most], [1, most], linestyle=":", color="grey", label="ideal")
+    axes.set_xticks(sorted({1, *(cell["replicas"] for cell in cells)}))
+    axes.set_ylim(bottom=0)
+    where = "virtual replicas, which share one device" if virtual else "replicas"
+    axes.set_xlabel(where)
+    axes.set_ylabel("throughput over one replica's")
+    axes.set_title(_subject(told), fontsize=9, loc="left")
+    axes.legend()
+    return figure
+
+
+def roofline(told: Mapping[str, Any]) -> Figure | None:
+    """What each layer's forward pass reached, under the ceilings of memory and arithmetic."""
+    timings = told["timings"]
+    layers: Sequence[Mapping[str, Any]] = [
+        layer
+        for layer in told["layers"]
+        if layer["flops"] and layer["traffic"] and layer["seconds"]
+    ]
+    if not layers:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    peak, bandwidth = timings["peak_flops"], timings["bandwidth"]
+    intensities = [layer["flops"] / layer["traffic"] for layer in layers]
+    whole = timings["flops"] / timings["traffic"]
+    ridge = peak / bandwidth
+    left = min(*intensities, whole, ridge) / 3
+    right = max(*intensities, whole, ridge) * 3
+    axes.plot([left, ridge, right], [left * bandwidth, peak, peak], color="black", linewidth=1.5)
+    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s", (left * 1.2, left * bandwidth * 1.6), fontsize=8)
+    axes.annotate(f"{peak / 1e9:,.0f} GFLOP/s", (ridge * 1.1, peak * 1.1), fontsize=8)
+    for number, (layer, intensity) in enumerate(zip(layers, intensities, strict=True)):
+        axes.scatter(
+            intensity,
+            layer["flops"] / layer["seconds"],
+            color=_FACTOR_COLOURS(number % 10),
+            label=layer["name"],
+        )
+    axes.scatter(
+        whole,
+        timings["flops"] / timings["both"],
+        marker="*",
+        s=150,
+        color="black",
+        label="the training step",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations a byte moved (FLOP/B)")
+    axes.set_ylabel("operations a second (FLOP/s)")
+    axes.set_title(_subject(told), fontsize=9, loc="left")
+    axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _subject(told: Mapping[str, Any]) -> str:
+    environment = told["environment"]
+    hardware = environment["devices"][0]["description"]
+    versions = environment["versions"]
+    return (
+        f"{told['model']} on {told['dataset']}; {hardware}; "
+        f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; "
+        f"{environment['time'][:10]}"
+    )

@@ -1,0 +1,61 @@
+"""The process of a trial, or of the measurement of the machine.
+
+    python -m tfgpu.bench.process trial CONFIG_JSON
+    python -m tfgpu.bench.process machine CONFIG_JSON
+
+says that it is ready once TensorFlow is imported, and then answers requests on standard input:
+JSON objects whose "kind" names a method and whose other members are its arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from tfgpu.bench import interleaved_timing
+from tfgpu.cli import startup
+from tfgpu.cli.config import BenchConfig
+from tfgpu.errors import Error, WorkError
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """An error as an answer: one line, and the exit code it would end a command with."""
+    if isinstance(error, Error):
+        return {"error": str(error), "exit_code": error.exit_code}
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if type(error).__name__ in ("ResourceExhaustedError", "MemoryError") or (
+        "out of memory" in text.lower()
+    ):
+        return {"error": "out of memory", "exit_code": WorkError.exit_code}
+    return {"error": text[:300]}
+
+
+def main(kind: str, argument: str) -> None:
+    """Serves until standard input ends."""
+    try:
+        startup.prepare_environment()
+        startup.import_tensorflow()
+        made: Any
+        if kind == "trial":
+            from tfgpu.bench.trial import Trial as made
+        else:
+            from tfgpu.bench.ceilings import Machine as made
+    except Exception as error:
+        interleaved_timing.answer(failure(error))
+        return
+    interleaved_timing.answer("ready")
+    config = BenchConfig.from_json(json.loads(argument))
+    served: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if served is None:
+                served = made(config)
+            interleaved_timing.answer(getattr(served, request.pop("kind"))(**request))
+        except Exception as error:
+            interleaved_timing.answer(failure(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,237 @@
+"""What a benchmark found, as a table, as `bench.json` and as charts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich.box
+import rich.console
+from rich.table import Table
+
+from tfgpu.artifacts import files
+from tfgpu.bench import verdict as verdict_lib
+from tfgpu.bench.interleaved_timing import Spread
+from tfgpu.bench.verdict import Timings, Verdict
+from tfgpu.cli import flags
+from tfgpu.cli.config import BenchConfig
+from tfgpu.cli.console import Console, duration
+from tfgpu.errors import RequestError
+
+if TYPE_CHECKING:
+    from tfgpu.bench.run import Result
+
+NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
+
+# Wide enough that no cell is cut.
+_WIDTH = 140
+
+
+def make_place(config: BenchConfig) -> Path:
+    """Makes the directory for the files, before the minutes that fill them.
+
+    Raises:
+        RequestError: It cannot be made or written.
+    """
+    place = Path(config.run_dir or time.strftime("runs/bench-%Y%m%d-%H%M%S"))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"--run_dir={place}: cannot be written ({error.strerror}); name another place"
+        ) from error
+    return place
+
+
+def write(
+    config: BenchConfig,
+    place: Path,
+    *,
+    console: Console,
+    environment: Mapping[str, Any],
+    ceilings: Mapping[str, Any],
+    results: Sequence[Result],
+    remarks: Sequence[str],
+    timings: Timings,
+    judged: Verdict,
+    layers: Sequence[Mapping[str, Any]],
+    seconds: float,
+) -> None:
+    """Prints the result and writes the files.
+
+    Args:
+        config: The baseline and what was compared.
+        place: What `make_place` gave.
+        console: Where to speak.
+        environment: Of the measured machine.
+        ceilings: What it can do at best.
+        results: Of each cell, the baseline first.
+        remarks: On what was left out.
+        timings: Of the baseline.
+        judged: The verdict on them.
+        layers: Operations, bytes and time of each layer's forward pass.
+        seconds: The whole took.
+
+    Raises:
+        OSError: It cannot be written; the error names the file.
+    """
+    told = {
+        "command": shlex.join(["tfgpu", "bench", *flags.to_argv(config, command="bench")]),
+        "environment": environment,
+        "dataset": config.dataset,
+        "model": config.model,
+        "rounds": config.rounds,
+        "seconds": seconds,
+        "remarks": list(remarks),
+        "ceilings": ceilings,
+        "cells": [_cell(result) for result in results],
+        "timings": dataclasses.asdict(timings),
+        "verdict": dataclasses.asdict(judged),
+        "layers": list(layers),
+    }
+    write_json(place / "bench.json", told)
+    console.say(table(results, config.rounds))
+    console.say(ceilings_text(ceilings))
+    console.say(verdict_lib.describe(judged, timings))
+    drawn = draw(told, place)
+    if not drawn:
+        console.say(NO_PLOTS)
+    names = ", ".join(["bench.json", *(path.name for path in drawn)])
+    console.say(f"{duration(seconds)} in all; {names} are in {place}")
+
+
+def draw(told: Mapping[str, Any], place: Path) -> list[Path]:
+    """Draws the charts, where matplotlib is installed."""
+    try:
+        from tfgpu.bench import plots
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("matplotlib"):
+            raise
+        return []
+    return plots.draw(told, place)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with files.named(path):
+            with open(beside, "w", encoding="utf-8") as file:
+                json.dump(_plain(value), file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(result: Result) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "factor": result.cell.factor,
+        "name": result.cell.name,
+        "flags": result.cell.flags,
+        "jit_compile": result.cell.config.jit_compile,
+        "error": result.error or None,
+        **result.built,
+        **result.extra,
+    }
+    if not result.error:
+        told |= {
+            "unit": "samples/s",
+            "runs": result.rates,
+            "rate": result.rate,
+            "gain": result.gain,
+        }
+    return told
+
+
+def table(results: Sequence[Result], rounds: int) -> str:
+    """Throughput of each cell and its ratio to the baseline's, in lines of text."""
+    shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for head in ("factor", "", "batch", "XLA"):
+        shown.add_column(head, no_wrap=True)
+    for head in ("samples/s", "middle half", f"gain, n={rounds}", "middle half", "compiling"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    last = ""
+    for result in results:
+        factor = result.cell.factor
+        head = "" if factor == last else factor.replace("_", " ")
+        last = factor
+        xla = "on" if result.cell.config.jit_compile else "off"
+        batch = str(result.cell.config.batch_size)
+        name = "" if factor == "baseline" else result.cell.name
+        if result.error:
+            shown.add_row(head, name, batch, xla, "failed", "", "", "", "")
+            continue
+        rate, gain = result.rate, result.gain
+        shown.add_row(
+            head,
+            name,
+            batch,
+            xla,
+            f"{rate['median']:,.0f}",
+            f"{rate['low']:,.0f} to {rate['high']:,.0f}",
+            "" if factor == "baseline" else f"{gain['median']:.2f}",
+            "" if factor == "baseline" else _interval(gain),
+            duration(result.built["compile_seconds"]),
+        )
+    failed = [f"{result.cell.name}: {result.error}" for result in results if result.error]
+    return "\n".join([_as_text(shown), *failed])
+
+
+def ceilings_text(ceilings: Mapping[str, Any]) -> str:
+    """What the machine can do at best, in lines of text."""
+    shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("ceiling")
+    precisions = list(ceilings["matrix_product"])
+    for precision in precisions:
+        shown.add_column(precision, justify="right")
+    for kind in ("matrix_product", "convolution"):
+        values = [quantity(kind, ceilings[kind][precision]) for precision in precisions]
+        shown.add_row(kind.replace("_", " "), *values)
+    for kind, value in ceilings.items():
+        if not isinstance(value, Mapping) and value is not None:
+            shown.add_row(kind.replace("_", " "), quantity(kind, value))
+    return _as_text(shown)
+
+
+def quantity(kind: str, value: float | None) -> str:
+    """A ceiling with its unit."""
+    if value is None:
+        return "-"
+    if kind in ("matrix_product", "convolution"):
+        return f"{value / 1e9:,.0f} GFLOP/s"
+    if kind.endswith("bandwidth"):
+        return f"{value / 1e9:,.1f} GB/s"
+    return f"{value * 1e6:,.2f} us"
+
+
+def _interval(values: Spread) -> str:
+    return f"{values['low']:.2f} to {values['high']:.2f}"
+
+
+def _as_text(shown: Table) -> str:
+    out = io.StringIO()
+    rich.console.Console(file=out, width=_WIDTH, color_system=None).print(shown)
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())

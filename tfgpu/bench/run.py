@@ -1,0 +1,351 @@
+"""One benchmark from beginning to end: machine, baseline and changes, verdict, files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfgpu import errors
+from tfgpu.bench import factors, interleaved_timing, report, verdict
+from tfgpu.bench.factors import Cell
+from tfgpu.bench.interleaved_timing import Contestant, Failed, Spread
+from tfgpu.cli.config import PRECISIONS, BenchConfig
+from tfgpu.cli.console import Console, Countdown
+from tfgpu.cli.startup import child_environment
+from tfgpu.machine import hardware
+
+SECONDS = 0.6
+"""Of training in a round, and of each other measurement, about."""
+
+# What jobs take on two cores, to begin with: the time left is scaled by what they really take.
+_START, _BUILD, _CEILING = 5.0, 4.0, 1.0
+
+_MEMORY = 1 << 30
+"""Of a process that trains a small network; fewer are alive at once where there is less."""
+
+
+@dataclass
+class Result:
+    """What became of a cell.
+
+    Attributes:
+        cell: Which.
+        error: Why it could not be measured; empty when it was.
+        built: What `Trial.build` told.
+        rates: Examples a second, a round each.
+        base: Those of the baseline in the same rounds.
+        extra: What else was measured, such as the bandwidth of its all-reduce.
+    """
+
+    cell: Cell
+    error: str = ""
+    built: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> Spread:
+        """Examples a second."""
+        return interleaved_timing.spread(self.rates)
+
+    @property
+    def gain(self) -> Spread:
+        """Over the baseline."""
+        return interleaved_timing.compare(self.rates, self.base)
+
+
+def run(config: BenchConfig, *, console: Console) -> Path:
+    """Measures, prints the table and the verdict, and writes the files.
+
+    Args:
+        config: The baseline and what to compare.
+        console: Where to speak.
+
+    Returns:
+        The directory with bench.json and the charts.
+
+    Raises:
+        tfgpu.errors.Error: The request is wrong, the data cannot be had, or the baseline fails.
+    """
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        machine = stack.enter_context(_process("machine", config, {}))
+        _answer(machine)
+        gpus = _answer(machine, kind="look")["gpus"]
+        cells, remarks = factors.plan(config, gpus=gpus)
+        place = stack.enter_context(_kept_if_filled(report.make_place(config)))
+        if importlib.util.find_spec("matplotlib") is None:
+            remarks.append(report.NO_PLOTS)
+        for remark in remarks:
+            console.say(remark)
+        ceilings = _ceiling_jobs()
+        groups = _groups(cells[1:], room=hardware.host_free_memory() // _MEMORY)
+        jobs = [_CEILING] * len(ceilings)
+        jobs += [_START + _BUILD]
+        for group in groups:
+            jobs += [_START / _cores() + _BUILD] * len(group)
+            jobs += [SECONDS * (len(group) + 1)] * config.rounds
+        jobs += [_BUILD + SECONDS * len(_TIMED)] + [SECONDS * len(_TIMED)] * (_VERDICT_ROUNDS - 1)
+        jobs += [_BUILD]
+        countdown = stack.enter_context(Countdown(console, jobs))
+        device = cells[0].config.devices
+        environment = _answer(machine, kind="start", device=device)
+        measured = _ceilings(machine, ceilings, countdown)
+        machine.close()
+
+        countdown.begin("building the baseline")
+        base = stack.enter_context(_process("trial", cells[0].config, cells[0].environment))
+        baseline = Result(cells[0])
+        _answer(base)
+        baseline.built = _answer(base, kind="build")
+        countdown.end(f"built the baseline ({baseline.built['compile_seconds']:.1f} s compiling)")
+        results = [baseline]
+        for group in groups:
+            results += _measure(group, base, baseline, config.rounds, countdown)
+        moved = [r.extra["all_reduce_bandwidth"] for r in results if r.extra]
+        # The last has most replicas; None where there was one alone.
+        measured["all_reduce_bandwidth"] = moved[-1] if moved else None
+        timings, layers = _timings(base, config, measured, countdown)
+        if layers["uncounted"]:
+            names = ", ".join(layers["uncounted"])
+            remarks.append(f"operations of these layers are not counted: {names}")
+            console.say(remarks[-1])
+    judged = verdict.judge(timings, _changes(results))
+    report.write(
+        config,
+        place,
+        console=console,
+        environment=environment,
+        ceilings=measured,
+        results=results,
+        remarks=remarks,
+        timings=timings,
+        judged=judged,
+        layers=layers["layers"],
+        seconds=time.perf_counter() - started,
+    )
+    return place
+
+
+@contextlib.contextmanager
+def _kept_if_filled(place: Path) -> Iterator[Path]:
+    """Takes an empty directory away again when the benchmark does not end well."""
+    try:
+        yield place
+    except BaseException:
+        with contextlib.suppress(OSError):  # It held something before.
+            place.rmdir()
+        raise
+
+
+# ---- processes ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _process(kind: str, config: BenchConfig, environment: dict[str, str]) -> Iterator[Contestant]:
+    variables = child_environment(os.environ | environment)
+    variables.pop("TF_CONFIG", None)
+    command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
+    process = Contestant(command, environment=variables)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _answer(process: Contestant, **request: Any) -> Any:
+    """The answer to a request, or to being started; without it there is no benchmark."""
+    try:
+        return process.ask(request) if request else process.read()
+    except Failed as failure:
+        for kind in (errors.RequestError, errors.DataError, errors.ModelFileError):
+            if failure.exit_code == kind.exit_code:
+                raise kind(str(failure)) from None
+        raise errors.WorkError(f"the baseline cannot be measured: {failure}") from None
+
+
+def _cores() -> int:
+    return max(1, min(4, hardware.usable_cores()))
+
+
+def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:
+    """Cells that are alive together, beside the baseline: as many as memory has room for."""
+    size = max(1, int(room) - 2)
+    return [list(cells[i : i + size]) for i in range(0, len(cells), size)]
+
+
+# ---- the machine ----------------------------------------------------------------------------
+
+
+def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
+    products = [
+        (f"matrix product {precision}", {"kind": "matrix_product", "precision": precision})
+        for precision in PRECISIONS
+    ]
+    seconds = {"seconds": SECONDS}
+    convolutions = [
+        (f"convolution {precision}", {"kind": "convolution", "precision": precision, **seconds})
+        for precision in PRECISIONS
+    ]
+    alone = ("memory_bandwidth", "host_to_device_bandwidth", "launch_seconds", "call_seconds")
+    others = [(kind.replace("_", " "), {"kind": kind, **seconds}) for kind in alone]
+    return [*products, *convolutions, *others]
+
+
+def _ceilings(
+    machine: Contestant, jobs: list[tuple[str, dict[str, Any]]], countdown: Countdown
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"matrix_product": {}, "convolution": {}}
+    for name, request in jobs:
+        countdown.begin(name)
+        kind = request["kind"]
+        try:
+            value = machine.ask(request)
+        except Failed as failure:
+            # Such as a type that the device does not know.
+            value = None
+            countdown.end(f"{name}: {failure}")
+        else:
+            countdown.end(f"{name}: {report.quantity(kind, value)}")
+        if "precision" in request:
+            found[kind][request["precision"]] = value
+        else:
+            found[kind] = value
+    return found
+
+
+# ---- baseline and changes -------------------------------------------------------------------
+
+
+def _measure(
+    group: list[Cell], base: Contestant, baseline: Result, rounds: int, countdown: Countdown
+) -> list[Result]:
+    """Builds the cells of a group, and times them and the baseline in turn."""
+    results = [Result(cell) for cell in group]
+    alive: list[tuple[Result, Contestant]] = []
+    with contextlib.ExitStack() as stack:
+        waves = [results[i : i + _cores()] for i in range(0, len(results), _cores())]
+        for wave in waves:
+            # They import TensorFlow side by side, but compile one after another, so that the
+            # times of compilation are true.
+            processes = [
+                (
+                    result,
+                    stack.enter_context(
+                        _process("trial", result.cell.config, result.cell.environment)
+                    ),
+                )
+                for result in wave
+            ]
+            for result, process in processes:
+                _try(result, process)
+            for result, process in processes:
+                countdown.begin(f"building {result.cell.name}")
+                if not result.error:
+                    result.built = _try(result, process, kind="build") or {}
+                if result.error:
+                    process.close()
+                    countdown.end(f"{result.cell.name}: {result.error}")
+                    continue
+                alive.append((result, process))
+                seconds = result.built["compile_seconds"]
+                countdown.end(f"built {result.cell.name} ({seconds:.1f} s compiling)")
+        for number in range(rounds):
+            countdown.begin(f"round {number + 1} of {rounds}")
+            before = _answer(base, kind="train", seconds=SECONDS)
+            baseline.rates.append(before)
+            baseline.base.append(before)
+            for result, process in list(alive):
+                rate = _try(result, process, kind="train", seconds=SECONDS)
+                if rate is None:
+                    process.close()
+                    alive.remove((result, process))
+                    continue
+                result.rates.append(rate)
+                result.base.append(before)
+            countdown.end(f"round {number + 1} of {rounds}")
+        for result, process in alive:
+            if result.cell.factor == "replicas":
+                moved = _try(result, process, kind="all_reduce", seconds=SECONDS)
+                if moved is not None:
+                    result.extra["all_reduce_bandwidth"] = moved
+    return results
+
+
+def _try(result: Result, process: Contestant, **request: Any) -> Any:
+    """An answer, or None with the reason noted: one cell's failure is its own."""
+    try:
+        return process.ask(request) if request else process.read()
+    except Failed as failure:
+        result.error = str(failure)
+        return None
+
+
+def _changes(results: Sequence[Result]) -> list[verdict.Measured]:
+    return [
+        verdict.Measured(factor=result.cell.factor, flags=result.cell.flags, gain=result.gain)
+        for result in results[1:]
+        # Virtual replicas are for trying out: they share one device.
+        if not result.error and not result.cell.config.virtual_devices
+    ]
+
+
+# ---- the verdict ----------------------------------------------------------------------------
+
+_TIMED = {
+    "input alone": {"kind": "data_alone"},
+    "computation alone": {"kind": "compute_alone"},
+    "a quarter of the batch": {"kind": "compute_alone"},
+    "training": {"kind": "train"},
+}
+
+_VERDICT_ROUNDS = 3
+
+
+def _timings(
+    base: Contestant, config: BenchConfig, ceilings: dict[str, Any], countdown: Countdown
+) -> tuple[verdict.Timings, dict[str, Any]]:
+    """What the verdict judges, measured in turn too, with the other processes gone."""
+    batch, quarter = config.batch_size, config.batch_size // 4
+    times: dict[str, list[float]] = {name: [] for name in _TIMED}
+    for number in range(_VERDICT_ROUNDS):
+        what = f"input, computation and both, {number + 1} of {_VERDICT_ROUNDS}"
+        countdown.begin(what)
+        for name, kind in _TIMED.items():
+            request: dict[str, Any] = {**kind, "seconds": SECONDS}
+            if name == "a quarter of the batch":
+                if not quarter:
+                    continue
+                request["batch_size"] = quarter
+            value = _answer(base, **request)
+            times[name].append(batch / value if name == "training" else value)
+        countdown.end(what)
+    countdown.begin("layers")
+    layers = _answer(base, kind="layers", seconds=SECONDS)
+    countdown.end("layers")
+    medians = {name: statistics.median(values) for name, values in times.items() if values}
+    compute = medians["computation alone"]
+    part = medians.get("a quarter of the batch")
+    # A straight line through the times of the batch and of a quarter of it.
+    fixed = None if part is None else (part * batch - compute * quarter) / (batch - quarter)
+    timings = verdict.Timings(
+        data=medians["input alone"],
+        compute=compute,
+        both=medians["training"],
+        fixed=fixed,
+        flops=layers["flops"],
+        traffic=layers["traffic"],
+        peak_flops=ceilings["matrix_product"][config.precision],
+        bandwidth=ceilings["memory_bandwidth"],
+    )
+    return timings, layers

@@ -1,0 +1,303 @@
+"""One configuration: built once, and timed whenever somebody wants.
+
+It lives in a process of its own; see `process`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpu.bench import interleaved_timing
+from tfgpu.bench import layers as layers_lib
+from tfgpu.cli.config import BenchConfig
+from tfgpu.data import sources
+from tfgpu.data.augment import draw
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import DeviceDataset, DeviceMap, make_resident, training_batches
+from tfgpu.engine.batches import Batches, BatchIterator
+from tfgpu.errors import RequestError
+from tfgpu.machine import flops as flops_lib
+from tfgpu.machine import runtime
+from tfgpu.train import recipe
+from tfgpu.train.recipe import Resolved
+
+ALL_REDUCE_BYTES = 16 << 20
+
+
+class Trial:
+    """A model with its data, ready to be trained for as long as somebody wants.
+
+    Attributes:
+        config: With every setting resolved.
+        machine: Devices and strategy.
+        model: Compiled.
+        examples: The training split.
+    """
+
+    def __init__(self, config: BenchConfig):
+        """Finds devices and data and builds the model.
+
+        Raises:
+            tfgpu.errors.Error: The request or the data is at fault.
+        """
+        builder = recipe.find_builder(config.model)
+        self.machine = runtime.start(
+            strategy=config.strategy,
+            devices=config.devices,
+            virtual_devices=config.virtual_devices,
+            precision=config.precision,
+            jit_compile=config.jit_compile,
+            seed=config.seed,
+            deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
+        )
+        self.data = sources.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            image_size=config.image_size,
+            seed=config.seed,
+        )
+        self.examples = self.data.train
+        self.config: Resolved = recipe.resolve(
+            config.training,
+            num_examples=self.examples.num_examples,
+            replicas=self.machine.num_replicas,
+            on_gpu=self.machine.on_gpu,
+        )
+        strategy = self.machine.strategy
+        classes = len(self.data.class_names)
+        steps = -(-self.examples.num_examples // self.config.batch_size)
+        with strategy.scope():
+            self.model = recipe.build_model(
+                config, builder, image_shape=self.data.image_shape, num_classes=classes
+            )
+            if not isinstance(self.model, keras.Model):
+                raise RequestError(
+                    f"--model={config.model} returned {type(self.model).__name__}; return a "
+                    "tfgpu.Model"
+                )
+            self.model.compile(
+                optimizer=recipe.make_optimizer(self.config, steps_per_epoch=steps),
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+                steps_per_execution=self.config.steps_per_execution,
+                jit_compile=self.machine.jit_compile,
+            )
+        self._batches: DeviceDataset | None = None
+        self._running: _Running | None = None
+        self._held: dict[int, _Running] = {}
+
+    def build(self) -> dict[str, Any]:
+        """Reads the data where it is resident, traces, compiles, and finds a pace.
+
+        Returns:
+            "compile_seconds" of the first executions, and what the configuration came to.
+        """
+        config = self.config
+        batches = training_batches(
+            self.examples,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=recipe.augmentations(config),
+            resident=(
+                make_resident(self.examples, self.machine.strategy)
+                if config.input == "resident"
+                else ()
+            ),
+        )
+        self._batches = batches
+        start = time.perf_counter()
+        # From the end of an epoch on: its last batch may be another shape, and one more
+        # compilation.
+        first_step = max(0, batches.steps_per_epoch - config.steps_per_execution)
+        self._running = self._run(batches, first_step=first_step)
+        for _ in range(2):
+            self._running.execute()
+        self._running.wait()
+        first = time.perf_counter() - start
+        return {
+            "compile_seconds": max(0.0, first - 2 * self._running.time(0.2)),
+            "replicas": self.machine.num_replicas,
+            "batch_size": config.batch_size,
+            "devices": list(self.machine.devices),
+            "intra_op_threads": self.machine.intra_op_threads,
+            "parameters": self.model.count_params(),
+        }
+
+    def train(self, seconds: float) -> float:
+        """Trains for about that long; returns examples a second."""
+        assert self._running is not None
+        return self._running.rate(seconds)
+
+    def data_alone(self, seconds: float) -> float:
+        """Seconds that the input pipeline takes for a step, when nothing else runs."""
+        assert self._batches is not None
+        iterator = iter(Batches(self._batches, self.machine.strategy))
+
+        def read(steps: int) -> None:
+            for _ in range(steps):
+                next(iterator)
+
+        read(8)  # Fills what was read ahead.
+        return _per_step(read, seconds)
+
+    def compute_alone(self, seconds: float, *, batch_size: int | None = None) -> float:
+        """Seconds of a step on a batch that is on the device already.
+
+        Args:
+            seconds: To spend.
+            batch_size: Of the global batch; the configuration's by default.
+        """
+        size = batch_size or self.config.batch_size
+        if size not in self._held:
+            self._held[size] = self._run(self._fixed(size))
+        running = self._held[size]
+        return running.time(seconds) / self.config.steps_per_execution
+
+    def all_reduce(self, seconds: float) -> float:
+        """Bytes a second that a sum over all replicas moves, of tensors of 16 MiB."""
+        strategy = self.machine.strategy
+        # One for each replica: of a value that all share TensorFlow knows the sum without asking.
+        values = strategy.experimental_distribute_values_from_function(
+            lambda context: tf.fill(
+                [ALL_REDUCE_BYTES // 4], float(context.replica_id_in_sync_group)
+            )
+        )
+
+        @tf.function
+        def reduce() -> Any:
+            def replica(value: tf.Tensor) -> tf.Tensor:
+                context = tf.distribute.get_replica_context()
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, value)[:1]
+
+            shares = strategy.experimental_local_results(strategy.run(replica, args=(values,)))
+            return tf.concat(shares, axis=0)
+
+        return ALL_REDUCE_BYTES / interleaved_timing.repeat(
+            lambda: reduce().numpy(), seconds=seconds
+        )
+
+    def layers(self, seconds: float) -> dict[str, Any]:
+        """Operations, bytes and times of the layers, and those of a whole step."""
+        found = layers_lib.measure(
+            self.model,
+            batch=self.config.batch_size,
+            device=self.machine.devices[0],
+            seconds=seconds,
+        )
+        parameters = sum(int(np.prod(weight.shape)) for weight in self.model.trainable_weights)
+        counted = flops_lib.count(self.model)
+        return {
+            "flops": counted.training * self.config.batch_size,
+            "uncounted": list(counted.uncounted),
+            "traffic": layers_lib.step_traffic(found, parameters=parameters),
+            "layers": [dataclasses.asdict(layer) for layer in found],
+        }
+
+    def _fixed(self, size: int) -> DeviceDataset:
+        """A data set that is the same batch for ever, held by the devices."""
+        names = recipe.augmentations(self.config)
+        some = np.arange(size) % self.examples.num_examples
+        batch: Examples = self.examples.take(some)
+        spec = (
+            tf.TensorSpec([None, *batch.image_shape], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+        )
+        element = (
+            draw(size, names=names, seed=self.config.seed, step=tf.constant(0, tf.int64)),
+            tf.range(size),
+        )
+        return DeviceDataset(
+            tf.data.Dataset.from_tensors(element).repeat(),
+            device_map=DeviceMap(element_spec=spec, names=tuple(names)),
+            resident=make_resident(batch, self.machine.strategy),
+            examples=batch,
+            batch_size=size,
+            settings={},
+        )
+
+    def _run(self, batches: DeviceDataset, *, first_step: int = 0) -> _Running:
+        if first_step:
+            batches = batches.from_step(first_step)
+        return _Running(self.model, batches, self.machine.strategy, first_step=first_step)
+
+
+class _Running:
+    """A training that goes on where it stopped: the executions of one endless `fit`."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: DeviceDataset,
+        strategy: tf.distribute.Strategy,
+        *,
+        first_step: int,
+    ):
+        self._steps = int(model.steps_per_execution)
+        self._examples, self._batch = batches.num_examples, batches.batch_size
+        self._epoch = batches.steps_per_epoch
+        self._position = first_step
+        self._iterator: BatchIterator = iter(Batches(batches, strategy))
+        if model.train_function is None:
+            # One step of Keras' own `fit` makes the optimizer's variables and the metrics'.
+            model.fit(batches, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
+        self._execution: Callable[[Any], Any] = model.make_train_function()
+        self._last: Any = None
+
+    def execute(self) -> None:
+        """Starts one execution; a GPU goes on by itself."""
+        self._last = self._execution(self._iterator)
+        self._position += self._steps
+
+    def wait(self) -> None:
+        """Waits until the device has done all that it was given."""
+        if self._last is not None:
+            float(self._last["loss"])
+
+    def time(self, seconds: float) -> float:
+        """Median seconds of an execution, of several runs of it."""
+
+        def work() -> None:
+            self.execute()
+            self.wait()
+
+        return interleaved_timing.repeat(work, seconds=seconds)
+
+    def rate(self, seconds: float) -> float:
+        """Examples a second over about that many seconds."""
+        self.wait()
+        begin, start = self._position, time.perf_counter()
+        elapsed = 0.0
+        while elapsed < seconds:
+            # A few at once: a GPU is not to be waited for after each.
+            for _ in range(4):
+                self.execute()
+            self.wait()
+            elapsed = time.perf_counter() - start
+        return self._seen(self._position) / elapsed - self._seen(begin) / elapsed
+
+    def _seen(self, steps: int) -> int:
+        """Examples in the first steps; the last batch of an epoch may be smaller."""
+        epochs, rest = divmod(steps, self._epoch)
+        return epochs * self._examples + rest * self._batch
+
+
+def _per_step(work: Callable[[int], object], seconds: float) -> float:
+    """Seconds of a step, from runs of more and more of them."""
+    steps, elapsed = 1, 0.0
+    while True:
+        start = time.perf_counter()
+        work(steps)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds / 2:
+            return elapsed / steps
+        steps *= 2

@@ -1,0 +1,1 @@
+"""Exact checkpoints: the files, the callback that writes them, and what identifies a training."""

@@ -1,0 +1,1 @@
+"""What all commands share: entry, flags and settings, console, start-up, interrupts."""

@@ -1,0 +1,139 @@
+"""Where every command starts and ends: dispatch, and errors turned into exit codes.
+
+`tfgpu COMMAND ...` and `python -m tfgpu.COMMAND ...` are the same: both end in `run`.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from tfgpu.artifacts import files
+from tfgpu.cli import flags
+from tfgpu.cli.config import did_you_mean
+from tfgpu.errors import Error, RequestError, WorkError
+
+# Each command is the module of that name in this package.
+_COMMANDS = {
+    "train": "train a model",
+    "tune": "search for better settings",
+    "evaluate": "measure a finished run's model on a data set",
+    "predict": "label images",
+    "export": "write the model for other runtimes, and prove that nothing got lost",
+    "bench": "measure where the time goes, and what would save some of it",
+    "doctor": "say why training does not start, or does not use the GPU",
+}
+
+
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits the process with the code its outcome calls for.
+
+    An `errors.Error` ends as one line on standard error. Any other exception is a bug: it keeps
+    its traceback and exits 1. `TFGPU_DEBUG=1` shows the traceback of every error.
+
+    Args:
+        main: Takes the arguments without the program's name; returns an exit code, or None for 0.
+        argv: The arguments; those of the process by default.
+    """
+    try:
+        try:
+            code: object = main(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:  # --help and --version
+            code = stop.code
+        # Here rather than at the interpreter's end, where a closed pipe can no longer be caught.
+        sys.stdout.flush()
+    except Error as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped by SIGINT", 130)
+    except BrokenPipeError:
+        if os.environ.get("TFGPU_DEBUG") == "1":
+            traceback.print_exc()
+        _drop_stdout()
+        sys.exit(141)  # 128 + SIGPIPE: what a program that does not catch it ends with
+    except MemoryError:
+        _fail("out of memory; lower --batch_size, or choose --input=streaming", WorkError.exit_code)
+    except OSError as error:
+        if error.errno not in files.FULL:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _fail(
+            f"{error.strerror}{where}; free some space, or choose another place with --run_dir",
+            WorkError.exit_code,
+        )
+    raise SystemExit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script `tfgpu`."""
+    # `python -m` looks for modules in the current directory, and so must `--model=mine:build`
+    # here. -P and PYTHONSAFEPATH forbid it for both.
+    if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    run(_dispatch, argv)
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    if not argv:
+        raise RequestError(f"a command is missing: {_known()}")
+    command, rest = argv[0], argv[1:]
+    if command in ("--help", "-help", "-h"):
+        print(_help_text())
+        return 0
+    if command in ("--version", "-version"):
+        print(flags.version_text())
+        return 0
+    if command.startswith("-"):
+        raise RequestError(f"{command}: a command comes first: {_known()}")
+    if command not in _COMMANDS:
+        near = did_you_mean(command, _COMMANDS)
+        raise RequestError(f"{command!r} is not a command{near}: {_known()}")
+    return importlib.import_module(f"tfgpu.{command}.__main__").main(rest)
+
+
+def _known() -> str:
+    return f"the commands are {', '.join(_COMMANDS)}; `tfgpu --help` says more"
+
+
+def _help_text() -> str:
+    width = max(map(len, _COMMANDS))
+    return "\n".join(
+        [
+            "usage: tfgpu COMMAND [--flag=value ...]",
+            "       python -m tfgpu.COMMAND [--flag=value ...]",
+            "",
+            "Commands; `tfgpu COMMAND --help` gives the flags of each:",
+            *(f"  {command:<{width}}  {does}" for command, does in _COMMANDS.items()),
+            "",
+            "`tfgpu --version` prints the versions of tfgpu, TensorFlow and Keras.",
+            "",
+            "Environment:",
+            flags.ENVIRONMENT,
+            "",
+            "Exit codes:",
+            flags.EXIT_CODES,
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("TFGPU_DEBUG") == "1":
+        traceback.print_exc()
+    _flush_quietly()
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"tfgpu: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _flush_quietly() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """Points standard output at nothing, so that the interpreter's last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

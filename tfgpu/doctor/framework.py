@@ -1,0 +1,202 @@
+"""What TensorFlow finds on this machine, in a process that may crash without harm.
+
+    python -m tfgpu.doctor.framework '{"data_dir": null}'
+
+imports TensorFlow, Keras and TFDS in the environment that tfgpu sets up, multiplies two
+matrices on every GPU, writes and reads a small TFDS set, and prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tfgpu.cli.startup import child_environment
+
+LIMIT = 180.0
+"""Seconds: the first start on a GPU without kernels of its own compiles them all."""
+
+_MARK = "tfgpu framework: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU that TensorFlow shows.
+
+    Attributes:
+        name: Such as "GPU:0".
+        description: The hardware's name.
+        capability: CUDA compute capability, or None.
+        error: What a matrix product on it raised; empty when it ran.
+    """
+
+    name: str
+    description: str
+    capability: tuple[int, int] | None
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """What the process found.
+
+    Attributes:
+        versions: Of "tensorflow", "keras", "tensorflow-datasets" as imported.
+        build: What `tf.sysconfig.get_build_info()` gives.
+        gpus: That TensorFlow shows.
+        onednn: Whether oneDNN's kernels are on.
+        tfds_error: Why a TFDS set could not be written and read; empty when it could.
+        said: What the libraries wrote on standard error.
+        error: Why the process ended early; empty when it did not.
+    """
+
+    versions: dict[str, str] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    gpus: tuple[Device, ...] = ()
+    onednn: bool = False
+    tfds_error: str = ""
+    said: str = ""
+    error: str = ""
+
+
+def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -> Framework:
+    """Starts the process; never fails.
+
+    Args:
+        data_dir: Where a TFDS set is to be written and read; None for nowhere.
+        environment: Of the process; this one's by default.
+    """
+    # Its messages say why a GPU is not used, and whether oneDNN is on.
+    variables = child_environment(environment) | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    request = json.dumps({"data_dir": data_dir})
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, request], stdout=out, stderr=err, env=variables
+        )
+        ended = ""
+        try:
+            code = process.wait(timeout=LIMIT)
+            if code:
+                ended = _ended(code)
+        except subprocess.TimeoutExpired:
+            ended = f"it did not answer within {LIMIT:.0f} s"
+        finally:
+            process.kill()
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        answers = [
+            json.loads(line.removeprefix(_MARK))
+            for line in out.read().splitlines()
+            if line.startswith(_MARK)
+        ]
+        said = err.read()
+    found: dict[str, Any] = {}
+    for answer in answers:  # Each holds more than the one before.
+        found |= answer
+    gpus = tuple(
+        Device(**gpu | {"capability": tuple(gpu["capability"]) if gpu["capability"] else None})
+        for gpu in found.pop("gpus", ())
+    )
+    lines = [line for line in said.splitlines() if line.strip()]
+    if ended and lines:
+        ended += f": {' '.join(lines[-1].split())}"
+    return Framework(**found, gpus=gpus, said=said, error=ended)
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        try:
+            return f"it was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"it was ended by signal {-code}"
+    return f"it ended with exit code {code}"
+
+
+# ---- what runs in that process --------------------------------------------------------------
+
+
+def _tell(**found: Any) -> None:
+    print(_MARK + json.dumps(found), flush=True)
+
+
+def _main(data_dir: str | None) -> None:
+    from tfgpu.cli import startup
+
+    startup.prepare_environment(verbosity=1)
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.util import _pywrap_util_port
+
+    _tell(
+        versions={"tensorflow": tf.__version__, "keras": keras.__version__},
+        build={key: _plain(value) for key, value in tf.sysconfig.get_build_info().items()},
+        onednn=bool(_pywrap_util_port.IsMklEnabled()),
+    )
+    gpus = []
+    for number, gpu in enumerate(tf.config.list_physical_devices("GPU")):
+        with contextlib.suppress(RuntimeError, ValueError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        details = tf.config.experimental.get_device_details(gpu)
+        gpus.append(
+            Device(
+                name=f"GPU:{number}",
+                description=details.get("device_name", "GPU"),
+                capability=details.get("compute_capability"),
+            )
+        )
+    _tell(gpus=[asdict(gpu) for gpu in gpus])
+    tried = []
+    for gpu in gpus:
+        error = ""
+        try:
+            with tf.device(gpu.name):
+                tf.matmul(tf.ones((64, 64)), tf.ones((64, 64))).numpy()
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        tried.append(asdict(gpu) | {"error": error})
+    _tell(gpus=tried)
+    if data_dir is not None:
+        _tell(tfds_error=_write_and_read(data_dir))
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | bool | list) else str(value)
+
+
+def _write_and_read(data_dir: str) -> str:
+    """Prepares `digits` in a folder of its own below `data_dir` and reads one image of it."""
+    import tensorflow_datasets as tfds
+
+    from tfgpu.data.digits import Digits
+    from tfgpu.data.tfds_source import quiet
+
+    made = ""
+    try:
+        made = tempfile.mkdtemp(prefix=".tfgpu-doctor-", dir=data_dir)
+        builder = Digits(data_dir=made)
+        with quiet():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+                )
+            )
+            next(iter(builder.as_dataset(split="test").take(1)))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+    return ""
+
+
+if __name__ == "__main__":
+    _main(**json.loads(sys.argv[1]))

@@ -1,0 +1,116 @@
+"""The confusion matrix and the reliability diagram as pictures.
+
+Importing this needs matplotlib (the extra `plots`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tfgpu.artifacts import files
+
+_READABLE = 25
+"""Classes up to which each cell shows its number and each class its name."""
+
+
+def draw(result: Mapping[str, Any], place: Path) -> list[Path]:
+    """Draws both.
+
+    Args:
+        result: What evaluation.json holds.
+        place: The directory for the PNG files.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: A file cannot be written; `filename` is its path.
+    """
+    names = [each["name"] for each in result["classes"]]
+    pictures = {
+        "confusion_matrix.png": confusion_matrix(np.asarray(result["confusion_matrix"]), names),
+        "reliability.png": reliability(result["reliability"], result["expected_calibration_error"]),
+    }
+    made = []
+    for name, figure in pictures.items():
+        path = place / name
+        with files.replacing(path) as beside:
+            # The version of matplotlib in the file would make equal results differ.
+            FigureCanvasAgg(figure).print_png(beside, metadata={"Software": None})
+        made.append(path)
+    return made
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Rows: the labels; columns: what was predicted; coloured by the share of the row.
+
+    Args:
+        counts: (classes, classes).
+        names: One a class.
+    """
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    readable = len(names) <= _READABLE
+    side = 2.5 + 0.4 * len(names) if readable else 9
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if readable:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                axes.text(
+                    column,
+                    row,
+                    f"{count:d}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[row, column] > 0.5 else "black",
+                )
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    figure.colorbar(image, ax=axes, label="share of the label's examples", shrink=0.8)
+    return figure
+
+
+def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
+    """Accuracy over confidence, bin by bin; below it, how many examples each bin has.
+
+    Args:
+        bins: `reliability` of evaluation.json.
+        error: The expected calibration error, for the title.
+    """
+    figure = Figure(figsize=(5, 6), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    left = [each["low"] for each in bins]
+    width = bins[0]["high"] - bins[0]["low"]
+    filled = [each for each in bins if each["examples"]]
+    upper.bar(
+        [each["low"] for each in filled],
+        [each["accuracy"] for each in filled],
+        width=width,
+        align="edge",
+        edgecolor="white",
+        label="accuracy",
+    )
+    upper.plot(
+        [each["confidence"] for each in filled],
+        [each["accuracy"] for each in filled],
+        "k.",
+        label="at the mean confidence",
+    )
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.set_title(f"expected calibration error {error:.4f}")
+    upper.legend(loc="upper left", fontsize=8)
+    lower.bar(left, [each["examples"] for each in bins], width=width, align="edge", color="grey")
+    lower.set(xlabel="confidence", ylabel="examples")
+    return figure

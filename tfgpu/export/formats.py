@@ -1,0 +1,153 @@
+"""One function a format: from the inference model to a file, or a folder, on the disk.
+
+What the numbers mean travels with them where a format has room for it: class names and
+preprocessing are in the properties of an ONNX file, in `assets.extra` of a SavedModel, and in
+the ZIP at the end of a LiteRT file, where TensorFlow Lite's own tools look for `labels.txt`
+(`unzip -p model.tflite labels.txt`). A `.keras` file has no place for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpu.export.inference_model import INPUT, OUTPUT
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What the writers take.
+
+    Attributes:
+        model: What `inference_model` made.
+        class_names: One a class.
+        preprocessing: What has to be done to an image before, as JSON holds it.
+        calibration: uint8 (n, height, width, channels), images for the ranges of int8.
+    """
+
+    model: keras.Model
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    calibration: np.ndarray | None = None
+
+    @property
+    def labels(self) -> str:
+        """The content of `labels.txt`: one class a line."""
+        return "".join(f"{name}\n" for name in self.class_names)
+
+    @property
+    def named(self) -> keras.Model:
+        """The model with a name for its output, which ends up in the signatures."""
+        return keras.Model(self.model.inputs, {OUTPUT: self.model.outputs[0]})
+
+    @property
+    def signature(self) -> list[tf.TensorSpec]:
+        """Of its input."""
+        return [tf.TensorSpec([None, *self.model.input_shape[1:]], tf.uint8, name=INPUT)]
+
+
+def write_keras(source: Source, path: Path) -> None:
+    """Writes a `.keras` file that plain Keras loads."""
+    source.model.save(path)
+
+
+def write_saved_model(source: Source, path: Path) -> None:
+    """Writes a SavedModel with the signature `serving_default`: pixels to probabilities."""
+    source.named.export(
+        path, format="tf_saved_model", verbose=False, input_signature=source.signature
+    )
+    # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
+    extra = path / "assets.extra"
+    extra.mkdir()
+    (extra / "labels.txt").write_text(source.labels, encoding="utf-8")
+    (extra / "preprocessing.json").write_text(
+        json.dumps(source.preprocessing, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def write_onnx(source: Source, path: Path) -> None:
+    """Writes an ONNX file: input pixels, output probabilities, any batch."""
+    import onnx
+    import tf2onnx
+
+    named = source.named
+    function = tf.function(
+        lambda pixels: named(pixels, training=False), input_signature=source.signature
+    )
+    converted, _ = tf2onnx.convert.from_function(function, input_signature=source.signature)
+    for value in (*converted.graph.input, *converted.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(
+        converted,
+        {
+            "labels": json.dumps(source.class_names),
+            "preprocessing": json.dumps(source.preprocessing),
+        },
+    )
+    onnx.checker.check_model(converted, full_check=True)
+    onnx.save(converted, path)
+
+
+def write_litert(source: Source, path: Path) -> None:
+    """Writes a LiteRT file in float32, of built-in operators alone."""
+    _convert_litert(source, path, operators=tf.lite.OpsSet.TFLITE_BUILTINS)
+
+
+def write_litert_int8(source: Source, path: Path) -> None:
+    """Writes a LiteRT file that computes in int8; pixels and probabilities stay as they are.
+
+    The ranges of the values come from running the calibration images.
+    """
+    calibration = source.calibration
+    assert calibration is not None
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        for image in calibration:
+            yield [image[None]]
+
+    _convert_litert(
+        source,
+        path,
+        # An operator that has no int8 kernel is an error, and not silently one in float.
+        operators=tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+        optimizations=[tf.lite.Optimize.DEFAULT],
+        representative_dataset=representative,
+    )
+
+
+def _convert_litert(
+    source: Source, path: Path, *, operators: tf.lite.OpsSet, **options: Any
+) -> None:
+    source.named.export(
+        path,
+        format="litert",
+        verbose=False,
+        input_signature=source.signature,
+        target_spec={"supported_ops": [operators]},
+        **options,
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, text in (
+            ("labels.txt", source.labels),
+            ("preprocessing.json", json.dumps(source.preprocessing, indent=2) + "\n"),
+        ):
+            # With a time of its own, equal files would differ.
+            archive.writestr(zipfile.ZipInfo(name), text)
+
+
+FILES = {
+    "keras": ("model.keras", write_keras),
+    "saved_model": ("saved_model", write_saved_model),
+    "onnx": ("model.onnx", write_onnx),
+    "litert": ("model.tflite", write_litert),
+    "litert_int8": ("model_int8.tflite", write_litert_int8),
+}
+"""Name of the file, and what writes it, by format."""

@@ -1,0 +1,1 @@
+"""The machine: devices, strategy, cluster, hardware, peak rate, FLOPs."""

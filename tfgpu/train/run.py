@@ -1,0 +1,754 @@
+"""One training run: from settings to a run directory.
+
+Reads top to bottom: workplace (devices and data), settings, run directory, model, `fit`, test,
+files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.artifacts import environment, files
+from tfgpu.artifacts.run_directory import RunDirectory
+from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
+from tfgpu.cli import flags, interrupts
+from tfgpu.cli.config import NOT_OF_THE_RUN, Config
+from tfgpu.cli.console import Console, Stopwatch, summary
+from tfgpu.data import sources
+from tfgpu.data.examples import Examples, data_errors
+from tfgpu.data.inputs import (
+    DeviceDataset,
+    evaluation_batches,
+    make_resident,
+    training_batches,
+)
+from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.machine import hardware, runtime
+from tfgpu.models.classification_loss import classification_loss
+from tfgpu.tensorboard import TensorBoard
+from tfgpu.train import recipe
+from tfgpu.train.moving_average import SwapEMAWeights
+from tfgpu.train.progress import Progress, Timing
+from tfgpu.train.recipe import Resolved
+
+EVALUATION_BATCH = 512
+"""Examples in a batch of evaluation, over all replicas; its size changes no result."""
+
+RESIDENT_SHARE = 0.25
+"""Of a device's free memory that resident data may take: activations need the rest."""
+
+RESULT_FIELDS = (
+    "status",
+    "dataset",
+    "model",
+    "parameters",
+    "strategy",
+    "replicas",
+    "precision",
+    "jit_compile",
+    "steps_per_execution",
+    "batch_size",
+    "epochs",
+    "steps",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "samples_per_second",
+    "train_seconds",
+    "total_seconds",
+)
+"""Of result.json, always all of them: null for what the run did not come to."""
+
+POINTS_AN_EPOCH = 10
+"""Of `batch_<metric>` and `performance/` in TensorBoard."""
+
+
+class Workplace:
+    """What all runs of a process stand on: devices, data, and the data in the devices' memory.
+
+    Attributes:
+        machine: Devices and strategy.
+        data: The splits.
+    """
+
+    def __init__(self, machine: runtime.Runtime, data: sources.ImageDataset):
+        self.machine = machine
+        self.data = data
+        self._resident: dict[int, tuple[Any, ...]] = {}
+
+    @classmethod
+    def open(cls, config: Config, *, stopwatch: Stopwatch) -> Workplace:
+        """Finds the devices and the data; once a process.
+
+        Args:
+            config: The settings of the first run.
+            stopwatch: Is switched to "data".
+
+        Raises:
+            tfgpu.errors.Error: The request or the data is at fault.
+        """
+        machine = runtime.start(
+            strategy=config.strategy,
+            devices=config.devices,
+            virtual_devices=config.virtual_devices,
+            precision=config.precision,
+            jit_compile=config.jit_compile,
+            seed=config.seed,
+            deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
+        )
+        stopwatch.switch("data")
+        return cls(machine, sources.load(**_of_the_data(config)))
+
+    def another(self, config: Config) -> Workplace:
+        """The same place made ready for another run, as if that were the first.
+
+        Args:
+            config: Its settings; those of the devices, the threads and the data are the first
+                run's.
+        """
+        place = Workplace(
+            runtime.again(
+                self.machine,
+                precision=config.precision,
+                jit_compile=config.jit_compile,
+                seed=config.seed,
+            ),
+            self.data,
+        )
+        place._resident = self._resident
+        return place
+
+    def resident(self, examples: Examples) -> tuple[Any, ...]:
+        """A split in the memory of each device, read when it is first asked for.
+
+        Raises:
+            DataError: An image or a record is damaged.
+        """
+        if id(examples) not in self._resident:
+            self._resident[id(examples)] = make_resident(examples, self.machine.strategy)
+        return self._resident[id(examples)]
+
+
+def run(
+    config: Config,
+    *,
+    console: Console,
+    stopwatch: Stopwatch,
+    workplace: Workplace | None = None,
+    until_epoch: int | None = None,
+    test: bool = True,
+    pictures: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict[str, Any]:
+    """Trains, evaluates and saves.
+
+    Args:
+        config: The settings as the user gave them.
+        console: Where the run speaks.
+        stopwatch: Started with the process.
+        workplace: What an earlier run of this process stood on; None for the first.
+        until_epoch: Where to pause: the run is saved, with the status "paused", and is continued
+            by the next call with a later end, exactly as if it had not paused. None trains all
+            epochs.
+        test: Whether to end with the test split; without it no image of it is read.
+        pictures: Whether TensorBoard gets graphs and pictures too, which take seconds, and not
+            scalars and settings alone.
+        callbacks: More of them, called after those that keep the run's files.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        tfgpu.errors.Error: The request, the data or the work is at fault.
+    """
+    with interrupts.caught() as signals:
+        build = recipe.find_builder(config.model)
+        begun = _as_recorded(config)
+        if workplace is None:
+            place = Workplace.open(begun, stopwatch=stopwatch)
+        else:
+            place = workplace.another(begun)
+        machine, data = place.machine, place.data
+        settings = recipe.resolve(
+            begun,
+            num_examples=data.train.num_examples,
+            replicas=machine.num_replicas,
+            on_gpu=machine.on_gpu,
+        )
+        mode, mode_reason = _choose_input(settings, place, test=test)
+        settings = dataclasses.replace(
+            settings,
+            input=mode,
+            jit_compile=machine.jit_compile,
+            intra_op_threads=machine.intra_op_threads or "auto",
+        )
+        finished = RunDirectory.find(
+            config.run_dir,
+            config=settings.to_json(),
+            resume=config.resume,
+            chief=machine.is_chief,
+        )
+        if finished is not None:
+            console.say(
+                f"{config.run_dir} holds this run, finished; give another --run_dir to repeat it"
+            )
+            return finished
+        console.say(
+            runtime.describe(
+                machine,
+                global_batch=settings.batch_size,
+                batch_reason="default" if config.batch_size is None else "",
+                steps_per_execution=settings.steps_per_execution,
+                steps_per_execution_reason="auto" if config.steps_per_execution == "auto" else "",
+                input_mode=settings.input,
+                input_reason=mode_reason,
+            )
+        )
+        with _failures(settings, machine):
+            # All that can be wrong with the data and the model shows before the first file is
+            # written.
+            job = _prepare(settings, place, build, stopwatch)
+            directory = RunDirectory.create(
+                config.run_dir,
+                config=settings.to_json(),
+                dataset=data.name,
+                model=config.model,
+                resume=config.resume,
+                chief=machine.is_chief,
+            )
+            again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
+            job = dataclasses.replace(
+                job,
+                command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
+                until_epoch=min(until_epoch or settings.epochs, settings.epochs),
+                test=test,
+                pictures=pictures,
+                callbacks=tuple(callbacks),
+            )
+            with contextlib.closing(directory):
+                return _record(job, directory, console, stopwatch, signals)
+
+
+def _of_the_data(config: Config) -> dict[str, Any]:
+    """The arguments of `sources.load`."""
+    return {
+        "name": config.dataset,
+        "data_dir": config.data_dir,
+        "validation_fraction": config.validation_fraction,
+        "image_size": config.image_size,
+        "seed": config.seed,
+    }
+
+
+def _as_recorded(config: Config) -> Config:
+    """Takes what the user left open from the run that is to be continued.
+
+    It was decided when that run began: by the devices and the memory that were free then, which
+    may not be the same now.
+    """
+    recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
+    # Not those of which None says "off".
+    decided = [*Resolved.__annotations__, "input"]
+    if all(
+        recorded.get(name) == given[name] for name in ("strategy", "devices", "virtual_devices")
+    ):
+        decided += ["jit_compile", "intra_op_threads"]
+    left_open = {
+        name: recorded[name]
+        for name in decided
+        if given[name] in (None, "auto") and name in recorded
+    }
+    try:
+        return Config.from_json(given | left_open)
+    except RequestError:
+        return config  # Of something else, which `RunDirectory.find` names.
+
+
+def _record(
+    job: _Job,
+    directory: RunDirectory,
+    console: Console,
+    stopwatch: Stopwatch,
+    signals: interrupts.Interrupts,
+) -> dict[str, Any]:
+    """Trains and leaves a result in the run directory, however it ends."""
+    config, machine, data = job.config, job.machine, job.data
+    outcome: dict[str, Any] = dict.fromkeys(RESULT_FIELDS)
+    outcome |= {
+        "status": "running",
+        "dataset": config.dataset,
+        "model": config.model,
+        "parameters": job.model.count_params(),
+        "strategy": config.strategy,
+        "replicas": machine.num_replicas,
+        "precision": config.precision,
+        "jit_compile": machine.jit_compile,
+        "steps_per_execution": config.steps_per_execution,
+        "batch_size": config.batch_size,
+        "epochs": 0,
+        "steps": 0,
+    }
+    try:
+        console.log_to(directory.log)
+        directory.write_environment(environment.record(machine, dataset=_provenance(data)))
+        # Here and not only around it all, so that the log has what the terminal shows.
+        with _failures(config, machine):
+            _train(job, directory, console, stopwatch, outcome, signals)
+    except (KeyboardInterrupt, Interrupted):
+        _close(outcome, "interrupted", directory, stopwatch)
+        signal_ = signals.received or signal.SIGINT
+        message = (
+            f"stopped by {signal_.name} after {outcome['steps']} steps; "
+            f"continue with: {job.command}"
+        )
+        directory.log(f"tfgpu: {message}")
+        raise Interrupted(signal_, message) from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _close(outcome, "failed", directory, stopwatch)
+            name = "" if isinstance(error, Error) else f"{type(error).__name__}: "
+            directory.log(f"tfgpu: {name}{error}")
+        raise
+    return outcome
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A training that is ready to begin.
+
+    Attributes:
+        config: With every setting resolved.
+        machine: Devices and strategy.
+        data: The splits.
+        model: Compiled.
+        batches: Of training.
+        validation: Batches, or None.
+        evaluated: Makes batches of a split to evaluate on.
+        command: What continues the run.
+        until_epoch: Where training ends, or pauses.
+        test: Whether the test split is read.
+        pictures: Whether TensorBoard gets them, and graphs.
+        callbacks: More of them.
+    """
+
+    config: Resolved
+    machine: runtime.Runtime
+    data: sources.ImageDataset
+    model: keras.Model
+    batches: DeviceDataset
+    validation: DeviceDataset | None
+    evaluated: Callable[[Examples], DeviceDataset]
+    command: str = ""
+    until_epoch: int = 0
+    test: bool = True
+    pictures: bool = True
+    callbacks: tuple[keras.callbacks.Callback, ...] = ()
+
+    @property
+    def pauses(self) -> bool:
+        """Whether training is to be continued later."""
+        return self.until_epoch < self.config.epochs
+
+
+def _prepare(
+    config: Resolved,
+    place: Workplace,
+    build: Callable[..., keras.Model],
+    stopwatch: Stopwatch,
+) -> _Job:
+    """Builds the model and reads resident data; writes nothing."""
+    machine, data = place.machine, place.data
+    strategy = machine.strategy
+    resident = config.input == "resident"
+
+    def evaluated(examples: Examples) -> DeviceDataset:
+        return evaluation_batches(
+            examples,
+            batch_size=_evaluation_batch(examples, config, machine.num_replicas),
+            resident=place.resident(examples) if resident else (),
+        )
+
+    stopwatch.switch("model")
+    with strategy.scope():
+        model = _build(build, config, data)
+    stopwatch.switch("data")
+    batches = training_batches(
+        data.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=recipe.augmentations(config),
+        resident=place.resident(data.train) if resident else (),
+    )
+    validation = evaluated(data.validation) if data.validation is not None else None
+    stopwatch.switch("model")
+    with strategy.scope():
+        model.compile(
+            optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
+            loss=classification_loss(
+                num_classes=len(data.class_names), label_smoothing=config.label_smoothing
+            ),
+            metrics=["accuracy"],
+            steps_per_execution=config.steps_per_execution,
+            jit_compile=machine.compile_option,
+        )
+    return _Job(
+        config=config,
+        machine=machine,
+        data=data,
+        model=model,
+        batches=batches,
+        validation=validation,
+        evaluated=evaluated,
+    )
+
+
+def _train(
+    job: _Job,
+    directory: RunDirectory,
+    console: Console,
+    stopwatch: Stopwatch,
+    outcome: dict[str, Any],
+    signals: interrupts.Interrupts,
+) -> None:
+    """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
+    config, model, chief = job.config, job.model, job.machine.is_chief
+    timing = Timing(
+        global_batch=config.batch_size,
+        examples=job.data.train.num_examples,
+        steps_per_epoch=job.batches.steps_per_epoch,
+        stopwatch=stopwatch,
+    )
+    progress = Progress(console=console, timing=timing, epochs=config.epochs)
+    backup = BackupAndRestore(
+        directory.checkpoints_dir,
+        save_freq=config.checkpoint_every or "epoch",
+        monitor="val_loss",
+        write=chief,
+        warn=lambda text: console.say(f"warning: {text}"),
+        during=lambda: timing.apart("checkpoints"),
+        run={"data.fingerprint": job.data.fingerprint, "data.classes": len(job.data.class_names)},
+    )
+    record = _Record(directory, timing, outcome, config, backup)
+    callbacks: list[Any] = [timing, progress, record]
+    tensorboard = None
+    if config.tensorboard != "none" and chief:
+        tensorboard = _tensorboard(job, directory.tensorboard_dir)
+        callbacks.append(tensorboard)
+    of_settings = recipe.make_callbacks(config)
+    callbacks += [*of_settings, *job.callbacks, backup]
+    callbacks += [c.closing for c in of_settings if isinstance(c, SwapEMAWeights)]
+    callbacks.append(timing.closing)
+    if directory.resuming:
+        console.say(f"continuing the run in {directory.path}")
+        if directory.metrics_size() and not directory.has_checkpoint:
+            raise ModelFileError(
+                f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
+                "holds no checkpoint; put one back, or start again with another --run_dir"
+            )
+    try:
+        with _full_disk(job, backup), progress, signals.deferred(backup.request_stop):
+            model.fit(
+                job.batches,
+                steps_per_epoch=job.batches.steps_per_epoch,
+                epochs=job.until_epoch,
+                validation_data=job.validation,
+                shuffle=False,  # The order is the data set's own.
+                callbacks=callbacks,
+                verbose=0,
+            )
+    finally:
+        backup.close()
+    if signals.received is not None:
+        # It came after the last moment at which `fit` could have been left.
+        raise KeyboardInterrupt
+    outcome["samples_per_second"] = timing.run_samples_per_second
+    outcome["train_seconds"] = timing.train_seconds
+
+    # Before the test, whose images nobody has read yet: one that is damaged must not cost the
+    # training.
+    with stopwatch.during("saving"):
+        if chief:
+            with _full_disk(job, backup):
+                _save(model, directory.model_path)
+    # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
+    shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
+    if shown is not None and job.validation is not None:
+        with stopwatch.during("tensorboard"):
+            shown.show_predictions(job.validation, step=outcome["steps"])
+    if job.test and not job.pauses:
+        with stopwatch.during("test"):
+            test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
+        outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+    if tensorboard is not None:
+        names = ("accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy", "test_loss")
+        final = {name: outcome[name] for name in (*names, "samples_per_second")}
+        tensorboard.show_result(final, step=outcome["steps"])
+    _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
+    console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+def _tensorboard(job: _Job, directory: Path) -> TensorBoard:
+    """The callback that `--tensorboard` and `--profile` ask for."""
+    config = job.config
+    full = config.tensorboard == "full"
+    settings = config.to_json()
+    hparams = {
+        name: "x".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name not in NOT_OF_THE_RUN | {"data_dir", "tensorboard", "profile", "checkpoint_every"}
+    }
+    first, _, last = (config.profile or "0:0").partition(":")
+    return TensorBoard(
+        directory,
+        histogram_freq=1 if full else 0,
+        write_graph=job.pictures,
+        # Some points an epoch show its course; each of them waits for the device.
+        update_freq=max(1, job.batches.steps_per_epoch // POINTS_AN_EPOCH),
+        profile_batch=(int(first), int(last)) if config.profile else 0,
+        class_names=job.data.class_names,
+        hparams=hparams,
+        write_batches="every" if full else job.pictures,
+    )
+
+
+class _Record(keras.callbacks.Callback):
+    """Writes metrics.jsonl, a line an epoch, and keeps the outcome up to date."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        timing: Timing,
+        outcome: dict[str, Any],
+        config: Resolved,
+        backup: BackupAndRestore,
+    ):
+        super().__init__()
+        self._directory = directory
+        self._timing = timing
+        self._outcome = outcome
+        self._config = config
+        self._backup = backup
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        done = self._outcome["epochs"] * self._timing.steps_per_epoch
+        self._outcome["steps"] = done + self._timing.steps_done
+        if not math.isfinite(self._timing.latest.get("loss", 0.0)):
+            self._stop_broken()
+
+    def _stop_broken(self) -> None:
+        """Ends a training that is not finite any more, and says where it broke."""
+        steps = self._outcome["steps"]
+        broken = self._backup.first_breakage(steps)
+        where = f"within {steps} steps"
+        if broken is not None:
+            self._outcome["steps"] = broken.step
+            where = f"at step {broken.step}, first in the gradient of {broken.variable}"
+        raise WorkError(
+            f"the training is not finite any more, {where}; the checkpoints before it are kept; "
+            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1"
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a resumed run has to know of the files and of the outcome."""
+        names = ("epochs", "steps", "loss", "accuracy", "val_loss", "val_accuracy")
+        return {
+            "metrics_bytes": self._directory.metrics_size(),
+            "outcome": {name: self._outcome[name] for name in names},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        self._directory.truncate_metrics(state["metrics_bytes"])
+        self._outcome.update(state["outcome"])
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        values = {
+            name: float(logs[name]) if logs and name in logs else None
+            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+        }
+        self._outcome.update(values, epochs=epoch + 1)
+        self._directory.append_metrics(
+            {
+                "epoch": epoch + 1,
+                "step": self._outcome["steps"],
+                **values,
+                "samples_per_second": self._timing.samples_per_second,
+                "seconds": self._timing.epoch_seconds,
+            }
+        )
+
+
+def _choose_input(config: Resolved, place: Workplace, *, test: bool) -> tuple[str, str]:
+    """Decides `--input=auto` and gives the reason."""
+    if config.input != "auto":
+        return config.input, ""
+    data = place.data
+    splits = [data.train, *([data.test] if test else [])]
+    splits += [data.validation] if data.validation else []
+    if all(id(split) in place._resident for split in splits):
+        return "resident", "the data are there already"
+    # Of virtual devices that share a memory, each has its part of it free.
+    free = hardware.free_memory(place.machine.devices[0])
+    needed = sum(split.nbytes for split in splits)
+    fits = needed <= RESIDENT_SHARE * free
+    reason = (
+        f"{needed / 1e6:,.0f} MB of data, {'under' if fits else 'over'} a quarter of "
+        f"{free / 1e9:,.1f} GB free"
+    )
+    return "resident" if fits else "streaming", reason
+
+
+def _evaluation_batch(examples: Examples, config: Resolved, replicas: int) -> int:
+    """A batch for evaluation: a multiple of the replicas, no larger than it is of use."""
+    # Without a backward pass four times the batch fits where a step of training does.
+    most = min(EVALUATION_BATCH, 4 * config.batch_size, examples.num_examples)
+    return -(-most // replicas) * replicas
+
+
+def _build(
+    build: Callable[..., keras.Model], config: Config, data: sources.ImageDataset
+) -> keras.Model:
+    """Calls the builder and checks what it made."""
+    from tfgpu.engine.model import ReplicaTrainer
+
+    model = recipe.build_model(
+        config, build, image_shape=data.image_shape, num_classes=len(data.class_names)
+    )
+    if not isinstance(model, keras.Model):
+        raise RequestError(
+            f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
+        )
+    if not isinstance(model, ReplicaTrainer):
+        raise RequestError(
+            f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
+            "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
+        )
+    expected = (None, len(data.class_names))
+    if model.built and tuple(getattr(model, "output_shape", expected)) != expected:
+        raise RequestError(
+            f"--model={config.model} gives outputs of shape {model.output_shape}; "
+            f"{config.dataset} needs logits of shape {expected}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
+    """Says of a disk that takes no more where the training is safe.
+
+    Raises:
+        WorkError: The disk is full.
+    """
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        full = files.full(error)
+        if full is None or backup.latest is None:
+            raise
+        where = f" while writing {full.filename}" if full.filename else ""
+        raise WorkError(
+            f"{full.strerror}{where}; {backup.latest} keeps the training: free some space, then "
+            f"continue with: {job.command}"
+        ) from error
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    """Writes the model whole or not at all, so that plain Keras can read it."""
+    beside = path.with_name(f".{path.name}.partial.keras")
+    compiled = model.compiled
+    # A schedule or a loss of tfgpu's own would be all that plain Keras does not know; and it
+    # makes another optimizer of one with a loss scale, unless its policy is set before.
+    model.compiled = (
+        compiled
+        and not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        and "tfgpu>" not in json.dumps(model.get_compile_config(), default=str)
+    )
+    try:
+        model.save(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        model.compiled = compiled
+        beside.unlink(missing_ok=True)
+
+
+def _provenance(data: sources.ImageDataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "version": data.version,
+        "fingerprint": data.fingerprint,
+        "license": data.license,
+        "citation": data.citation,
+        "homepage": data.homepage,
+        "image_shape": list(data.image_shape),
+        "class_names": list(data.class_names),
+        "train_examples": data.train.num_examples,
+        "validation_examples": data.validation.num_examples if data.validation else 0,
+        "test_examples": data.test.num_examples,
+        "test_split": data.test_split,
+    }
+
+
+def _close(
+    outcome: dict[str, Any], status: str, directory: RunDirectory, stopwatch: Stopwatch
+) -> None:
+    outcome["status"] = status
+    outcome["total_seconds"] = stopwatch.total
+    directory.write_result(outcome)
+
+
+@contextlib.contextmanager
+def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
+    """Turns what TensorFlow says of memory, disks and damaged data into one line."""
+    try:
+        with data_errors():
+            yield
+    except tf.errors.OpError as error:
+        if (full := files.full(error)) is not None:
+            raise full from error
+        if isinstance(error, tf.errors.ResourceExhaustedError) or (
+            "out of memory" in error.message.lower()
+        ):
+            raise _out_of_memory(config, machine) from error
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(config, machine) from error
+    except OSError as error:
+        if (full := files.full(error)) is not None and full is not error:
+            raise full from error
+        raise
+
+
+def _out_of_memory(config: Resolved, machine: runtime.Runtime) -> WorkError:
+    replicas = machine.num_replicas
+    hints = []
+    if config.input == "resident":
+        hints.append("--input=streaming")
+    if config.precision == "float32":
+        hints.append("--precision=mixed_bfloat16")
+    if smaller := config.batch_size // 2 // replicas * replicas:
+        hints.insert(0, f"--batch_size={smaller}")
+    return WorkError(
+        f"out of memory with --batch_size={config.batch_size}; try "
+        f"{' or '.join(hints) or 'a smaller model or --image_size'}"
+    )

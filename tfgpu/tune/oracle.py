@@ -1,0 +1,322 @@
+"""KerasTuner's oracles, made to survive a kill at any moment.
+
+As they come, an oracle writes its state and each trial to a file of its own, in place: a kill
+between two of them loses a trial or leaves a file that cannot be read, a grid forgets where it
+was, and a Bayesian search its random numbers. Here all of it is one file that is replaced at
+once, and the score of a trial is that of the model it ends with, not of its luckiest epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import numpy as np
+from keras_tuner.engine import trial as trial_module
+from keras_tuner.src.engine import conditions
+
+from tfgpu.artifacts import files
+from tfgpu.cli.config import TuneConfig
+from tfgpu.errors import ModelFileError, RequestError
+
+FILE = "oracle.json"
+
+RUNNING, IDLE, STOPPED = "RUNNING", "IDLE", "STOPPED"
+COMPLETED, FAILED = "COMPLETED", "FAILED"
+
+# It prints a value of each condition that it sends.
+conditions.print = lambda *_: None
+
+_NEVER = 2**31
+"""Failures on end that KerasTuner is to stop at: it would do so with its lock held."""
+
+
+class Kept(keras_tuner.Oracle):
+    """What is added to each of KerasTuner's oracles.
+
+    Attributes:
+        place: The directory of `oracle.json`.
+        limit: Trials to make at most; None for as many as the algorithm wants.
+        records: What is known of each trial beside KerasTuner's own, by its id.
+        seconds: That the search has taken, in all processes together.
+    """
+
+    place: Path
+    limit: int | None = None
+    trials: dict[str, trial_module.Trial]
+    ongoing_trials: dict[str, trial_module.Trial]
+
+    def __init__(self, **settings: Any):
+        super().__init__(max_consecutive_failed_trials=_NEVER, **settings)
+        self.records: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        self.verbose = 0
+        self.unsaved: OSError | None = None
+        self._halfway = False
+
+    # ---- the file ------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes oracle.json; on a full disk it is left for the next time."""
+        if self._halfway:
+            return
+        state = {
+            "state": self.get_state(),
+            "trials": [trial.get_state() for trial in self.trials.values()],
+            "records": self.records,
+            "seconds": self.seconds,
+        }
+        try:
+            with files.replacing(self.place / FILE) as beside:
+                beside.write_text(json.dumps(state), encoding="utf-8")
+            self.unsaved = None
+        except OSError as error:
+            # KerasTuner holds its lock now, and would keep it.
+            self.unsaved = error
+
+    def reload(self) -> bool:
+        """Reads oracle.json; trials that were under way wait to be gone on with.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ModelFileError: It is damaged.
+        """
+        path = self.place / FILE
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            raise ModelFileError(
+                f"{path} cannot be read ({error}); put it back, or search in another --run_dir"
+            ) from None
+        try:
+            self.trials = {
+                state["trial_id"]: trial_module.Trial.from_state(state) for state in saved["trials"]
+            }
+            self.set_state(saved["state"])
+            self.records, self.seconds = saved["records"], saved["seconds"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelFileError(
+                f"{path} is not what a search writes ({type(error).__name__}: {error}); put it "
+                "back, or search in another --run_dir"
+            ) from error
+        for trial in self.ongoing_trials.values():
+            self._retry_queue.append(trial.trial_id)
+        self.ongoing_trials = {}
+        return True
+
+    def _save_trial(self, trial: trial_module.Trial) -> None:
+        """Nothing: `save` writes it with the rest."""
+
+    # ---- the search ----------------------------------------------------------------------
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Chooses values for the next trial, unless there have been enough."""
+        if self.limit is not None and len(self.trials) >= self.limit:
+            answer: dict[str, Any] = {"status": STOPPED, "values": None}
+        else:
+            answer = super().populate_space(trial_id)
+        if answer["status"] == STOPPED and self.ongoing_trials:
+            # One of them may have to be tried again.
+            answer = {"status": IDLE, "values": None}
+        return answer
+
+    def end_trial(self, trial: trial_module.Trial) -> None:
+        """Ends a trial; KerasTuner saves before it is through with that."""
+        self._halfway = True
+        if trial.trial_id in self._retry_queue:
+            self._retry_queue.remove(trial.trial_id)
+        try:
+            super().end_trial(trial)
+        finally:
+            self._halfway = False
+        self.save()
+
+    def score_trial(self, trial: trial_module.Trial) -> None:
+        """Takes over the score that the worker reported."""
+        record = self.records.get(trial.trial_id, {})
+        score = record.get("score")
+        trial.score = score if score is not None and math.isfinite(score) else math.nan
+        trial.best_step = record.get("epochs") or 0
+
+    def give_back(self, tuner_id: str) -> str | None:
+        """Takes a worker's trial from it, for the next worker that asks.
+
+        Returns:
+            The trial's id; None when the worker had none.
+        """
+        trial = self.ongoing_trials.pop(tuner_id, None)
+        if trial is None:
+            return None
+        self._retry_queue.append(trial.trial_id)
+        self.save()
+        return str(trial.trial_id)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Ids of trials that were begun and wait to be gone on with."""
+        return tuple(self._retry_queue)
+
+
+class RandomSearchOracle(Kept, keras_tuner.oracles.RandomSearchOracle):
+    """Values at random."""
+
+
+class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
+    """Many short trials, of which the better ones go on.
+
+    Another trial takes the place of one that failed, and a bracket for which no values are left
+    makes do with those it has: KerasTuner's own would promote fewer, or none.
+    """
+
+    hyperband_iterations: float
+
+    def __init__(self, **settings: Any):
+        self._drawn: dict[int, int] = {}  # Trials in the first round of a bracket, where fewer.
+        super().__init__(**settings)
+
+    def get_state(self) -> dict[str, Any]:
+        """KerasTuner's, and which brackets are smaller."""
+        return super().get_state() | {"drawn": list(self._drawn.items())}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to a state, but for how often to go through the brackets.
+
+        A search may be continued with other limits than it was begun with.
+        """
+        iterations = self.hyperband_iterations
+        super().set_state(state)
+        self.hyperband_iterations = max(iterations, self._current_iteration + 1)
+        self._drawn = dict(state.get("drawn", []))
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Chooses values for the next trial: new ones, or those of a trial to be promoted."""
+        for bracket in self._brackets:
+            self._vacate(bracket["rounds"])
+        return super().populate_space(trial_id)
+
+    def _vacate(self, rounds: list[list[dict[str, str | None]]]) -> None:
+        """Frees the places of the trials that failed, and of those that they went on from."""
+        failed = {trial.trial_id for trial in self.trials.values() if trial.status == FAILED}
+        for places in reversed(rounds):
+            lost = [place for place in places if place["id"] in failed]
+            failed |= {place["past_id"] for place in lost}
+            places[:] = [place for place in places if place not in lost]
+
+    def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = super()._random_trial(trial_id, bracket)
+        number, first = bracket["bracket_num"], bracket["rounds"][0]
+        if answer["status"] == RUNNING or not first or self._drawn.get(number) == len(first):
+            return answer
+        self._drawn[number] = len(first)
+        return self.populate_space(trial_id)
+
+    def _get_size(self, bracket_num: int, round_num: int) -> int:
+        size: int = super()._get_size(bracket_num, round_num)
+        drawn = self._drawn.get(bracket_num, size * self.factor**round_num)
+        return min(size, math.ceil(drawn / self.factor**round_num))
+
+
+class BayesianOptimizationOracle(Kept, keras_tuner.oracles.BayesianOptimizationOracle):
+    """Values that a Gaussian process expects most of."""
+
+    def get_state(self) -> dict[str, Any]:
+        """KerasTuner's, and the random numbers'."""
+        kind, keys, *rest = self._random_state.get_state()
+        return super().get_state() | {"random_state": [kind, keys.tolist(), *rest]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        super().set_state(state)
+        kind, keys, *rest = state["random_state"]
+        self._random_state.set_state((kind, np.array(keys, np.uint32), *rest))
+
+
+class GridSearchOracle(Kept, keras_tuner.oracles.GridSearchOracle):
+    """Every combination in turn."""
+
+    def get_state(self) -> dict[str, Any]:
+        """KerasTuner's, and where the grid is."""
+        order = self._ordered_ids
+        return super().get_state() | {
+            "ids": order._memory,
+            "next": [list(pair) for pair in order._next_index.items()],
+            "last": order._last_index,
+            "populate_next": self._populate_next,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `get_state` returned."""
+        super().set_state(state)
+        order = self._ordered_ids
+        order._memory = list(state["ids"])
+        order._data_to_index = {name: index for index, name in enumerate(order._memory)}
+        order._next_index.update((index, following) for index, following in state["next"])
+        order._last_index = state["last"]
+        self._populate_next = list(state["populate_next"])
+
+
+DEFAULT_TRIALS = {"random": 20, "bayesian": 20}
+"""For the tuners that never come to an end by themselves."""
+
+
+def make(
+    config: TuneConfig, hyperparameters: keras_tuner.HyperParameters, *, epochs: int, place: Path
+) -> Any:
+    """Makes the oracle that `--tuner` names.
+
+    Args:
+        config: The settings of the search.
+        hyperparameters: All of them.
+        epochs: Of a whole training.
+        place: Where it keeps its state.
+
+    Returns:
+        One of the oracles above.
+
+    Raises:
+        RequestError: A package is missing.
+    """
+    limit = config.max_trials or DEFAULT_TRIALS.get(config.tuner)
+    common: dict[str, Any] = {
+        "objective": keras_tuner.Objective(
+            config.objective, "max" if config.objective.endswith("accuracy") else "min"
+        ),
+        "hyperparameters": hyperparameters,
+        "seed": config.seed + 1,  # KerasTuner takes 0 for "any".
+    }
+    oracle: Any
+    if config.tuner == "hyperband":
+        # Once over all its brackets, or as often as trials or time allow.
+        limited = limit is not None or config.max_minutes is not None
+        oracle = HyperbandOracle(
+            max_epochs=epochs,
+            factor=3,
+            hyperband_iterations=2**31 if limited else 1,
+            **common,
+        )
+    elif config.tuner == "bayesian":
+        dimensions = len(hyperparameters.space)
+        # KerasTuner's own number is three for each dimension, which may be all that are asked for.
+        first = max(3, min(3 * dimensions, (limit or 0) // 3))
+        try:
+            oracle = BayesianOptimizationOracle(num_initial_points=first, **common)
+        except ImportError as error:
+            raise RequestError(
+                f"--tuner=bayesian needs packages that are missing ({error}): "
+                "pip install 'tfgpu[tune]'"
+            ) from None
+        # As for the others: the ids of trials are then as long as theirs.
+        oracle.max_trials = None
+    elif config.tuner == "grid":
+        oracle = GridSearchOracle(**common)
+    else:
+        oracle = RandomSearchOracle(max_trials=None, **common)
+    oracle.place, oracle.limit = place, limit
+    return oracle

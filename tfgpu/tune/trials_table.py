@@ -1,0 +1,146 @@
+"""What is seen of a search while it runs: a table of its trials, or a line for each change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import rich.table
+from rich.live import Live
+
+from tfgpu.cli.config import as_typed
+from tfgpu.cli.console import Console, duration
+from tfgpu.tune.oracle import COMPLETED, FAILED, RUNNING
+
+_ROWS = 15
+"""Trials shown: those under way, the best, and the latest."""
+
+
+def shown_settings(values: Mapping[str, Any]) -> str:
+    """Hyperparameters for people, without KerasTuner's own."""
+    return ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={as_typed(value)}"
+        for name, value in values.items()
+        if not name.startswith("tuner/")
+    )
+
+
+class Board:
+    """The table on a terminal; a line when a trial begins and ends elsewhere.
+
+    Use it as a context.
+    """
+
+    def __init__(self, console: Console, objective: str):
+        """Makes it.
+
+        Args:
+            console: Where to show it.
+            objective: What trials are compared by.
+        """
+        self._console = console
+        self._objective = objective
+        self._best: float | None = None
+        self._seen: dict[str, str] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Board:
+        if self._console.mode == "bar":
+            self._live = Live(console=self._console.rich, auto_refresh=False, transient=True)
+            self._live.start()
+            self._console.live = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._console.live = False
+            self._live.stop()
+            self._live = None
+
+    def show(self, oracle: Any, *, left: float | None) -> None:
+        """Shows the state of the search.
+
+        Args:
+            oracle: With its trials and records.
+            left: Seconds until the time is up; None without a limit.
+        """
+        for trial in list(oracle.trials.values()):
+            record = oracle.records.get(trial.trial_id, {})
+            before = self._seen.get(trial.trial_id)
+            now = trial.status
+            if now == RUNNING and trial.trial_id in oracle.waiting:
+                now = "WAITING"
+            if now != before:
+                self._seen[trial.trial_id] = now
+                if before is not None or now == RUNNING:
+                    self._tell(trial, record, now)
+        if self._live is not None:
+            self._live.update(self.table(oracle, left=left), refresh=True)
+
+    def remember(self, oracle: Any) -> None:
+        """Takes what an earlier process has shown for shown."""
+        self._seen = {trial.trial_id: trial.status for trial in oracle.trials.values()}
+        for trial_id in oracle.waiting:
+            self._seen[trial_id] = "WAITING"
+
+    def _tell(self, trial: Any, record: Mapping[str, Any], status: str) -> None:
+        number = f"trial {trial.trial_id}"
+        if status == COMPLETED:
+            text = (
+                f"{number}  {self._objective} {trial.score:.4f}  after {record.get('epochs')} "
+                f"epochs, {duration(record.get('seconds', 0.0))}"
+            )
+        elif status == FAILED:
+            text = f"{number}  failed: {record.get('reason')}"
+        elif status == RUNNING:
+            text = f"{number}  {shown_settings(trial.hyperparameters.values)}"
+            past = trial.hyperparameters.values.get("tuner/trial_id")
+            if past is not None:
+                text = f"{number}  goes on with trial {past}"
+        else:
+            text = f"{number}  waits to be gone on with"
+        self._console.progress_line(text)
+
+    def table(self, oracle: Any, *, left: float | None) -> rich.table.Table:
+        """The table: running trials, the best ones, and then the latest."""
+        trials = list(oracle.trials.values())
+        ended = [trial for trial in trials if trial.status == COMPLETED]
+        lowest = oracle.objective.direction == "min"
+        ended.sort(key=lambda trial: trial.score if lowest else -trial.score)
+        under_way = list(oracle.ongoing_trials.values())
+        rows = [*under_way, *ended[: _ROWS - 5]]
+        rows += [trial for trial in reversed(trials) if trial not in rows]
+        failed = sum(trial.status == FAILED for trial in trials)
+        title = f"{len(trials)} trials, {len(ended)} completed, {failed} failed"
+        if left is not None:
+            title += f", {duration(max(0.0, left))} left"
+        table = rich.table.Table(title=title, title_justify="left", expand=False)
+        for name, justify in (
+            ("trial", "left"),
+            ("status", "left"),
+            ("epochs", "right"),
+            (self._objective, "right"),
+            ("time", "right"),
+            ("settings", "left"),
+        ):
+            table.add_column(name, justify=justify, no_wrap=name != "settings")  # type: ignore[arg-type]
+        for trial in rows[:_ROWS]:
+            record = oracle.records.get(trial.trial_id, {})
+            score = trial.score
+            if trial in under_way:
+                score = record.get("metrics", {}).get(self._objective)
+            seconds = record.get("seconds")
+            if seconds is None and trial in under_way:
+                seconds = time.time() - record.get("started", time.time())
+            table.add_row(
+                trial.trial_id,
+                trial.status.lower(),
+                str(record.get("epochs", "")),
+                "" if score is None else f"{score:.4f}",
+                "" if seconds is None else duration(seconds),
+                record["reason"]
+                if trial.status == FAILED and "reason" in record
+                else shown_settings(trial.hyperparameters.values),
+            )
+        return table

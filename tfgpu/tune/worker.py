@@ -1,0 +1,220 @@
+"""A worker process: `python -m tfgpu.tune.worker CONFIG CORES`; `tfgpu tune` starts it.
+
+It imports TensorFlow and reads the data once, then trains one trial after another, each as a run
+in a directory of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tfgpu.cli import entry, interrupts, startup
+from tfgpu.cli.config import Config, TuneConfig
+from tfgpu.errors import DataError, Error, Interrupted, RequestError
+from tfgpu.tune import child
+
+TRIALS = "trials"
+"""The folder of the trials' run directories, in that of the search."""
+
+_LONGEST = 800
+"""Characters of a failure's reason."""
+
+_IDLE = 0.5
+"""Seconds before a worker asks again for a trial that there was none of."""
+
+
+def main(argv: list[str]) -> int | None:
+    """Trains trials until there are no more."""
+    config = TuneConfig.from_json(json.loads(argv[0]))
+    if argv[1] and hasattr(os, "sched_setaffinity"):
+        # Before TensorFlow counts them.
+        os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
+    child.end_with_parent()
+    startup.prepare_environment(verbosity=config.verbosity)
+    with interrupts.caught():
+        startup.import_tensorflow(verbosity=config.verbosity)
+        return _Worker(config).work()
+
+
+class _Worker:
+    def __init__(self, config: TuneConfig):
+        # They import TensorFlow, so not before.
+        from tfgpu.tune import oracle
+        from tfgpu.tune.space import Space
+
+        self._config = config
+        self._space = Space.load(config.space)
+        self._workplace: Any = None
+        self._oracle = oracle.make(
+            config,
+            self._space.hyperparameters,
+            epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
+            place=Path(str(config.run_dir)),
+        )
+
+    def work(self) -> int | None:
+        import grpc
+
+        from tfgpu.cli.console import Stopwatch
+        from tfgpu.train import run
+        from tfgpu.tune import client as clients
+        from tfgpu.tune import worker_pool
+        from tfgpu.tune.oracle import IDLE, STOPPED
+
+        # Before the first trial: what is wrong with this machine or its data is not the trial's.
+        self._workplace = run.Workplace.open(self._config.training, stopwatch=Stopwatch())
+        with clients.Client(self._oracle) as client:
+            try:
+                while True:
+                    trial = client.create_trial(client.tuner_id)
+                    if trial.status == STOPPED:
+                        return None
+                    if trial.status == IDLE:
+                        time.sleep(_IDLE)
+                        continue
+                    with client.holding(trial.trial_id):
+                        clean = self._train(client, trial)
+                    if not clean:
+                        return worker_pool.AGAIN
+            except grpc.RpcError as error:
+                raise clients.lost(error) from error
+            except (KeyboardInterrupt, Interrupted) as error:
+                if client.code is grpc.StatusCode.CANCELLED:
+                    return None
+                if client.code is grpc.StatusCode.FAILED_PRECONDITION:
+                    return worker_pool.AGAIN  # For another trial.
+                if client.dismissed is not None:
+                    raise client.dismissed from None
+                raise error
+
+    def _train(self, client: Any, trial: Any) -> bool:
+        """Trains a trial and reports on it.
+
+        Returns:
+            Whether the process is fit for another.
+        """
+        from tfgpu.tune.oracle import COMPLETED, FAILED
+
+        began = time.perf_counter()
+        root = self._root(client, trial)
+        place = Path(str(self._config.run_dir)) / TRIALS / root
+        report: dict[str, Any] = {"directory": f"{TRIALS}/{root}", "worker": client.tuner_id}
+        clean = True
+        try:
+            settings = self._space.settings(self._config.training, trial.hyperparameters)
+            report["settings"] = self._space.changes(trial.hyperparameters.copy())
+            result, seconds = self._run(client, trial, settings, place)
+            report["score"] = _score(result, settings, place, self._config.objective)
+        except (KeyboardInterrupt, Interrupted, DataError):
+            raise  # No trial's fault.
+        except Exception as error:
+            if _of_the_chief(error):
+                raise
+            trial.status = FAILED
+            # TensorFlow tells whole graphs, and what goes with a call is limited.
+            text = " ".join(str(error).split())[:_LONGEST]
+            report["reason"] = (
+                text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
+            )
+            clean = isinstance(error, Error) and "out of memory" not in text
+            print(f"trial {trial.trial_id} failed: {report['reason']}", flush=True)
+        else:
+            trial.status = COMPLETED
+            report |= {
+                "epochs": result["epochs"],
+                "status_of_run": result["status"],
+                "parameters": result["parameters"],
+                "samples_per_second": result["samples_per_second"],
+                "where": seconds,
+            }
+        report["seconds"] = time.perf_counter() - began
+        client.finish(trial, report)
+        return clean
+
+    def _root(self, client: Any, trial: Any) -> str:
+        """The trial whose run this one goes on with, or its own id."""
+        values = trial.hyperparameters.values
+        name = str(trial.trial_id)
+        while "tuner/trial_id" in values:
+            name = values["tuner/trial_id"]
+            values = client.get_trial(name).hyperparameters.values
+        return name
+
+    def _run(
+        self, client: Any, trial: Any, settings: Config, place: Path
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        from tfgpu.cli.console import Console, Stopwatch
+        from tfgpu.train import run
+
+        wait_until_free(place)
+        settings = dataclasses.replace(settings, run_dir=str(place), resume="auto")
+        stopwatch = Stopwatch(phase="start-up")
+        with open(os.devnull, "w") as nothing:
+            result = run.run(
+                settings,
+                console=Console(progress="none", file=nothing),
+                stopwatch=stopwatch,
+                workplace=self._workplace,
+                until_epoch=trial.hyperparameters.values.get("tuner/epochs"),
+                test=False,
+                # The best settings get them, when they are trained again.
+                pictures=self._config.tensorboard == "full",
+                callbacks=[_report(client, trial.trial_id)],
+            )
+        stopwatch.switch("reporting")
+        return result, stopwatch.seconds
+
+
+def _report(client: Any, trial_id: str) -> Any:
+    import keras
+
+    class Report(keras.callbacks.Callback):
+        """Tells the chief each epoch's validation."""
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            names = ("val_accuracy", "val_loss")
+            metrics = {name: float(logs[name]) for name in names if logs and name in logs}
+            client.tell(trial_id, metrics, step=epoch + 1)
+
+    return Report()
+
+
+def _score(result: dict[str, Any], settings: Config, place: Path, objective: str) -> float | None:
+    """The objective of the model that a run ended with."""
+    if settings.early_stopping is None:
+        return result[objective]
+    # Which is then that of the epoch with the lowest validation loss.
+    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [epoch for line in lines if (epoch := json.loads(line))["val_loss"] is not None]
+    return min(epochs, key=lambda epoch: epoch["val_loss"])[objective] if epochs else None
+
+
+def wait_until_free(place: Path) -> None:
+    """Waits while a process that was given up still saves in a trial's directory."""
+    from tfgpu.checkpoint.store import RunLock
+    from tfgpu.tune.chief import LEASE
+
+    until = time.monotonic() + LEASE
+    while place.is_dir():
+        try:
+            with RunLock(place):
+                return
+        except RequestError:
+            if time.monotonic() > until:
+                return  # The run says what is wrong.
+            time.sleep(0.2)
+
+
+def _of_the_chief(error: Exception) -> bool:
+    import grpc
+
+    return isinstance(error, grpc.RpcError)
+
+
+if __name__ == "__main__":
+    entry.run(main)
