@@ -21,8 +21,8 @@ from typing import Any
 
 from versus import machine, write
 
-from tfgpu.cli.config import PRECISIONS
 from tfgpu.doctor import probe
+from tfgpu.machine.runtime import PRECISIONS
 
 STRATEGIES = {
     "one_device": "one_device",

@@ -5,7 +5,14 @@ after `tfgpu: `, and exits with `exit_code`. The message names the offending
 value and says what to do instead.
 """
 
+import difflib
+import errno
+import os
 import signal
+from collections.abc import Iterable
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""Numbers of the errors of a disk that takes no more: full, a full quota, a limit on file sizes."""
 
 
 class Error(Exception):
@@ -57,3 +64,29 @@ class Interrupted(Error):
     def exit_code(self) -> int:  # type: ignore[override]
         """128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + int(self.signal)
+
+
+def disk_full(error: BaseException) -> OSError | None:
+    """Tells whether an error is that of a disk that takes no more.
+
+    TensorFlow and HDF5 give the system's text and not its number.
+
+    Args:
+        error: Anything that was raised.
+
+    Returns:
+        The OSError that the system meant; None when it is none of a full disk.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.errno in DISK_FULL else None
+    for number in DISK_FULL:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the known name nearest to `name`, or ""."""
+    lowered = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.strip().lower(), lowered, n=1)
+    return f" (did you mean {lowered[near[0]]!r}?)" if near else ""

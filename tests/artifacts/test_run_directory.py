@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from tfgpu.artifacts.run_directory import RunDirectory, differences
-from tfgpu.cli.config import Config
 from tfgpu.errors import RequestError
+from tfgpu.train.settings import TrainSettings
 
 CONFIG = {"batch_size": 64, "image_size": [32, 32], "run_dir": None, "verbosity": 0}
 
 
 def create(path, config=CONFIG, **kwargs):
-    return RunDirectory.create(path, config=config, dataset="digits", model="lenet", **kwargs)
+    return RunDirectory.create(
+        path, config=config, settings=TrainSettings, dataset="digits", model="lenet", **kwargs
+    )
 
 
 def everything(folder):
@@ -68,7 +70,7 @@ def test_default_paths_differ_within_a_second(tmp_path, monkeypatch):
 )
 def test_default_names_are_one_plain_word(tmp_path, monkeypatch, dataset, model, start):
     monkeypatch.chdir(tmp_path)
-    run = RunDirectory.create(None, config={}, dataset=dataset, model=model)
+    run = RunDirectory.create(None, config={}, settings=TrainSettings, dataset=dataset, model=model)
     assert run.path.name.startswith(start)
     assert run.path.resolve().parent == tmp_path / "runs"
 
@@ -205,7 +207,7 @@ def test_other_settings_are_named(tmp_path):
 def test_differences():
     old = {"a": 1, "gone": True, "same": [1, 2], "progress": "bar"}
     new = {"a": 2, "new": None, "same": (1, 2), "progress": "none"}
-    assert differences(old, new) == [
+    assert differences(old, new, ignoring={"progress"}) == [
         "a: 1 there, 2 now",
         "gone: true there, not set now",
         "new: not set there, null now",
@@ -328,7 +330,7 @@ def test_a_worker_bears_with_the_unfinished_run_of_its_chief(tmp_path):
 
 
 def test_a_run_of_a_version_that_did_not_know_a_setting_is_the_same_run(tmp_path):
-    old = Config().to_json() | {"batch_size": 8}
+    old = TrainSettings().to_json() | {"batch_size": 8}
     del old["width"]
     create(tmp_path / "run", config=old).close()
     with contextlib.closing(create(tmp_path / "run", config=old | {"width": None})) as again:

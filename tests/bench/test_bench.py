@@ -11,7 +11,7 @@ import pytest
 
 import tfgpu
 from tfgpu.bench import report, run
-from tfgpu.cli.config import BenchConfig
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Console
 
 ROOT = Path(tfgpu.__file__).parents[1]
@@ -56,7 +56,7 @@ def test_a_short_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     tmp_path.joinpath("full.py").write_text(BUILDER)
     out = io.StringIO()
-    config = BenchConfig(
+    config = BenchSettings(
         model="full:build",
         dataset="synthetic:8x8x3:4",
         batch_size=32,

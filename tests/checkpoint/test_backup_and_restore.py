@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfgpu
-from tfgpu.checkpoint import store as format
+from tfgpu.checkpoint import store
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
 from tfgpu.errors import Interrupted, RequestError, WorkError
@@ -365,7 +365,7 @@ def test_a_full_disk_at_the_end_names_the_backup_that_is_kept(tmp_path, one, mon
     class Fill(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == EPOCHS - 1:
-                monkeypatch.setattr(format, "_write_all", full)
+                monkeypatch.setattr(store, "write_all", full)
 
     def full(descriptor, data):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")

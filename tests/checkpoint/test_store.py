@@ -16,8 +16,10 @@ import time
 import numpy as np
 import pytest
 
-from tfgpu.checkpoint import store as format
-from tfgpu.checkpoint.store import Checkpoint, CheckpointStore, OtherRunError, RunLock
+from tfgpu.artifacts import lock
+from tfgpu.artifacts.lock import DirectoryLock
+from tfgpu.checkpoint import format
+from tfgpu.checkpoint.store import Checkpoint, CheckpointStore, OtherRunError
 from tfgpu.errors import ModelFileError, RequestError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="flock, fork and resource are POSIX")
@@ -83,7 +85,7 @@ def test_every_kind_of_array_comes_back(tmp_path):
         "transposed": np.arange(12, dtype=np.int32).reshape(3, 4).T,
         "strided": np.arange(20, dtype=np.int16)[::3],
         "generic": np.float32(2.5),
-        "longer than a chunk": np.arange(format._CHUNK // 4 + 7, dtype=np.int32),
+        "longer than a chunk": np.arange(format.CHUNK // 4 + 7, dtype=np.int32),
     }
     state = {"epoch": 3, "best": float("inf"), "rate": 0.1, "names": ["é", None], "none": {}}
     path = store(tmp_path / "a" / "b").save(1230, arrays, state)
@@ -344,10 +346,10 @@ def test_every_flipped_byte_is_found(two, name):
 
 def test_flipped_bytes_in_a_large_file_are_found(tmp_path):
     save(tmp_path, 1)
-    count = 3 * format._CHUNK // 8 + 5
+    count = 3 * format.CHUNK // 8 + 5
     path = store(tmp_path).save(2, {"a": np.arange(count), "b": np.ones(3)}, {}) / "arrays.bin"
     size = path.stat().st_size
-    chunk = format._CHUNK
+    chunk = format.CHUNK
     offsets = [0, 1, chunk - 1, chunk, 3 * chunk - 1, 8 * count - 1, 8 * count, size - 1]
     for offset in offsets + random.Random(0).sample(range(size), 20):
         flip(path, offset, 1 << offset % 8)
@@ -746,7 +748,7 @@ class Calls:
     def end_process(self):
         """What the operating system does: the files are closed, the locks go."""
         for descriptor in self.opened:
-            format._our_descriptors.discard(descriptor)
+            lock.our_descriptors.discard(descriptor)
             os.close(descriptor)
 
 
@@ -844,7 +846,7 @@ def test_a_crash_at_every_call(tmp_path, step, done):
         assert all("is left over" in text for text in warnings) and len(warnings) <= 1
         for name in entries(directory):
             if not name.startswith("."):
-                again._read(format._Name.parse(name))
+                again._read(format.Name.parse(name))
         again.save(10, arrays_of(10), {"step": 10})
         assert not any(name.startswith(".") for name in entries(directory))
         assert sound(store(directory).newest(), 10)
@@ -976,8 +978,8 @@ def test_killed_many_times_while_saving(tmp_path, seed):
 
 HOLD = """
 import pathlib, sys, time
-from tfgpu.checkpoint.store import RunLock
-with RunLock(pathlib.Path(sys.argv[1])):
+from tfgpu.artifacts.lock import DirectoryLock
+with DirectoryLock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -999,27 +1001,27 @@ def holder(directory):
 @posix
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     with holder(tmp_path) as process:
-        with pytest.raises(RequestError) as caught, RunLock(tmp_path):
+        with pytest.raises(RequestError) as caught, DirectoryLock(tmp_path):
             pytest.fail("it has the lock")
         assert repr(str(tmp_path)) in str(caught.value)
         assert f"in use by process {process.pid};" in str(caught.value)
         # The refused one has not taken the number away.
         assert (tmp_path / ".lock").read_text() == f"{process.pid}\n"
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         assert lock.supported
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
 
 
 @posix
 def test_the_same_process_is_refused_too_and_an_error_gives_the_lock_back(tmp_path):
-    with contextlib.suppress(ZeroDivisionError), RunLock(tmp_path):
-        with pytest.raises(RequestError, match=f"process {os.getpid()}"), RunLock(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), DirectoryLock(tmp_path):
+        with pytest.raises(RequestError, match=f"process {os.getpid()}"), DirectoryLock(tmp_path):
             pytest.fail("it has the lock")
         raise ZeroDivisionError
     for _ in range(2):
-        with RunLock(tmp_path):
+        with DirectoryLock(tmp_path):
             pass
-    assert not format._our_descriptors
+    assert not lock.our_descriptors
 
 
 @posix
@@ -1034,11 +1036,11 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
     with process:
         child = int(process.stdout.readline().split()[0])
         try:
-            with pytest.raises(RequestError), RunLock(tmp_path):
+            with pytest.raises(RequestError), DirectoryLock(tmp_path):
                 pytest.fail("it has the lock")
             process.kill()
             process.wait()
-            with RunLock(tmp_path):
+            with DirectoryLock(tmp_path):
                 os.kill(child, 0)  # Still there.
         finally:
             os.kill(child, signal.SIGKILL)
@@ -1048,14 +1050,14 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do it")
 def test_a_directory_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o555)
-    with pytest.raises(RequestError, match="cannot be locked"), RunLock(tmp_path):
+    with pytest.raises(RequestError, match="cannot be locked"), DirectoryLock(tmp_path):
         pytest.fail("it has the lock")
 
 
 def test_a_missing_directory_is_named(tmp_path):
     with (
         pytest.raises(RequestError, match="missing' cannot be locked"),
-        RunLock(tmp_path / "missing"),
+        DirectoryLock(tmp_path / "missing"),
     ):
         pytest.fail("it has the lock")
 
@@ -1068,7 +1070,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         assert not lock.supported
     left = tmp_path / ".step-00000009-0123456789abcdef.tmp"
     left.mkdir()

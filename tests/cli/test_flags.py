@@ -1,4 +1,4 @@
-"""Properties of the command line: flags to Config, experiment files, and the help page."""
+"""Properties of the command line: flags to settings, experiment files, and the help page."""
 
 import dataclasses
 import json
@@ -7,10 +7,13 @@ import pytest
 from absl import flags as absl_flags
 
 from tfgpu.cli import flags
-from tfgpu.cli.config import Config, EvaluateConfig, ExportConfig, PredictConfig
 from tfgpu.errors import RequestError
+from tfgpu.evaluate.settings import EvaluateSettings
+from tfgpu.export.settings import ExportSettings
+from tfgpu.predict.settings import PredictSettings
+from tfgpu.train.settings import TrainSettings
 
-FIELDS = [field.name for field in dataclasses.fields(Config)]
+FIELDS = [field.name for field in dataclasses.fields(TrainSettings)]
 
 # Every flag in the order of the help page, but virtual_devices, which excludes a list of devices.
 EVERY_FLAG = """
@@ -49,7 +52,7 @@ def experiment(tmp_path):
 
 
 def test_no_flags_give_the_defaults():
-    assert flags.parse([]) == Config()
+    assert flags.parse([]) == TrainSettings()
 
 
 def test_every_setting_has_a_flag():
@@ -63,7 +66,7 @@ def test_a_config_gives_back_the_flags_it_came_from():
 
 
 def test_the_flags_of_the_defaults_are_none():
-    assert flags.to_argv(Config()) == []
+    assert flags.to_argv(TrainSettings()) == []
 
 
 @pytest.mark.parametrize(
@@ -167,13 +170,13 @@ def test_absl_global_flags_stay_as_they_were():
 def test_flags_win_over_a_python_experiment_and_that_over_the_defaults(experiment):
     path = experiment("e.py", "def config():\n    return {'epochs': 3, 'batch_size': 32}\n")
     config = flags.parse([f"--experiment={path}", "--epochs=4"])
-    assert config == Config(epochs=4, batch_size=32)
+    assert config == TrainSettings(epochs=4, batch_size=32)
 
 
 def test_a_flag_given_its_default_still_wins(experiment):
     path = experiment("e.json", {"precision": "mixed_float16", "epochs": 3, "clip_norm": 1.0})
     argv = [f"--experiment={path}", "--precision=float32", "--epochs=auto", "--clip_norm=off"]
-    assert flags.parse(argv) == Config()
+    assert flags.parse(argv) == TrainSettings()
 
 
 def test_a_value_that_a_flag_replaces_need_not_be_possible(experiment):
@@ -308,20 +311,20 @@ def test_the_probe_may_stand_alone_or_take_a_list(arg, value):
 
 
 def test_each_command_has_settings_of_its_own():
-    assert flags.parse(["--run_dir=a", "--split=all"], command="evaluate") == EvaluateConfig(
+    assert flags.parse(["--run_dir=a", "--split=all"], command="evaluate") == EvaluateSettings(
         run_dir="a", split="all"
     )
 
 
 def test_predict_takes_paths_among_its_flags():
     config = flags.parse(["--run_dir=a", "b.png", "-", "--top_k=1", "c d"], command="predict")
-    assert config == PredictConfig(run_dir="a", top_k=1, paths=("b.png", "-", "c d"))
+    assert config == PredictSettings(run_dir="a", top_k=1, paths=("b.png", "-", "c d"))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_the_page_of_a_command_names_each_of_its_flags(command):
     page = flags.help_text(command)
-    settings = {"evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
+    settings = {"evaluate": EvaluateSettings, "predict": PredictSettings, "export": ExportSettings}
     for field in dataclasses.fields(settings[command]):
         assert f"--{field.name}=" in page or field.name == "paths"
 

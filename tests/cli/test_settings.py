@@ -1,4 +1,4 @@
-"""Properties of Config: what it refuses, what it says then, and its JSON form."""
+"""Properties of settings: what it refuses, what it says then, and its JSON form."""
 
 import dataclasses
 import json
@@ -6,8 +6,11 @@ import math
 
 import pytest
 
-from tfgpu.cli.config import EXPORT_FORMATS, Config, EvaluateConfig, ExportConfig, PredictConfig
 from tfgpu.errors import RequestError
+from tfgpu.evaluate.settings import EvaluateSettings
+from tfgpu.export.settings import EXPORT_FORMATS, ExportSettings
+from tfgpu.predict.settings import PredictSettings
+from tfgpu.train.settings import TrainSettings
 
 # One value for every field, none of them the default.
 EVERYTHING = {
@@ -53,31 +56,31 @@ EVERYTHING = {
 
 
 def test_the_defaults_are_possible():
-    Config().check()
+    TrainSettings().check()
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["defaults", "everything"])
 def test_json_round_trip_is_exact(settings):
-    config = Config.from_json(settings)
+    config = TrainSettings.from_json(settings)
     text = json.dumps(config.to_json())
-    again = Config.from_json(json.loads(text))
+    again = TrainSettings.from_json(json.loads(text))
     assert again == config
     assert json.dumps(again.to_json()) == text
 
 
 def test_everything_names_every_field():
-    assert list(EVERYTHING) == [field.name for field in dataclasses.fields(Config)]
+    assert list(EVERYTHING) == [field.name for field in dataclasses.fields(TrainSettings)]
 
 
 def test_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().epochs = 3  # type: ignore[misc]
+        TrainSettings().epochs = 3  # type: ignore[misc]
 
 
 def test_whole_numbers_become_floats_where_a_float_belongs():
-    config = Config(learning_rate=1, clip_norm=2, validation_fraction=0)
+    config = TrainSettings(learning_rate=1, clip_norm=2, validation_fraction=0)
     assert [type(v) for v in (config.learning_rate, config.clip_norm)] == [float, float]
-    assert config == Config(learning_rate=1.0, clip_norm=2.0, validation_fraction=0.0)
+    assert config == TrainSettings(learning_rate=1.0, clip_norm=2.0, validation_fraction=0.0)
 
 
 IMPOSSIBLE = [
@@ -168,14 +171,16 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("name", "value"), IMPOSSIBLE)
 def test_refuses_an_impossible_value_and_names_the_flag(name, value):
     with pytest.raises(RequestError) as refusal:
-        Config.from_json({name: value})
+        TrainSettings.from_json({name: value})
     message = str(refusal.value)
     assert message.startswith(f"--{name}=")
     assert "\n" not in message
 
 
 def test_every_setting_has_an_impossible_value_under_test():
-    assert {name for name, _ in IMPOSSIBLE} == {field.name for field in dataclasses.fields(Config)}
+    assert {name for name, _ in IMPOSSIBLE} == {
+        field.name for field in dataclasses.fields(TrainSettings)
+    }
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_every_setting_has_an_impossible_value_under_test():
 )
 def test_refuses_an_impossible_combination_and_names_both(settings, named):
     with pytest.raises(RequestError) as refusal:
-        Config(**settings)
+        TrainSettings(**settings)
     assert all(flag in str(refusal.value) for flag in named)
 
 
@@ -219,11 +224,11 @@ def test_refuses_an_impossible_combination_and_names_both(settings, named):
     ],
 )
 def test_accepts_what_is_possible(settings):
-    Config(**settings)
+    TrainSettings(**settings)
 
 
 def test_a_combination_is_checked_again_when_a_setting_is_resolved():
-    config = Config(momentum=0.9)
+    config = TrainSettings(momentum=0.9)
     with pytest.raises(RequestError, match="--optimizer=adam"):
         dataclasses.replace(config, optimizer="adam")
 
@@ -240,34 +245,34 @@ def test_a_combination_is_checked_again_when_a_setting_is_resolved():
 )
 def test_suggests_the_nearest_name(name, value, meant):
     with pytest.raises(RequestError, match=f"did you mean '{meant}'"):
-        Config(**{name: value})
+        TrainSettings(**{name: value})
 
 
 def test_an_unknown_setting_is_refused_with_a_suggestion():
     with pytest.raises(RequestError, match="'epoch' is not a setting .*'epochs'"):
-        Config.from_json({"epoch": 3})
+        TrainSettings.from_json({"epoch": 3})
 
 
 @pytest.mark.parametrize(
     ("settings", "values", "said"),
     [
-        (EvaluateConfig, {}, "--run_dir is missing"),
-        (EvaluateConfig, {"split": "tset"}, "--split=tset: must be one of"),
-        (EvaluateConfig, {"batch_size": 0}, "--batch_size=0: must be at least 1"),
-        (EvaluateConfig, {"strategy": "multi_worker_mirrored"}, "evaluates on one machine"),
-        (EvaluateConfig, {"jit_compile": "yes"}, "--jit_compile=yes: must be auto"),
-        (EvaluateConfig, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
-        (EvaluateConfig, {"dataset": " "}, "--dataset= : is empty"),
-        (EvaluateConfig, {"model": "lenet"}, "--model=lenet: must be package.module:function"),
-        (PredictConfig, {"paths": ()}, "no images"),
-        (PredictConfig, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
-        (PredictConfig, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
-        (ExportConfig, {}, "--run_dir is missing"),
-        (ExportConfig, {"formats": "onnx,tflit"}, "'tflit' is not a format"),
-        (ExportConfig, {"formats": "onnx,onnx"}, "names a format twice"),
-        (ExportConfig, {"formats": ""}, "--formats="),
-        (ExportConfig, {"max_difference": -1.0}, "--max_difference=-1.0"),
-        (ExportConfig, {"calibration_examples": 0}, "--calibration_examples=0"),
+        (EvaluateSettings, {}, "--run_dir is missing"),
+        (EvaluateSettings, {"split": "tset"}, "--split=tset: must be one of"),
+        (EvaluateSettings, {"batch_size": 0}, "--batch_size=0: must be at least 1"),
+        (EvaluateSettings, {"strategy": "multi_worker_mirrored"}, "evaluates on one machine"),
+        (EvaluateSettings, {"jit_compile": "yes"}, "--jit_compile=yes: must be auto"),
+        (EvaluateSettings, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
+        (EvaluateSettings, {"dataset": " "}, "--dataset= : is empty"),
+        (EvaluateSettings, {"model": "lenet"}, "--model=lenet: must be package.module:function"),
+        (PredictSettings, {"paths": ()}, "no images"),
+        (PredictSettings, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
+        (PredictSettings, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
+        (ExportSettings, {}, "--run_dir is missing"),
+        (ExportSettings, {"formats": "onnx,tflit"}, "'tflit' is not a format"),
+        (ExportSettings, {"formats": "onnx,onnx"}, "names a format twice"),
+        (ExportSettings, {"formats": ""}, "--formats="),
+        (ExportSettings, {"max_difference": -1.0}, "--max_difference=-1.0"),
+        (ExportSettings, {"calibration_examples": 0}, "--calibration_examples=0"),
     ],
 )
 def test_the_commands_after_training_refuse_what_is_impossible(settings, values, said):
@@ -282,4 +287,4 @@ def test_the_commands_after_training_refuse_what_is_impossible(settings, values,
     [("all", EXPORT_FORMATS), ("litert,keras", ("keras", "litert")), ("onnx", ("onnx",))],
 )
 def test_formats_are_written_in_one_order(formats, chosen):
-    assert ExportConfig(run_dir="a", formats=formats).chosen_formats == chosen
+    assert ExportSettings(run_dir="a", formats=formats).chosen_formats == chosen

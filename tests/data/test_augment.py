@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpu.cli.config import AUGMENTATIONS
 from tfgpu.data.augment import (
     CROP_PADDING,
     TRANSFORMATIONS,
@@ -13,6 +12,7 @@ from tfgpu.data.augment import (
     random_crop,
     random_flip,
 )
+from tfgpu.train.settings import AUGMENTATIONS
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (40, 9, 7, 3), np.uint8)

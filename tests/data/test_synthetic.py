@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tfgpu.cli.config import Config
 from tfgpu.data import sources
 from tfgpu.errors import RequestError
+from tfgpu.train.settings import TrainSettings
 
 
 def load(name, image_size=None):
@@ -43,4 +43,4 @@ def test_an_image_size_resizes_it():
 )
 def test_another_form_is_refused(name):
     with pytest.raises(RequestError, match="synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES"):
-        Config(dataset=name)
+        TrainSettings(dataset=name)

@@ -6,11 +6,11 @@ import socket
 
 import pytest
 
-from tfgpu.cli.config import DoctorConfig
 from tfgpu.doctor import checks, libraries
 from tfgpu.doctor.driver import DRIVER_NOT_LOADED, VERSION_MISMATCH, Driver, Gpu
 from tfgpu.doctor.framework import Device, Framework
 from tfgpu.doctor.libraries import Opened
+from tfgpu.doctor.settings import DoctorSettings
 
 A100 = Gpu(
     index=0,
@@ -265,7 +265,7 @@ def test_onednn_that_is_off_is_a_warning():
 
 def test_a_run_folder_that_is_a_file_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("")
-    config = DoctorConfig(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "runs/mine"))
+    config = DoctorSettings(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "runs/mine"))
     place, findings = checks.data_and_runs(config, checks.data_folder(config))
     assert place == str(tmp_path)
     assert worst(findings)["run folder"].status == "problem"
@@ -274,13 +274,13 @@ def test_a_run_folder_that_is_a_file_is_a_problem(tmp_path):
 def test_a_full_disk_is_a_problem(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1 << 20})
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
-    config = DoctorConfig(data_dir=str(tmp_path), run_dir=str(tmp_path))
+    config = DoctorSettings(data_dir=str(tmp_path), run_dir=str(tmp_path))
     _, findings = checks.data_and_runs(config, tmp_path)
     assert worst(findings)["run folder"].status == "problem"
 
 
 def test_a_set_that_is_not_prepared_is_a_warning(tmp_path):
-    config = DoctorConfig(dataset="cifar10", data_dir=str(tmp_path), run_dir=str(tmp_path))
+    config = DoctorSettings(dataset="cifar10", data_dir=str(tmp_path), run_dir=str(tmp_path))
     assert worst(checks.data_and_runs(config, tmp_path)[1])["cifar10"].status == "warning"
     (tmp_path / "cifar10/3.0.2").mkdir(parents=True)
     (tmp_path / "cifar10/3.0.2/dataset_info.json").touch()
@@ -288,7 +288,7 @@ def test_a_set_that_is_not_prepared_is_a_warning(tmp_path):
 
 
 def test_a_folder_of_images_that_is_not_there(tmp_path):
-    config = DoctorConfig(dataset=f"folder:{tmp_path}/none", run_dir=str(tmp_path))
+    config = DoctorSettings(dataset=f"folder:{tmp_path}/none", run_dir=str(tmp_path))
     _, findings = checks.data_and_runs(config, tmp_path)
     assert worst(findings)["images"].status == "problem"
 

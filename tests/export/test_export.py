@@ -14,9 +14,9 @@ from ai_edge_litert.interpreter import Interpreter
 from finished_run import CLASSES, build_model, command, refusal, write_images, write_run
 
 from tfgpu.artifacts.trained_run import TrainedRun
-from tfgpu.cli.config import EXPORT_FORMATS
 from tfgpu.export import __main__ as export
 from tfgpu.export import formats, gate, inference_model, run
+from tfgpu.export.settings import EXPORT_FORMATS
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(

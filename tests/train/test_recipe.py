@@ -10,14 +10,15 @@ import keras
 import numpy as np
 import pytest
 
-from tfgpu.cli.config import LR_SCHEDULES, OPTIMIZERS, OPTIMIZERS_WITH_MOMENTUM, Config
 from tfgpu.errors import RequestError
+from tfgpu.models.builders import find_builder
 from tfgpu.train import recipe
+from tfgpu.train.settings import LR_SCHEDULES, OPTIMIZERS, OPTIMIZERS_WITH_MOMENTUM, TrainSettings
 
 
 def resolve(*, num_examples=1293, replicas=1, on_gpu=False, **settings):
     return recipe.resolve(
-        Config(**settings), num_examples=num_examples, replicas=replicas, on_gpu=on_gpu
+        TrainSettings(**settings), num_examples=num_examples, replicas=replicas, on_gpu=on_gpu
     )
 
 
@@ -225,7 +226,7 @@ def test_callbacks_are_those_asked_for():
 def test_lenet_is_found():
     from tfgpu.models.lenet import lenet
 
-    assert recipe.find_builder("lenet") is lenet
+    assert find_builder("lenet") is lenet
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_builder_in_the_current_folder_is_found(here):
-    assert recipe.find_builder("e2e_good:build").__name__ == "build"
+    assert find_builder("e2e_good:build").__name__ == "build"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_builder_in_the_current_folder_is_found(here):
 )
 def test_a_builder_that_cannot_be_had_is_refused(here, name, said):
     with pytest.raises(RequestError, match=f"--model={name}.*{said}"):
-        recipe.find_builder(name)
+        find_builder(name)
 
 
 def test_a_builder_gets_what_is_set_and_nothing_else():
@@ -266,15 +267,15 @@ def test_a_builder_gets_what_is_set_and_nothing_else():
         return depth
 
     shape = {"image_shape": (8, 8, 1), "num_classes": 2}
-    assert recipe.build_model(Config(model="m:build"), build, **shape) == 7
-    assert recipe.build_model(Config(model="m:build", depth=3), build, **shape) == 3
+    assert recipe.build_model(TrainSettings(model="m:build"), build, **shape) == 7
+    assert recipe.build_model(TrainSettings(model="m:build", depth=3), build, **shape) == 3
 
 
 def test_a_setting_that_the_builder_does_not_take_is_refused():
     def build(*, image_shape, num_classes):
         return None
 
-    config = Config(model="m:build", width=2.0)
+    config = TrainSettings(model="m:build", width=2.0)
     with pytest.raises(
         RequestError, match="--width=2.0: --model=m:build takes no argument 'width'"
     ):
@@ -297,13 +298,15 @@ def test_a_setting_that_the_builder_does_not_take_is_refused():
 def test_width_and_depth_of_lenet(tensorflow, settings, parameters):
     from tfgpu.models.lenet import lenet
 
-    model = recipe.build_model(Config(**settings), lenet, image_shape=(32, 32, 3), num_classes=10)
+    model = recipe.build_model(
+        TrainSettings(**settings), lenet, image_shape=(32, 32, 3), num_classes=10
+    )
     assert model.count_params() == parameters
 
 
 def test_resolved_settings_are_those_of_config():
     names = [field.name for field in dataclasses.fields(recipe.Resolved)]
-    assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(TrainSettings))
 
 
 @pytest.mark.parametrize(
@@ -320,4 +323,4 @@ def test_resolved_settings_are_those_of_config():
     ],
 )
 def test_steps_too_small_to_share(settings, small):
-    assert recipe.has_small_steps(Config(**settings)) is small
+    assert recipe.has_small_steps(TrainSettings(**settings)) is small

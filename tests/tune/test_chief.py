@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
-from tfgpu.cli.config import TuneConfig
 from tfgpu.errors import RequestError
+from tfgpu.tune.settings import TuneSettings
 
 
 class Clock:
@@ -30,7 +30,7 @@ def chief(tensorflow, tmp_path):
     hp = keras_tuner.HyperParameters()
     with hp.conditional_scope(hp.Choice("a", [1, 2]) and "a", [1]):
         hp.Float("b", 0.0, 1.0)
-    config = TuneConfig(tuner="random", max_trials=9, run_dir=str(tmp_path))
+    config = TuneSettings(tuner="random", max_trials=9, run_dir=str(tmp_path))
     made = oracle.make(config, hp, epochs=2, place=tmp_path)
     chief = Chief(made, clock=Clock())
     yield chief

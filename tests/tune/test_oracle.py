@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tfgpu.cli.config import TuneConfig
 from tfgpu.errors import ModelFileError
+from tfgpu.tune.settings import TuneSettings
 
 TUNERS = ("random", "bayesian", "grid", "hyperband")
 
@@ -20,7 +20,7 @@ def make(tensorflow):
         hp = keras_tuner.HyperParameters()
         hp.Choice("a", [1, 2, 3])
         hp.Float("b", 0.0, 1.0, step=0.25)
-        config = TuneConfig(tuner=tuner, run_dir=str(place), **settings)
+        config = TuneSettings(tuner=tuner, run_dir=str(place), **settings)
         return oracle.make(config, hp, epochs=9, place=place)
 
     return make
@@ -162,7 +162,7 @@ def test_trials_are_promoted_where_the_space_has_no_more_values(tensorflow, tmp_
 
     hp = keras_tuner.HyperParameters()
     hp.Choice("b", [1, 2, 3, 4])
-    config = TuneConfig(tuner="hyperband", run_dir=str(tmp_path))
+    config = TuneSettings(tuner="hyperband", run_dir=str(tmp_path))
     found = hyperband_rounds(
         oracle.make(config, hp, epochs=9, place=tmp_path), lambda trial, start: False
     )

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tfgpu.cli.config import Config
 from tfgpu.errors import RequestError
 from tfgpu.train import recipe
+from tfgpu.train.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def test_the_default_space_fits_the_default_job(tensorflow):
     def resolve(settings):
         return recipe.resolve(settings, num_examples=1294, replicas=1, on_gpu=False)
 
-    Space.load("default").check(Config(), resolve)
+    Space.load("default").check(TrainSettings(), resolve)
 
 
 def test_settings_of_a_trial_are_the_fixed_ones_with_the_changes(space_of):
     space = space_of(lambda hp: {"learning_rate": hp.Float("rate", 0.1, 1.0)})
     hp = space.hyperparameters.copy()
     hp.values["rate"] = 0.5
-    settings = space.settings(Config(epochs=7), hp)
+    settings = space.settings(TrainSettings(epochs=7), hp)
     assert (settings.epochs, settings.learning_rate) == (7, 0.5)
 
 
@@ -69,7 +69,7 @@ def test_conditions_under_conditions_are_explored(space_of):
 )
 def test_what_config_refuses_is_found_by_check(space_of, function, message):
     with pytest.raises(RequestError, match=message):
-        space_of(function).check(Config(), no_limits)
+        space_of(function).check(TrainSettings(), no_limits)
 
 
 def test_what_data_refuse_is_found_by_check(space_of):
@@ -79,7 +79,7 @@ def test_what_data_refuse_is_found_by_check(space_of):
         return recipe.resolve(settings, num_examples=40, replicas=1, on_gpu=False)
 
     with pytest.raises(RequestError, match=r"mine.py: --batch_size=48 is larger .*with b=48"):
-        space.check(Config(), resolve)
+        space.check(TrainSettings(), resolve)
 
 
 @pytest.mark.parametrize(

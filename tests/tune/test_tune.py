@@ -419,7 +419,7 @@ def test_a_bad_request_is_one_line_and_writes_nothing(
 
 
 def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
-    from tfgpu.checkpoint.store import RunLock
+    from tfgpu.artifacts.lock import DirectoryLock
     from tfgpu.tune import run
 
     config = flags.parse(refusal.argv(), command="tune")
@@ -427,7 +427,7 @@ def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
         pass  # Begun, and stopped before its first trial.
     assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)
     assert "--resume=never overwrites nothing" in refusal(resume="never")
-    with RunLock(tmp_path / "search"):
+    with DirectoryLock(tmp_path / "search"):
         assert "is in use by process" in refusal()
     (tmp_path / "space.py").write_text(SPACE.replace("0.05", "0.5"))
     assert "space rate" in refusal()

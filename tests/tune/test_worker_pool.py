@@ -3,8 +3,8 @@
 import pytest
 
 from tfgpu import errors
-from tfgpu.cli.config import TuneConfig
 from tfgpu.tune import worker_pool
+from tfgpu.tune.settings import TuneSettings
 
 
 def test_one_worker_has_the_whole_machine():
@@ -43,7 +43,7 @@ def test_the_end_of_a_process_is_told_in_words():
     ("code", "kind"), [(2, errors.RequestError), (3, errors.DataError), (5, errors.WorkError)]
 )
 def test_a_worker_that_cannot_begin_passes_its_error_on(tmp_path, code, kind):
-    config = TuneConfig(run_dir=str(tmp_path))
+    config = TuneSettings(run_dir=str(tmp_path))
     worker = worker_pool.Worker(
         "worker-0", worker_pool.Place(), config=config, ip="127.0.0.1", port=1
     )

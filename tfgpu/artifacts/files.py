@@ -1,36 +1,18 @@
-"""What the writers of files share: which errors mean a full disk, and whose they are."""
+"""Files that are there whole or not at all, also after a power failure; and their directories."""
 
 import contextlib
 import errno
+import json
+import math
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from tfgpu.errors import RequestError
-
-FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
-"""Numbers of the errors of a disk that takes no more: full, a full quota, a limit on file sizes."""
-
-
-def full(error: BaseException) -> OSError | None:
-    """Tells whether an error is that of a disk that takes no more.
-
-    TensorFlow and HDF5 give the system's text and not its number.
-
-    Args:
-        error: Anything that was raised.
-
-    Returns:
-        The OSError that the system meant; None when it is none of a full disk.
-    """
-    if isinstance(error, OSError) and error.errno is not None:
-        return error if error.errno in FULL else None
-    for number in FULL:
-        if os.strerror(number) in str(error):
-            return OSError(number, os.strerror(number))
-    return None
+from tfgpu.errors import DISK_FULL, RequestError
 
 
 @contextlib.contextmanager
@@ -71,6 +53,55 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object to a file that is either the old or the new one, whatever happens.
+
+    Args:
+        path: The file.
+        value: What `plain` takes.
+
+    Raises:
+        OSError: It cannot be written; `filename` is `path`.
+        TypeError: The value holds what JSON does not.
+    """
+    text = json.dumps(plain(value), indent=2) + "\n"
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def sync_directory(path: Path) -> None:
+    """Puts the names in a directory on the disk, where directories can be flushed.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        OSError: The disk failed; `filename` is `path`.
+    """
+    if sys.platform == "win32":
+        return
+    with named(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems flush files alone.
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def make_durable(path: Path) -> None:
+    """Makes a directory and its parents, and puts their names on the disk."""
+    missing = [place for place in [path, *path.parents] if not place.exists()]
+    for place in reversed(missing):
+        with named(place), contextlib.suppress(FileExistsError):
+            os.mkdir(place)
+        sync_directory(place.parent)
 
 
 def make_directory(place: Path, *, flag: str) -> None:
@@ -90,7 +121,7 @@ def make_directory(place: Path, *, flag: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         raise RequestError(
             f"--{flag}={place}: cannot be written ({error.strerror}); name another directory"
@@ -101,3 +132,24 @@ def file_name(name: str) -> str:
     """A name made fit for a file: of `folder:/data/cats` the last part, no separators."""
     last = re.split(r"[/\\:]", name.rstrip("/\\"))[-1] if "/" in name or "\\" in name else name
     return re.sub(r"[^\w.+-]+", "-", last).strip("-.") or "run"
+
+
+def plain(value: Any) -> Any:
+    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite.
+
+    Raises:
+        TypeError: It holds something else.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str | int | float | None):
+        if not hasattr(value, "item"):
+            raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+        value = value.item()  # A NumPy scalar.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

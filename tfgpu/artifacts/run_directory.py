@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts import files
-from tfgpu.checkpoint.store import RunLock
-from tfgpu.cli.config import MAY_CHANGE, NOT_OF_THE_RUN, Config
-from tfgpu.errors import RequestError
+from tfgpu.artifacts.lock import DirectoryLock
+from tfgpu.cli.settings import Settings
+from tfgpu.errors import DISK_FULL, RequestError
 
 _MISSING = object()
 
@@ -55,7 +54,7 @@ class RunDirectory:
         self.finished = finished
         self.resuming = resuming
         self._log: RawIOBase | None = None
-        self._lock: RunLock | None = None
+        self._lock: DirectoryLock | None = None
 
     @classmethod
     def create(
@@ -63,6 +62,7 @@ class RunDirectory:
         path: str | os.PathLike[str] | None,
         *,
         config: Mapping[str, Any],
+        settings: type[Settings],
         dataset: str,
         model: str,
         resume: str = "auto",
@@ -75,6 +75,7 @@ class RunDirectory:
         Args:
             path: The directory; None for `runs/<dataset>-<model>-<time>`, a new one.
             config: Every setting of the run, as JSON holds it.
+            settings: Their class, which says in what a run that is continued may differ.
             dataset: Name of the data set, for the default path.
             model: Name of the model, for the default path.
             resume: "auto", "never" or "must".
@@ -90,7 +91,7 @@ class RunDirectory:
             return cls._create_default(config, dataset=dataset, model=model, chief=chief)
         place = Path(path).expanduser()
         if not chief:
-            finished = cls.find(path, config=config, resume=resume, chief=False)
+            finished = cls.find(path, config=config, settings=settings, resume=resume, chief=False)
             return cls(place, chief=False, finished=finished, resuming=place.exists())
         with _refusals(place):
             if place.is_symlink() and not place.exists():
@@ -103,23 +104,23 @@ class RunDirectory:
             if next((file for file in place.iterdir() if file.name != ".lock"), None) is None:
                 # Kept and not replaced: it may be a mount point, or have rights of its own.
                 directory = cls(place)._locked()
-                _write_json(place / "config.json", config)
+                files.write_json(place / "config.json", config)
                 return directory
-            finished = _existing(place, config, resume)
+            finished = _existing(place, config, settings, resume)
             if finished is not None:
                 return cls(place, finished=finished)
             directory = cls(place, resuming=True)._locked()
             # First: a run that is extended is no longer finished, whenever it is killed.
             if (place / "result.json").exists():
-                _write_json(
+                files.write_json(
                     place / "result.json", _read_json(place / "result.json") | {"status": "running"}
                 )
-            _write_json(place / "config.json", config)
+            files.write_json(place / "config.json", config)
             return directory
 
     def _locked(self) -> RunDirectory:
         """Keeps other processes out until `close`."""
-        lock = RunLock(self.path)
+        lock = DirectoryLock(self.path)
         lock.__enter__()
         self._lock = lock
         return self
@@ -130,6 +131,7 @@ class RunDirectory:
         path: str | os.PathLike[str] | None,
         *,
         config: Mapping[str, Any],
+        settings: type[Settings],
         resume: str = "auto",
         chief: bool = True,
     ) -> dict[str, Any] | None:
@@ -138,6 +140,7 @@ class RunDirectory:
         Args:
             path: As for `create`.
             config: As for `create`.
+            settings: As for `create`.
             resume: As for `create`.
             chief: As for `create`; of other workers nothing is refused.
 
@@ -154,12 +157,12 @@ class RunDirectory:
         if not chief:
             # The chief may be making it right now: what is wrong with it, it says.
             with contextlib.suppress(RequestError, OSError):
-                return _existing(place, config, resume)
+                return _existing(place, config, settings, resume)
             return None
         with _refusals(place):
             if _is_new(place, resume):
                 return None
-            return _existing(place, config, resume)
+            return _existing(place, config, settings, resume)
 
     @classmethod
     def recorded(cls, path: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -251,7 +254,7 @@ class RunDirectory:
             return
         path = self.path / "metrics.jsonl"
         with files.named(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(metrics)) + "\n")
+            file.write(json.dumps(files.plain(metrics)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -290,7 +293,7 @@ class RunDirectory:
                     self._log = open(path, "ab", buffering=0)
                 self._log.write((text if text.endswith("\n") else text + "\n").encode())
         except OSError as error:
-            if error.errno not in files.FULL:
+            if error.errno not in DISK_FULL:
                 raise
 
     def close(self) -> None:
@@ -305,14 +308,14 @@ class RunDirectory:
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         if self.chief:
-            _write_json(self.path / name, value)
+            files.write_json(self.path / name, value)
 
 
 def differences(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     *,
-    ignoring: frozenset[str] = NOT_OF_THE_RUN,
+    ignoring: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
 
@@ -329,7 +332,7 @@ def differences(
         return "not set" if value is _MISSING else json.dumps(value)
 
     found = []
-    new = plain(new)
+    new = files.plain(new)
     for name in sorted((old.keys() | new.keys()) - ignoring):
         before, now = old.get(name, _MISSING), new.get(name, _MISSING)
         if before != now:
@@ -352,7 +355,9 @@ def _is_new(place: Path, resume: str) -> bool:
     return new
 
 
-def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, Any] | None:
+def _existing(
+    place: Path, config: Mapping[str, Any], settings: type[Settings], resume: str
+) -> dict[str, Any] | None:
     """Looks at the run in a directory: its result when it is finished, None to continue it.
 
     Raises:
@@ -364,8 +369,12 @@ def _existing(place: Path, config: Mapping[str, Any], resume: str) -> dict[str, 
         )
     old = _read_json(place / "config.json")
     # A setting that a version before this one did not know had its default's effect.
-    defaults = {name: value for name, value in Config().to_json().items() if name in config}
-    other = differences(defaults | old, config, ignoring=NOT_OF_THE_RUN | MAY_CHANGE)
+    defaults = {name: value for name, value in settings().to_json().items() if name in config}
+    other = differences(
+        defaults | old,
+        config,
+        ignoring=settings.names(on_resume="ignored") | settings.names(on_resume="allowed"),
+    )
     # More epochs are the same run for longer where no epoch before depends on their number, and
     # where the last one does not end the training for good, as Keras ends one with an average.
     longer = (
@@ -441,7 +450,7 @@ def _make(place: Path, config: Mapping[str, Any]) -> bool:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        _write_json(temporary / "config.json", config)
+        files.write_json(temporary / "config.json", config)
         try:
             # Onto a directory that is not empty it fails, and ours never are: of two processes
             # one gets the name.
@@ -468,57 +477,8 @@ def _refusals(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in files.FULL:
+        if error.errno in DISK_FULL:
             raise
         raise RequestError(
             f"run_dir {str(place)!r} cannot be used ({error.strerror}); name another"
         ) from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a file that is either the old or the new one, whatever happens."""
-    text = json.dumps(plain(value), indent=2) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with files.named(path):
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    """Puts a rename on the disk, where directories can be opened (not on Windows)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def plain(value: Any) -> Any:
-    """The value in types that JSON keeps: no NumPy, no tuples, null for what is not finite.
-
-    Raises:
-        TypeError: It holds something else.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if not isinstance(value, str | int | float | None):
-        if not hasattr(value, "item"):
-            raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
-        value = value.item()  # A NumPy scalar.
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfgpu.errors import DataError, ModelFileError, RequestError
-from tfgpu.train import recipe
+from tfgpu.models.builders import find_builder
 
 if TYPE_CHECKING:
     import keras
@@ -109,7 +109,7 @@ class TrainedRun:
             ModelFileError: The file is damaged, holds code, or is of another model.
         """
         if builder is not None:
-            recipe.find_builder(builder)
+            find_builder(builder)
         model = load_safely(self.model_path)
         outputs = getattr(model, "output_shape", None)
         if outputs != (None, len(self.class_names)):

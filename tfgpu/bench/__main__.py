@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import entry, flags, interrupts
-from tfgpu.cli.config import BenchConfig
 
 
 def main(argv: list[str]) -> int | None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int | None:
     Raises:
         tfgpu.errors.Error: With the exit code that the outcome calls for.
     """
-    config = cast(BenchConfig, flags.parse(argv, command="bench"))
+    config = cast(BenchSettings, flags.parse(argv, command="bench"))
     # Not at the top: `--help` shall answer at once.
     from tfgpu.bench import run
     from tfgpu.cli.console import Console

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfgpu.artifacts import environment
 from tfgpu.bench import interleaved_timing
-from tfgpu.cli.config import BenchConfig
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.machine import peak_rate, runtime
 
 _DTYPES = {"float32": "float32", "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
@@ -30,7 +30,7 @@ _CHAIN = 400
 class Machine:
     """Measures the first device of a configuration; see `process`."""
 
-    def __init__(self, config: BenchConfig):
+    def __init__(self, config: BenchSettings):
         self._config = config
         self._started: runtime.Runtime | None = None
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgpu.cli.config import PRECISIONS, BenchConfig, as_typed
+from tfgpu.bench.settings import BenchSettings
+from tfgpu.cli.settings import as_typed
 from tfgpu.errors import RequestError
+from tfgpu.machine.runtime import PRECISIONS
 
 # Enough that the host's part of a step disappears.
 _STEPS_CPU, _STEPS_GPU = 16, 64
@@ -28,12 +30,12 @@ class Cell:
 
     factor: str
     name: str
-    config: BenchConfig
+    config: BenchSettings
     flags: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[str]]:
+def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], list[str]]:
     """The cells to measure, the baseline first, and remarks on what is left out.
 
     Args:
@@ -101,7 +103,7 @@ def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[
     return cells, remarks
 
 
-def _devices(config: BenchConfig, gpus: Sequence[str]) -> tuple[str, list[str]]:
+def _devices(config: BenchSettings, gpus: Sequence[str]) -> tuple[str, list[str]]:
     """The device of the baseline, and all that replicas may use."""
     if config.devices == "all":
         return (gpus[0], list(gpus)) if gpus else ("CPU:0", ["CPU:0"])
@@ -114,7 +116,7 @@ def _devices(config: BenchConfig, gpus: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _replicas(
-    base: BenchConfig, others: Sequence[str], *, parts: int, hidden: dict[str, str]
+    base: BenchSettings, others: Sequence[str], *, parts: int, hidden: dict[str, str]
 ) -> list[Cell]:
     """Weak scaling (the same batch a replica) and strong scaling (the same batch over all)."""
     counts: list[tuple[int, dict[str, Any]]]

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from tfgpu.bench import interleaved_timing
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import startup
-from tfgpu.cli.config import BenchConfig
 from tfgpu.errors import Error, WorkError
 
 
@@ -45,7 +45,7 @@ def main(kind: str, argument: str) -> None:
         interleaved_timing.answer(failure(error))
         return
     interleaved_timing.answer("ready")
-    config = BenchConfig.from_json(json.loads(argument))
+    config = BenchSettings.from_json(json.loads(argument))
     served: Any = None
     for line in sys.stdin:
         request = json.loads(line)

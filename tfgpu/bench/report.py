@@ -21,9 +21,9 @@ from rich.table import Table
 from tfgpu.artifacts import files
 from tfgpu.bench import verdict as verdict_lib
 from tfgpu.bench.interleaved_timing import Spread
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.bench.verdict import Timings, Verdict
 from tfgpu.cli import flags
-from tfgpu.cli.config import BenchConfig
 from tfgpu.cli.console import Console, duration
 from tfgpu.errors import RequestError
 
@@ -36,7 +36,7 @@ NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
 _WIDTH = 140
 
 
-def make_place(config: BenchConfig) -> Path:
+def make_place(config: BenchSettings) -> Path:
     """Makes the directory for the files, before the minutes that fill them.
 
     Raises:
@@ -55,7 +55,7 @@ def make_place(config: BenchConfig) -> Path:
 
 
 def write(
-    config: BenchConfig,
+    config: BenchSettings,
     place: Path,
     *,
     console: Console,

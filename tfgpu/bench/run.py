@@ -18,10 +18,11 @@ from tfgpu import errors
 from tfgpu.bench import factors, interleaved_timing, report, verdict
 from tfgpu.bench.factors import Cell
 from tfgpu.bench.interleaved_timing import Contestant, Failed, Spread
-from tfgpu.cli.config import PRECISIONS, BenchConfig
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Console, Countdown
 from tfgpu.cli.startup import child_environment
 from tfgpu.machine import hardware
+from tfgpu.machine.runtime import PRECISIONS
 
 SECONDS = 0.6
 """Of training in a round, and of each other measurement, about."""
@@ -64,7 +65,7 @@ class Result:
         return interleaved_timing.compare(self.rates, self.base)
 
 
-def run(config: BenchConfig, *, console: Console) -> Path:
+def run(config: BenchSettings, *, console: Console) -> Path:
     """Measures, prints the table and the verdict, and writes the files.
 
     Args:
@@ -152,7 +153,7 @@ def _kept_if_filled(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _process(kind: str, config: BenchConfig, environment: dict[str, str]) -> Iterator[Contestant]:
+def _process(kind: str, config: BenchSettings, environment: dict[str, str]) -> Iterator[Contestant]:
     variables = child_environment(os.environ | environment)
     variables.pop("TF_CONFIG", None)
     command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
@@ -313,7 +314,7 @@ _VERDICT_ROUNDS = 3
 
 
 def _timings(
-    base: Contestant, config: BenchConfig, ceilings: dict[str, Any], countdown: Countdown
+    base: Contestant, config: BenchSettings, ceilings: dict[str, Any], countdown: Countdown
 ) -> tuple[verdict.Timings, dict[str, Any]]:
     """What the verdict judges, measured in turn too, with the other processes gone."""
     batch, quarter = config.batch_size, config.batch_size // 4

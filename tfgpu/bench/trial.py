@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfgpu.bench import interleaved_timing
 from tfgpu.bench import layers as layers_lib
-from tfgpu.cli.config import BenchConfig
+from tfgpu.bench.settings import BenchSettings
 from tfgpu.data import sources
 from tfgpu.data.augment import draw
 from tfgpu.data.examples import Examples
@@ -25,6 +25,7 @@ from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.errors import RequestError
 from tfgpu.machine import flops as flops_lib
 from tfgpu.machine import runtime
+from tfgpu.models.builders import find_builder
 from tfgpu.train import recipe
 from tfgpu.train.recipe import Resolved
 
@@ -41,13 +42,13 @@ class Trial:
         examples: The training split.
     """
 
-    def __init__(self, config: BenchConfig):
+    def __init__(self, config: BenchSettings):
         """Finds devices and data and builds the model.
 
         Raises:
             tfgpu.errors.Error: The request or the data is at fault.
         """
-        builder = recipe.find_builder(config.model)
+        builder = find_builder(config.model)
         self.machine = runtime.start(
             strategy=config.strategy,
             devices=config.devices,

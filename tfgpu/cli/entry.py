@@ -10,10 +10,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tfgpu.artifacts import files
 from tfgpu.cli import flags
-from tfgpu.cli.config import did_you_mean
-from tfgpu.errors import Error, RequestError, WorkError
+from tfgpu.errors import DISK_FULL, Error, RequestError, WorkError, did_you_mean
 
 # Each command is the module of that name in this package.
 _COMMANDS = {
@@ -56,7 +54,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     except MemoryError:
         _fail("out of memory; lower --batch_size, or choose --input=streaming", WorkError.exit_code)
     except OSError as error:
-        if error.errno not in files.FULL:
+        if error.errno not in DISK_FULL:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         _fail(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from tfgpu.cli import entry, flags, interrupts
-from tfgpu.cli.config import DoctorConfig
+from tfgpu.doctor.settings import DoctorSettings
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     Returns:
         0 when a training can start, 1 when not.
     """
-    config = cast(DoctorConfig, flags.parse(argv, command="doctor"))
+    config = cast(DoctorSettings, flags.parse(argv, command="doctor"))
     # Not at the top: `--help` shall answer at once.
     from tfgpu.doctor.run import run
 

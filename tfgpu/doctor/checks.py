@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tfgpu.cli.config import DoctorConfig
 from tfgpu.doctor import driver as driver_lib
 from tfgpu.doctor import framework as framework_lib
 from tfgpu.doctor import libraries as libraries_lib
 from tfgpu.doctor.driver import Driver
 from tfgpu.doctor.framework import Framework
 from tfgpu.doctor.libraries import Library, Opened
+from tfgpu.doctor.settings import DoctorSettings
 from tfgpu.errors import RequestError
 from tfgpu.machine import hardware
 from tfgpu.machine.cluster import read_cluster
@@ -71,7 +71,7 @@ def can_train(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "problem" for finding in findings)
 
 
-def examine(config: DoctorConfig) -> tuple[list[Finding], int]:
+def examine(config: DoctorSettings) -> tuple[list[Finding], int]:
     """Asks the driver, the loader, TensorFlow and the file system, and judges the answers.
 
     Args:
@@ -581,13 +581,13 @@ def processor(framework: Framework, *, flags: frozenset[str], machine: str) -> l
 # ---- data and disk --------------------------------------------------------------------------
 
 
-def data_folder(config: DoctorConfig) -> Path:
+def data_folder(config: DoctorSettings) -> Path:
     """Where TFDS keeps its sets: the flag, the variable, or TFDS's own default."""
     chosen = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser().absolute()
 
 
-def data_and_runs(config: DoctorConfig, data_dir: Path) -> tuple[str | None, list[Finding]]:
+def data_and_runs(config: DoctorSettings, data_dir: Path) -> tuple[str | None, list[Finding]]:
     """Whether both folders can be written, and the disk under them.
 
     Returns:

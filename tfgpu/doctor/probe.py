@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tfgpu.cli.config import PROBE_AXES
+from tfgpu.doctor.settings import PROBE_AXES
 
 REPLICAS = 2
 """Of a strategy with several: virtual devices where there are fewer GPUs."""
@@ -42,8 +42,8 @@ class Cell:
 
     Attributes:
         library: "keras" for stock `keras.Model`, or "tfgpu".
-        strategy: One of `tfgpu.cli.config.STRATEGIES`.
-        precision: One of `tfgpu.cli.config.PRECISIONS`.
+        strategy: One of `tfgpu.machine.strategy.STRATEGIES`.
+        precision: One of `tfgpu.machine.runtime.PRECISIONS`.
         jit_compile: Whether XLA compiles the step.
         steps_per_execution: Steps for each call from Python.
         gradient_accumulation_steps: Steps for each update.

@@ -7,17 +7,17 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from tfgpu.cli.config import DoctorConfig
 from tfgpu.cli.console import Console, Countdown
 from tfgpu.doctor import checks, probe
 from tfgpu.doctor.checks import Finding
 from tfgpu.doctor.probe import Cell, Outcome
+from tfgpu.doctor.settings import DoctorSettings
 
 _SECONDS_A_CELL = 8.0
 """Expected of a combination before any was tried: TensorFlow's import takes most of it."""
 
 
-def run(config: DoctorConfig) -> int:
+def run(config: DoctorSettings) -> int:
     """Examines this machine and prints what was found on standard output.
 
     Args:
@@ -45,7 +45,7 @@ def run(config: DoctorConfig) -> int:
     return 0 if checks.can_train(findings) else 1
 
 
-def _probe(config: DoctorConfig, console: Console, *, gpus: int) -> list[tuple[Cell, Outcome]]:
+def _probe(config: DoctorSettings, console: Console, *, gpus: int) -> list[tuple[Cell, Outcome]]:
     cells = probe.cells(config.probe)
     tried = []
     with Countdown(console, [_SECONDS_A_CELL] * len(cells)) as countdown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfgpu.cli import entry, flags, interrupts, startup
-from tfgpu.cli.config import EvaluateConfig
+from tfgpu.evaluate.settings import EvaluateSettings
 
 
 def main(argv: list[str]) -> int | None:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int | None:
     return None
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, object]:
+def evaluate(config: EvaluateSettings) -> dict[str, object]:
     """Evaluates as `config` says, in a process that has not used TensorFlow yet.
 
     Args:

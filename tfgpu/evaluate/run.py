@@ -19,13 +19,13 @@ import tensorflow as tf
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.trained_run import TrainedRun
-from tfgpu.cli.config import EvaluateConfig
 from tfgpu.cli.console import Console
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.inputs import evaluation_batches
 from tfgpu.errors import RequestError, WorkError
 from tfgpu.evaluate.metrics import Counts, Tally
+from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.machine import runtime
 from tfgpu.models.classification_loss import classification_loss
 
@@ -38,7 +38,7 @@ SHOWN = 25
 NO_PLOTS = "no pictures are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
 
-def evaluate(config: EvaluateConfig, run: TrainedRun, *, console: Console) -> dict[str, Any]:
+def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> dict[str, Any]:
     """Evaluates and writes what was found.
 
     Args:
@@ -145,7 +145,7 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _make_place(config: EvaluateConfig, run: TrainedRun, *, dataset: str) -> Path:
+def _make_place(config: EvaluateSettings, run: TrainedRun, *, dataset: str) -> Path:
     """Makes the directory for the files, before the work whose result is to go there."""
     place = (
         Path(config.out).expanduser()
@@ -156,7 +156,7 @@ def _make_place(config: EvaluateConfig, run: TrainedRun, *, dataset: str) -> Pat
     return place
 
 
-def _batch_size(config: EvaluateConfig, replicas: int) -> int:
+def _batch_size(config: EvaluateSettings, replicas: int) -> int:
     if config.batch_size is None:
         return -(-BATCH // replicas) * replicas
     if config.batch_size % replicas:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfgpu.cli import entry, flags, interrupts, startup
-from tfgpu.cli.config import ExportConfig
+from tfgpu.export.settings import ExportSettings
 
 
 def main(argv: list[str]) -> int | None:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int | None:
     return 0 if all(file["accepted"] for file in result["files"]) else 1
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+def export(config: ExportSettings) -> dict[str, Any]:
     """Exports as `config` says, in a process that has not used TensorFlow yet.
 
     Args:

@@ -25,13 +25,13 @@ import tensorflow as tf
 from tfgpu.artifacts import files
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cli import startup
-from tfgpu.cli.config import ExportConfig
 from tfgpu.cli.console import Console
 from tfgpu.data.examples import RESIZE_RULE, Examples, data_errors
 from tfgpu.export import gate, litert_file
 from tfgpu.export.formats import FILES, Source
 from tfgpu.export.inference_model import INPUT, OUTPUT, in_float32, inference_model
 from tfgpu.export.runtimes import LOADERS, Predict, keras_function
+from tfgpu.export.settings import ExportSettings
 from tfgpu.machine import runtime
 
 
@@ -52,7 +52,7 @@ class _File:
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def export(config: ExportConfig, run: TrainedRun, *, console: Console) -> dict[str, Any]:
+def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict[str, Any]:
     """Writes the formats, compares each file with the model, and says what it found.
 
     Everything runs on the CPU, the Keras model too: the runtimes of the other formats do here,

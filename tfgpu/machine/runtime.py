@@ -6,22 +6,29 @@ anything has touched a device. Every choice it makes is kept with its reason; `d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfgpu.cli.config import PRECISIONS, STRATEGIES
 from tfgpu.errors import RequestError
 from tfgpu.machine import hardware
 from tfgpu.machine.cluster import read_cluster
+from tfgpu.machine.devices import (
+    absent,
+    choose_devices,
+    configure_devices,
+    devices_reason,
+    parse_devices,
+    show_only,
+)
+from tfgpu.machine.strategy import STRATEGIES, make_strategy
+from tfgpu.machine.threads import configure_threads
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 class Choice(NamedTuple):
@@ -138,7 +145,7 @@ def start(
     # Visible and not physical ones: the process may have hidden them, as the tests do.
     on_gpu = bool(tf.config.get_visible_devices("GPU")) and not wants_cpu
     if requested and not on_gpu and not wants_cpu:
-        raise _absent(requested, [f"CPU:{i}" for i in range(max(1, virtual_devices))])
+        raise absent(requested, [f"CPU:{i}" for i in range(max(1, virtual_devices))])
     if cluster and virtual_devices and not on_gpu:
         raise RequestError(
             "virtual_devices does not go with multi_worker_mirrored on CPUs: TensorFlow gives a "
@@ -148,8 +155,8 @@ def start(
         raise RequestError(
             f"devices {devices!r}: a worker of multi_worker_mirrored without GPUs has CPU:0 alone"
         )
-    _configure_devices(on_gpu=on_gpu, virtual_devices=virtual_devices)
-    threads, threads_reason = _configure_threads(
+    configure_devices(on_gpu=on_gpu, virtual_devices=virtual_devices)
+    threads, threads_reason = configure_threads(
         intra_op_threads,
         on_gpu=on_gpu,
         # Splitting the CPU is asked for in order to use the parts.
@@ -157,7 +164,7 @@ def start(
         small_steps=small_steps,
     )
     if cluster and requested and on_gpu:
-        _show_only(requested)
+        show_only(requested)
 
     # ~/.keras/keras.json may say otherwise, and the models here are written for these.
     keras.config.set_floatx("float32")
@@ -180,13 +187,13 @@ def start(
             present=hardware.logical_devices("GPU", "CPU"),
             strategy=strategy,
         )
-        made, cross_device = _strategy(strategy, names)
+        made, cross_device = make_strategy(strategy, names)
     jit, jit_reason = decide_jit(jit_compile, on_gpu=on_gpu)
     descriptions = tuple(hardware.description(name) for name in names)
     capability = hardware.compute_capability(names[0]) if on_gpu else None
     replicas = made.num_replicas_in_sync
     choices = (
-        Choice("devices", ", ".join(names), _devices_reason(names, requested, virtual_devices)),
+        Choice("devices", ", ".join(names), devices_reason(names, requested, virtual_devices)),
         Choice("hardware", "; ".join(dict.fromkeys(descriptions)), ""),
         Choice(
             "strategy",
@@ -260,67 +267,6 @@ def again(runtime: Runtime, *, precision: str, jit_compile: str | bool, seed: in
     )
 
 
-def parse_devices(devices: str) -> tuple[str, ...]:
-    """Reads the value of `--devices`; "all" gives an empty tuple.
-
-    Raises:
-        RequestError: The text is not a list of devices of one kind, each once.
-    """
-    if devices.strip().lower() == "all":
-        return ()
-    names = tuple(part.strip().upper() for part in devices.split(","))
-    for name in names:
-        if not re.fullmatch(r"(CPU|GPU):\d+", name):
-            raise RequestError(
-                f"devices {devices!r}: {name!r} is not a device; write 'all' or a list such as "
-                "'GPU:0,GPU:1'"
-            )
-    names = tuple(f"{name[:3]}:{int(name[4:])}" for name in names)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise RequestError(f"devices {devices!r} holds {', '.join(twice)} more than once")
-    if len({name[:3] for name in names}) > 1:
-        raise RequestError(
-            f"devices {devices!r} mixes CPU and GPU: replicas have to be of one kind, "
-            "or every step waits for the slower"
-        )
-    return names
-
-
-def choose_devices(
-    *, requested: tuple[str, ...], present: Sequence[str], strategy: str
-) -> tuple[str, ...]:
-    """Picks the devices of this process.
-
-    Args:
-        requested: What `parse_devices` gave.
-        present: The logical devices there are, GPUs before CPUs.
-        strategy: The value of `--strategy`.
-
-    Raises:
-        RequestError: A device is absent, or `one_device` is to run on several.
-    """
-    if any(name not in present for name in requested):
-        raise _absent(requested, present)
-    if strategy == "one_device":
-        if len(requested) > 1:
-            raise RequestError(
-                f"strategy 'one_device' with devices {','.join(requested)!r}: name one device, "
-                "or use --strategy=mirrored"
-            )
-        return requested or (present[0],)
-    kind = present[0][:3]
-    return requested or tuple(name for name in present if name.startswith(kind))
-
-
-def _absent(requested: Sequence[str], present: Sequence[str]) -> RequestError:
-    absent = [name for name in requested if name not in present]
-    message = f"no device {', '.join(absent)} here; there is {', '.join(present)}"
-    if absent[0].startswith("CPU"):
-        message += " (--virtual_devices splits the CPU into more)"
-    return RequestError(message)
-
-
 def decide_jit(jit_compile: str | bool, *, on_gpu: bool) -> tuple[bool, str]:
     """Whether XLA compiles the training step, and why.
 
@@ -358,152 +304,6 @@ def precision_reason(precision: str, *, capability: tuple[int, int] | None) -> s
     if precision == "float32" and capability >= (8, 0):
         return "matrix products and convolutions use TF32 on this GPU, TensorFlow's default"
     return ""
-
-
-def _configure_devices(*, on_gpu: bool, virtual_devices: int) -> None:
-    """Sets visibility, memory growth and virtual devices; before TensorFlow's devices exist."""
-    import tensorflow as tf
-
-    gpus = tf.config.get_visible_devices("GPU")
-    if gpus and not on_gpu:
-        # A run on the CPU should not hold a context and its hundreds of MB on each GPU. When the
-        # devices exist already it is too late, and harmless.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_visible_devices([], "GPU")
-    if on_gpu and not virtual_devices:
-        for gpu in gpus:
-            # RuntimeError: the devices exist; ValueError: they are split.
-            with contextlib.suppress(RuntimeError, ValueError):
-                tf.config.experimental.set_memory_growth(gpu, True)
-    if not virtual_devices:
-        return
-    device = gpus[0] if on_gpu else tf.config.list_physical_devices("CPU")[0]
-    existing = tf.config.get_logical_device_configuration(device)
-    if existing is not None and len(existing) == virtual_devices:
-        return
-    limit = None
-    if on_gpu:
-        free = hardware.gpu_free_bytes(tf.config.list_physical_devices("GPU").index(device))
-        if free is None:
-            raise RequestError(
-                "virtual_devices needs the free memory of the first GPU, which nvidia-smi does not "
-                "tell here; use --virtual_devices=0"
-            )
-        # A tenth is left to the CUDA context and to cuDNN, which take theirs past the limit.
-        limit = int(free * 0.9 / virtual_devices) >> 20
-    configuration = tf.config.LogicalDeviceConfiguration(memory_limit=limit)
-    try:
-        if on_gpu:
-            tf.config.set_visible_devices(device, "GPU")
-        tf.config.set_logical_device_configuration(device, [configuration] * virtual_devices)
-    except RuntimeError:
-        raise RequestError(
-            f"virtual_devices {virtual_devices}: TensorFlow's devices exist already in this "
-            "process and cannot be split any more; ask for them before anything else runs"
-        ) from None
-
-
-def decide_intra_op_threads(
-    asked: int | str, *, replicas: int, small_steps: bool, cores: int
-) -> tuple[int, str]:
-    """How many CPU threads share one operation, and why.
-
-    Args:
-        asked: A number, or "auto".
-        replicas: That compute on this CPU at the same time.
-        small_steps: Whether a step is too small to be shared among threads.
-        cores: That this process may use.
-    """
-    if asked != "auto":
-        return int(asked), "as requested"
-    if replicas > 1:
-        # LeNet at 128 on two replicas and two cores: 15,900 samples/s so, 14,100 with two threads.
-        return max(1, cores // replicas), f"auto: {cores} cores for {replicas} replicas"
-    if small_steps and cores > 1:
-        return 1, "auto: so small a step is slower when it is shared"
-    return cores, "auto: all cores"
-
-
-def _configure_threads(
-    asked: int | str, *, on_gpu: bool, replicas: int, small_steps: bool
-) -> tuple[int | None, str]:
-    """Sets the threads of an operation; returns how many there are, and why.
-
-    Raises:
-        RequestError: A number was asked for after TensorFlow's threads were started.
-    """
-    import tensorflow as tf
-
-    cores = hardware.usable_cores()
-    name = "TF_NUM_INTRAOP_THREADS"
-    if asked == "auto":
-        if on_gpu:
-            return None, ""
-        if os.environ.get(name, "").isdecimal():
-            return int(os.environ[name]) or cores, f"{name} is set"
-    threads, reason = decide_intra_op_threads(
-        asked, replicas=replicas, small_steps=small_steps, cores=cores
-    )
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-    except RuntimeError:
-        present = tf.config.threading.get_intra_op_parallelism_threads() or cores
-        if asked != "auto" and present != threads:
-            raise RequestError(
-                f"intra_op_threads {threads}: TensorFlow runs in this process already, with "
-                f"{present}; ask for them before anything else runs"
-            ) from None
-        return present, "TensorFlow's devices existed already"
-    return threads, reason
-
-
-def _show_only(requested: Sequence[str]) -> None:
-    """Hides the GPUs that were not asked for: MultiWorkerMirroredStrategy takes all it sees."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [f"GPU:{i}" for i in range(len(gpus))]
-    if any(name not in names for name in requested):
-        raise _absent(requested, names)
-    tf.config.set_visible_devices([gpus[names.index(name)] for name in requested], "GPU")
-
-
-def _strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Strategy, str]:
-    """Makes a strategy of one process; also returns what there is to say about its reduction."""
-    import tensorflow as tf
-
-    if name == "one_device":
-        return tf.distribute.OneDeviceStrategy(devices[0]), ""
-    if len(devices) == 1:
-        return tf.distribute.MirroredStrategy(list(devices)), ""
-    if devices[0].startswith("CPU"):
-        return tf.distribute.MirroredStrategy(list(devices)), "ring all-reduce between CPUs"
-    if len(tf.config.list_physical_devices("GPU")) < len(hardware.logical_devices("GPU")):
-        # NCCL refuses two ranks on one physical GPU.
-        return (
-            tf.distribute.MirroredStrategy(
-                list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice()
-            ),
-            "reduced on one device: NCCL does not work between parts of one GPU",
-        )
-    return tf.distribute.MirroredStrategy(list(devices)), "NCCL all-reduce"
-
-
-def _devices_reason(names: Sequence[str], requested: Sequence[str], virtual_devices: int) -> str:
-    gpu = names[0].startswith("GPU")
-    if virtual_devices:
-        split = "the first GPU" if gpu else "the CPU"
-        return f"{split} split into {virtual_devices} by --virtual_devices"
-    if requested:
-        return "as requested"
-    if gpu:
-        return "all GPUs there are" if len(names) > 1 else "the one GPU there is"
-    if Path("/proc/driver/nvidia/version").exists():
-        return (
-            "an NVIDIA driver is here, but TensorFlow finds no GPU it can use: "
-            "pip install 'tfgpu[cuda]', or look at CUDA_VISIBLE_DEVICES"
-        )
-    return "TensorFlow finds no GPU"
 
 
 def describe(

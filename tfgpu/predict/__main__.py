@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfgpu.cli import entry, flags, interrupts, startup
-from tfgpu.cli.config import PredictConfig
+from tfgpu.predict.settings import PredictSettings
 
 
 def main(argv: list[str]) -> int | None:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int | None:
     return predict(flags.parse(argv, command="predict"))
 
 
-def predict(config: PredictConfig) -> int:
+def predict(config: PredictSettings) -> int:
     """Predicts as `config` says, in a process that has not used TensorFlow yet.
 
     Args:

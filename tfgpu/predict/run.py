@@ -20,17 +20,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.artifacts.trained_run import TrainedRun
-from tfgpu.cli.config import PredictConfig
 from tfgpu.data.examples import resize
 from tfgpu.data.folder import EXTENSIONS, read_image
 from tfgpu.errors import DataError, RequestError, WorkError
 from tfgpu.machine import runtime
+from tfgpu.predict.settings import PredictSettings
 
 _READERS = 8
 """Threads: they wait for the disk, and decoding leaves Python's lock."""
 
 
-def predict(config: PredictConfig, run: TrainedRun) -> int:
+def predict(config: PredictSettings, run: TrainedRun) -> int:
     """Labels images and prints them as it goes.
 
     Args:
@@ -166,7 +166,7 @@ def _load(path: str | DataError, *, shape: tuple[int, int, int]) -> np.ndarray |
 
 
 def _lines(
-    config: PredictConfig,
+    config: PredictSettings,
     paths: Sequence[str],
     probabilities: np.ndarray,
     names: Sequence[str],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfgpu.cli import entry, flags, interrupts, startup
-from tfgpu.cli.config import Config
+from tfgpu.train.settings import TrainSettings
 
 
 def main(argv: list[str]) -> int | None:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int | None:
     return None
 
 
-def train(config: Config) -> dict[str, object]:
+def train(config: TrainSettings) -> dict[str, object]:
     """Trains as `config` says, in a process that has not used TensorFlow yet.
 
     Args:

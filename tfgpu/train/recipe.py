@@ -7,16 +7,14 @@ training split; `experiments/` has the figures. A setting given by the user alwa
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfgpu.cli.config import AUGMENTATIONS, Config, as_typed, did_you_mean
+from tfgpu.cli.settings import as_typed
 from tfgpu.errors import RequestError
+from tfgpu.train.settings import AUGMENTATIONS, TrainSettings
 
 if TYPE_CHECKING:
     import keras
@@ -29,15 +27,13 @@ SMALL = 10_000
 STEPS_PER_EXECUTION_CPU = 16
 STEPS_PER_EXECUTION_GPU = 64
 
-MODELS = ("lenet",)
-
 SMALL_STEP_PIXELS = 16 * 32 * 32
 """Pixels of a batch up to which a step of `lenet` is not worth sharing among threads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolved(Config):
-    """A `Config` in which nothing is left open but `run_dir` and what None turns off."""
+class Resolved(TrainSettings):
+    """A `TrainSettings` in which nothing is left open but `run_dir` and what None turns off."""
 
     steps_per_execution: int
     augment: str
@@ -51,7 +47,7 @@ class Resolved(Config):
     warmup_epochs: float
 
 
-def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -> Resolved:
+def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: bool) -> Resolved:
     """Decides every setting that depends on the data and the devices.
 
     Args:
@@ -121,7 +117,7 @@ def resolve(config: Config, *, num_examples: int, replicas: int, on_gpu: bool) -
     return Resolved(**config.to_json() | decided)
 
 
-def has_small_steps(config: Config) -> bool:
+def has_small_steps(config: TrainSettings) -> bool:
     """Whether threads that shared an operation of a training step would cost more than they save.
 
     Measured with `lenet` on 32x32 images and two cores: one thread an operation trains 1.9 times
@@ -223,7 +219,7 @@ def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
-def check_builder(config: Config, builder: Callable[..., keras.Model]) -> dict[str, Any]:
+def check_builder(config: TrainSettings, builder: Callable[..., keras.Model]) -> dict[str, Any]:
     """The arguments of a builder that settings are for.
 
     Args:
@@ -251,7 +247,7 @@ def check_builder(config: Config, builder: Callable[..., keras.Model]) -> dict[s
 
 
 def build_model(
-    config: Config,
+    config: TrainSettings,
     builder: Callable[..., keras.Model],
     *,
     image_shape: tuple[int, int, int],
@@ -281,48 +277,3 @@ def build_model(
             f"{'x'.join(map(str, image_shape))} and {num_classes} classes: "
             f"{error}; it is called with image_shape and num_classes{also}"
         ) from error
-
-
-def find_builder(name: str) -> Callable[..., keras.Model]:
-    """Finds the function that builds the model.
-
-    Args:
-        name: One of `MODELS`, or "package.module:function" for the user's own, looked for
-            in the current folder too.
-
-    Returns:
-        A function of `image_shape`, `num_classes` and perhaps `width` and `depth`.
-
-    Raises:
-        RequestError: There is no such model, module or function, or the module fails.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        if name not in MODELS:
-            raise RequestError(
-                f"--model={name} is none of {', '.join(MODELS)}{did_you_mean(name, MODELS)}; "
-                "write package.module:function for a builder of your own"
-            )
-        module_name, function_name = f"tfgpu.models.{name}", name
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise RequestError(
-                f"--model={name}: there is no module {error.name!r} here or installed"
-            ) from None
-        raise RequestError(f"--model={name}: {module_name} needs {error.name!r}") from error
-    except Exception as error:
-        raise RequestError(
-            f"--model={name}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
-    builder = getattr(module, function_name, None)
-    if not callable(builder):
-        functions = [key for key, value in vars(module).items() if callable(value)]
-        raise RequestError(
-            f"--model={name}: {module_name} has no function {function_name!r}"
-            f"{did_you_mean(function_name, functions)}"
-        )
-    return builder

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,6 @@ from tfgpu.artifacts import environment, files
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
-from tfgpu.cli.config import NOT_OF_THE_RUN, Config
 from tfgpu.cli.console import Console, Stopwatch, summary
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples, data_errors
@@ -34,14 +32,16 @@ from tfgpu.data.inputs import (
     make_resident,
     training_batches,
 )
-from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError, disk_full
 from tfgpu.machine import hardware, runtime
+from tfgpu.models.builders import find_builder
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tensorboard import TensorBoard
 from tfgpu.train import recipe
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
+from tfgpu.train.settings import TrainSettings
 
 EVALUATION_BATCH = 512
 """Examples in a batch of evaluation, over all replicas; its size changes no result."""
@@ -92,7 +92,7 @@ class Workplace:
         self._resident: dict[int, tuple[Any, ...]] = {}
 
     @classmethod
-    def open(cls, config: Config, *, stopwatch: Stopwatch) -> Workplace:
+    def open(cls, config: TrainSettings, *, stopwatch: Stopwatch) -> Workplace:
         """Finds the devices and the data; once a process.
 
         Args:
@@ -116,7 +116,7 @@ class Workplace:
         stopwatch.switch("data")
         return cls(machine, sources.load(**_of_the_data(config)))
 
-    def another(self, config: Config) -> Workplace:
+    def another(self, config: TrainSettings) -> Workplace:
         """The same place made ready for another run, as if that were the first.
 
         Args:
@@ -147,7 +147,7 @@ class Workplace:
 
 
 def run(
-    config: Config,
+    config: TrainSettings,
     *,
     console: Console,
     stopwatch: Stopwatch,
@@ -179,7 +179,7 @@ def run(
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
     with interrupts.caught() as signals:
-        build = recipe.find_builder(config.model)
+        build = find_builder(config.model)
         begun = _as_recorded(config)
         if workplace is None:
             place = Workplace.open(begun, stopwatch=stopwatch)
@@ -202,6 +202,7 @@ def run(
         finished = RunDirectory.find(
             config.run_dir,
             config=settings.to_json(),
+            settings=TrainSettings,
             resume=config.resume,
             chief=machine.is_chief,
         )
@@ -228,6 +229,7 @@ def run(
             directory = RunDirectory.create(
                 config.run_dir,
                 config=settings.to_json(),
+                settings=TrainSettings,
                 dataset=data.name,
                 model=config.model,
                 resume=config.resume,
@@ -246,7 +248,7 @@ def run(
                 return _record(job, directory, console, stopwatch, signals)
 
 
-def _of_the_data(config: Config) -> dict[str, Any]:
+def _of_the_data(config: TrainSettings) -> dict[str, Any]:
     """The arguments of `sources.load`."""
     return {
         "name": config.dataset,
@@ -257,7 +259,7 @@ def _of_the_data(config: Config) -> dict[str, Any]:
     }
 
 
-def _as_recorded(config: Config) -> Config:
+def _as_recorded(config: TrainSettings) -> TrainSettings:
     """Takes what the user left open from the run that is to be continued.
 
     It was decided when that run began: by the devices and the memory that were free then, which
@@ -276,7 +278,7 @@ def _as_recorded(config: Config) -> Config:
         if given[name] in (None, "auto") and name in recorded
     }
     try:
-        return Config.from_json(given | left_open)
+        return TrainSettings.from_json(given | left_open)
     except RequestError:
         return config  # Of something else, which `RunDirectory.find` names.
 
@@ -509,10 +511,13 @@ def _tensorboard(job: _Job, directory: Path) -> TensorBoard:
     config = job.config
     full = config.tensorboard == "full"
     settings = config.to_json()
+    not_compared = config.names(on_resume="ignored") | {
+        *("data_dir", "tensorboard", "profile", "checkpoint_every")
+    }
     hparams = {
         name: "x".join(map(str, value)) if isinstance(value, list) else value
         for name, value in settings.items()
-        if name not in NOT_OF_THE_RUN | {"data_dir", "tensorboard", "profile", "checkpoint_every"}
+        if name not in not_compared
     }
     first, _, last = (config.profile or "0:0").partition(":")
     return TensorBoard(
@@ -623,7 +628,7 @@ def _evaluation_batch(examples: Examples, config: Resolved, replicas: int) -> in
 
 
 def _build(
-    build: Callable[..., keras.Model], config: Config, data: sources.ImageDataset
+    build: Callable[..., keras.Model], config: TrainSettings, data: sources.ImageDataset
 ) -> keras.Model:
     """Calls the builder and checks what it made."""
     from tfgpu.engine.model import ReplicaTrainer
@@ -661,7 +666,7 @@ def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
     except Error:
         raise
     except Exception as error:
-        full = files.full(error)
+        full = disk_full(error)
         if full is None or backup.latest is None:
             raise
         where = f" while writing {full.filename}" if full.filename else ""
@@ -673,7 +678,6 @@ def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
 
 def _save(model: keras.Model, path: Path) -> None:
     """Writes the model whole or not at all, so that plain Keras can read it."""
-    beside = path.with_name(f".{path.name}.partial.keras")
     compiled = model.compiled
     # A schedule or a loss of tfgpu's own would be all that plain Keras does not know; and it
     # makes another optimizer of one with a loss scale, unless its policy is set before.
@@ -683,13 +687,10 @@ def _save(model: keras.Model, path: Path) -> None:
         and "tfgpu>" not in json.dumps(model.get_compile_config(), default=str)
     )
     try:
-        model.save(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with files.replacing(path) as beside:
+            model.save(beside)
     finally:
         model.compiled = compiled
-        beside.unlink(missing_ok=True)
 
 
 def _provenance(data: sources.ImageDataset) -> dict[str, Any]:
@@ -724,7 +725,7 @@ def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
         with data_errors():
             yield
     except tf.errors.OpError as error:
-        if (full := files.full(error)) is not None:
+        if (full := disk_full(error)) is not None:
             raise full from error
         if isinstance(error, tf.errors.ResourceExhaustedError) or (
             "out of memory" in error.message.lower()
@@ -734,7 +735,7 @@ def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
     except MemoryError as error:
         raise _out_of_memory(config, machine) from error
     except OSError as error:
-        if (full := files.full(error)) is not None and full is not error:
+        if (full := disk_full(error)) is not None and full is not error:
             raise full from error
         raise
 

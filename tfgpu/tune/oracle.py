@@ -19,8 +19,8 @@ from keras_tuner.engine import trial as trial_module
 from keras_tuner.src.engine import conditions
 
 from tfgpu.artifacts import files
-from tfgpu.cli.config import TuneConfig
 from tfgpu.errors import ModelFileError, RequestError
+from tfgpu.tune.settings import TuneSettings
 
 FILE = "oracle.json"
 
@@ -267,7 +267,7 @@ DEFAULT_TRIALS = {"random": 20, "bayesian": 20}
 
 
 def make(
-    config: TuneConfig, hyperparameters: keras_tuner.HyperParameters, *, epochs: int, place: Path
+    config: TuneSettings, hyperparameters: keras_tuner.HyperParameters, *, epochs: int, place: Path
 ) -> Any:
     """Makes the oracle that `--tuner` names.
 

@@ -19,20 +19,23 @@ from typing import Any
 
 from tfgpu import errors
 from tfgpu.artifacts import files
-from tfgpu.artifacts.run_directory import differences, plain
-from tfgpu.checkpoint.store import RunLock
+from tfgpu.artifacts.files import plain
+from tfgpu.artifacts.lock import DirectoryLock
+from tfgpu.artifacts.run_directory import differences
 from tfgpu.cli import flags, interrupts
-from tfgpu.cli.config import Config, TuneConfig
 from tfgpu.cli.console import Console, duration
 from tfgpu.cli.startup import child_environment
 from tfgpu.data import sources
 from tfgpu.errors import Interrupted, RequestError, WorkError
-from tfgpu.machine import runtime
+from tfgpu.machine import devices
+from tfgpu.models.builders import find_builder
 from tfgpu.train import recipe
+from tfgpu.train.settings import TrainSettings
 from tfgpu.tune import address, oracle, worker_pool
 from tfgpu.tune.chief import ATTEMPTS, FAILURES, Chief
 from tfgpu.tune.client import BEAT
 from tfgpu.tune.oracle import COMPLETED, FAILED
+from tfgpu.tune.settings import TuneSettings
 from tfgpu.tune.space import Space
 from tfgpu.tune.trials_table import Board, shown_settings
 from tfgpu.tune.worker import wait_until_free
@@ -43,27 +46,11 @@ BEST = "best_config.json"
 TABLE = "trials.jsonl"
 FINAL = "final"
 
-_MAY_CHANGE = frozenset(
-    {
-        "max_trials",
-        "max_minutes",
-        "workers",
-        "final_seeds",
-        "run_dir",
-        "resume",
-        "progress",
-        "verbosity",
-        "data_dir",
-        "space",  # Its name; what it declares counts.
-    }
-)
-"""Settings in which two starts of a search may differ."""
-
 _TICK = 0.2
 _SAVE_EVERY = 10.0
 
 
-def run(config: TuneConfig, *, console: Console) -> dict[str, Any]:
+def run(config: TuneSettings, *, console: Console) -> dict[str, Any]:
     """Searches, retrains the best and says what came of it.
 
     Args:
@@ -101,7 +88,7 @@ class _Search:
 
     def __init__(
         self,
-        config: TuneConfig,
+        config: TuneSettings,
         *,
         place: Path,
         space: Space,
@@ -115,20 +102,20 @@ class _Search:
         self._epochs = epochs
         self._gpus = gpus
         self._console = console
-        self._lock = RunLock(place)
+        self._lock = DirectoryLock(place)
         self._oracle: Any = None
         self._began = time.monotonic()
         self._before = 0.0
 
     @classmethod
-    def open(cls, config: TuneConfig, *, console: Console) -> _Search:
+    def open(cls, config: TuneSettings, *, console: Console) -> _Search:
         """Finds all that can be wrong with a search before anything is written.
 
         Raises:
             tfgpu.errors.Error: The space, the data, the devices or the directory is at fault.
         """
         space = Space.load(config.space)
-        builder = recipe.find_builder(config.model)
+        builder = find_builder(config.model)
         # Without workers here, the devices are the other machines'.
         gpus, replicas = _devices(config) if config.workers else ([], 1)
         worker_pool.places(max(1, config.workers), gpus=gpus, cores=worker_pool.cores())
@@ -140,7 +127,7 @@ class _Search:
             seed=config.seed,
         )
 
-        def resolve(settings: Config) -> recipe.Resolved:
+        def resolve(settings: TrainSettings) -> recipe.Resolved:
             if settings.model == config.model:
                 recipe.check_builder(settings, builder)
             return recipe.resolve(
@@ -483,7 +470,7 @@ class _Search:
             seed = self.config.seed + number
             directory = self.place / FINAL / f"trial-{trial_id}-seed-{seed}"
             self._console.progress_line(f"training the best settings with seed {seed}")
-            final = Config.from_json(
+            final = TrainSettings.from_json(
                 settings | {"seed": seed, "run_dir": str(directory), "progress": "none"}
             )
             wait_until_free(directory)  # By a process whose parent was killed.
@@ -602,13 +589,15 @@ _HOPELESS = frozenset({RequestError.exit_code, errors.DataError.exit_code})
 """Exit codes of workers that would end in the same way again."""
 
 
-def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
+def _identity(config: TuneSettings, space: Space) -> dict[str, Any]:
     """What makes it this search."""
-    settings = {name: value for name, value in config.to_json().items() if name not in _MAY_CHANGE}
+    # Where the data lie is no part of it either.
+    free = config.names(on_resume="ignored") | {"data_dir"}
+    settings = {name: value for name, value in config.to_json().items() if name not in free}
     return settings | {f"space {name}": text for name, text in space.identity().items()}
 
 
-def _check_same(place: Path, config: TuneConfig, space: Space) -> None:
+def _check_same(place: Path, config: TuneSettings, space: Space) -> None:
     """Compares with the search in a directory.
 
     Raises:
@@ -624,7 +613,7 @@ def _check_same(place: Path, config: TuneConfig, space: Space) -> None:
 
 
 def _work_for_another(
-    config: TuneConfig, role: address.Role, console: Console, signals: interrupts.Interrupts
+    config: TuneSettings, role: address.Role, console: Console, signals: interrupts.Interrupts
 ) -> dict[str, Any]:
     """Trains trials of a search whose chief is another process."""
     if config.run_dir is None:
@@ -683,11 +672,11 @@ def _work_for_another(
     return {}
 
 
-def _devices(config: TuneConfig) -> tuple[list[str], int]:
+def _devices(config: TuneSettings) -> tuple[list[str], int]:
     """The GPUs for workers, as CUDA_VISIBLE_DEVICES names them, and the replicas of each trial."""
     import tensorflow as tf
 
-    requested = runtime.parse_devices(config.devices)
+    requested = devices.parse_devices(config.devices)
     physical = tf.config.list_physical_devices("GPU")
     # This process trains nothing.
     with contextlib.suppress(RuntimeError):
@@ -717,7 +706,7 @@ def _devices(config: TuneConfig) -> tuple[list[str], int]:
     return names, config.virtual_devices or len(physical)
 
 
-def _directory(config: TuneConfig, dataset: str) -> Path:
+def _directory(config: TuneSettings, dataset: str) -> Path:
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser()
     name = (

@@ -12,34 +12,11 @@ from typing import Any
 import keras_tuner
 
 from tfgpu.cli import experiment
-from tfgpu.cli.config import Config, as_typed, did_you_mean
-from tfgpu.errors import RequestError
+from tfgpu.cli.settings import as_typed
+from tfgpu.errors import RequestError, did_you_mean
+from tfgpu.train.settings import TrainSettings
 
 DEFAULT = "default"
-
-FIXED = frozenset(
-    {
-        "strategy",
-        "devices",
-        "virtual_devices",
-        "intra_op_threads",
-        "deterministic",
-        "dataset",
-        "data_dir",
-        "validation_fraction",
-        "image_size",
-        "seed",
-        "run_dir",
-        "resume",
-        "checkpoint_every",
-        "tensorboard",
-        "profile",
-        "progress",
-        "verbosity",
-    }
-)
-"""Settings that are the same for all trials: of the process, of the data that they are compared on,
-and of what they write."""
 
 _RANDOM_SAMPLES = 200
 """Points at random, checked beside the ends of each range: for what does not go together."""
@@ -136,7 +113,7 @@ class Space:
             for key, value in found.items()
         }
 
-    def settings(self, config: Config, hp: keras_tuner.HyperParameters) -> Config:
+    def settings(self, config: TrainSettings, hp: keras_tuner.HyperParameters) -> TrainSettings:
         """The settings of a trial.
 
         Args:
@@ -149,14 +126,16 @@ class Space:
         """
         hp = hp.copy()
         changes = self.changes(hp)
-        known = [field.name for field in dataclasses.fields(Config)]
+        known = [field.name for field in dataclasses.fields(TrainSettings)]
+        # Of the process, of the data that trials are compared on, and of what they write.
+        fixed = TrainSettings.names(tunable=False)
         for name in changes:
             if name not in known:
                 raise RequestError(
                     f"--space={self.name}: {name!r} is not a setting{did_you_mean(name, known)}; "
                     "`tfgpu train --help` lists them"
                 )
-            if name in FIXED:
+            if name in fixed:
                 raise RequestError(
                     f"--space={self.name}: {name!r} is the same for all trials of a search; set "
                     f"it by --{name} beside --space"
@@ -166,7 +145,7 @@ class Space:
         except RequestError as error:
             raise RequestError(f"--space={self.name}: {error}{_with(hp)}") from error
 
-    def check(self, config: Config, resolve: Callable[[Config], Any]) -> None:
+    def check(self, config: TrainSettings, resolve: Callable[[TrainSettings], Any]) -> None:
         """Tries values from all over the space.
 
         Args:

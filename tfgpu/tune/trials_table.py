@@ -9,8 +9,8 @@ from typing import Any
 import rich.table
 from rich.live import Live
 
-from tfgpu.cli.config import as_typed
 from tfgpu.cli.console import Console, duration
+from tfgpu.cli.settings import as_typed
 from tfgpu.tune.oracle import COMPLETED, FAILED, RUNNING
 
 _ROWS = 15

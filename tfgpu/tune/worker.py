@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tfgpu.cli import entry, interrupts, startup
-from tfgpu.cli.config import Config, TuneConfig
 from tfgpu.errors import DataError, Error, Interrupted, RequestError
+from tfgpu.train.settings import TrainSettings
 from tfgpu.tune import child
+from tfgpu.tune.settings import TuneSettings
 
 TRIALS = "trials"
 """The folder of the trials' run directories, in that of the search."""
@@ -30,7 +31,7 @@ _IDLE = 0.5
 
 def main(argv: list[str]) -> int | None:
     """Trains trials until there are no more."""
-    config = TuneConfig.from_json(json.loads(argv[0]))
+    config = TuneSettings.from_json(json.loads(argv[0]))
     if argv[1] and hasattr(os, "sched_setaffinity"):
         # Before TensorFlow counts them.
         os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int | None:
 
 
 class _Worker:
-    def __init__(self, config: TuneConfig):
+    def __init__(self, config: TuneSettings):
         # They import TensorFlow, so not before.
         from tfgpu.tune import oracle
         from tfgpu.tune.space import Space
@@ -146,7 +147,7 @@ class _Worker:
         return name
 
     def _run(
-        self, client: Any, trial: Any, settings: Config, place: Path
+        self, client: Any, trial: Any, settings: TrainSettings, place: Path
     ) -> tuple[dict[str, Any], dict[str, float]]:
         from tfgpu.cli.console import Console, Stopwatch
         from tfgpu.train import run
@@ -184,7 +185,9 @@ def _report(client: Any, trial_id: str) -> Any:
     return Report()
 
 
-def _score(result: dict[str, Any], settings: Config, place: Path, objective: str) -> float | None:
+def _score(
+    result: dict[str, Any], settings: TrainSettings, place: Path, objective: str
+) -> float | None:
     """The objective of the model that a run ended with."""
     if settings.early_stopping is None:
         return result[objective]
@@ -196,13 +199,13 @@ def _score(result: dict[str, Any], settings: Config, place: Path, objective: str
 
 def wait_until_free(place: Path) -> None:
     """Waits while a process that was given up still saves in a trial's directory."""
-    from tfgpu.checkpoint.store import RunLock
+    from tfgpu.artifacts.lock import DirectoryLock
     from tfgpu.tune.chief import LEASE
 
     until = time.monotonic() + LEASE
     while place.is_dir():
         try:
-            with RunLock(place):
+            with DirectoryLock(place):
                 return
         except RequestError:
             if time.monotonic() > until:

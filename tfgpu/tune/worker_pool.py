@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfgpu import errors
-from tfgpu.cli.config import TuneConfig
 from tfgpu.cli.startup import child_environment
 from tfgpu.errors import Error, RequestError, WorkError
 from tfgpu.machine import hardware
 from tfgpu.tune import address
+from tfgpu.tune.settings import TuneSettings
 
 AGAIN = 75
 """Exit code of a worker that asks to be started anew, after something that may have left TensorFlow
@@ -81,7 +81,7 @@ class Worker:
         starts: How often it has been started.
     """
 
-    def __init__(self, name: str, place: Place, *, config: TuneConfig, ip: str, port: int):
+    def __init__(self, name: str, place: Place, *, config: TuneSettings, ip: str, port: int):
         self.name = name
         self.starts = 0
         self._place = place

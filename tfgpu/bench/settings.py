@@ -1,0 +1,85 @@
+"""The settings of a benchmark."""
+
+import dataclasses
+from typing import Literal
+
+from tfgpu.cli.settings import Command, names, whole
+from tfgpu.train.settings import (
+    SECTIONS,
+    DataSettings,
+    ModelSettings,
+    SpeedSettings,
+    TrainSettings,
+    run_dir_field,
+)
+
+FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_size", "replicas")
+"""What `tfgpu bench` compares."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchSettings(TrainSettings, section="Comparison"):
+    """The settings of `tfgpu bench`: those of the baseline, whose defaults are plain, and more."""
+
+    # Nothing is left to be decided by the machine, so that nothing is compared by accident.
+    jit_compile: bool | Literal["auto"] = False
+    steps_per_execution: int | Literal["auto"] = 1
+    input: str = "streaming"
+    batch_size: int = 128
+    epochs: int | None = 1000  # The schedule must not end while the clock runs.
+    run_dir: str | None = run_dir_field("runs/bench-<time>")
+    """Where bench.json and the charts go."""
+
+    factors: str = names("all", FACTORS, alone="all", one="a factor", twice=True)
+    """What to change, one at a time: {among}, joined by commas."""
+    rounds: int = whole(5, 1, "5 is the default")
+    """How often each configuration is timed, in turn with the others."""
+
+    @property
+    def chosen_factors(self) -> tuple[str, ...]:
+        """The factors to compare, in the order of `FACTORS`."""
+        chosen = FACTORS if self.factors == "all" else self.factors.split(",")
+        return tuple(name for name in FACTORS if name in chosen)
+
+    @property
+    def training(self) -> TrainSettings:
+        """The settings of the training that is measured, alone."""
+        return TrainSettings.part_of(self)
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        for name, values in (("jit_compile", "true or false"), ("steps_per_execution", "a number")):
+            if getattr(self, name) == "auto":
+                self._refuse(name, f"must be {values} here, so that what is compared is known")
+        if self.input == "auto":
+            self._refuse("input", "must be resident or streaming here")
+        if self.batch_size is None:
+            self._refuse("batch_size", "must be a number here")
+
+
+_BASELINE = (SpeedSettings, DataSettings, ModelSettings)
+
+COMMAND = Command(
+    settings=BenchSettings,
+    purpose="Measure the machine, a plain baseline and one change of it at a time; say what bounds "
+    "a step and\nwhich flag to change next. The other flags are the baseline's. Writes bench.json "
+    "and charts.",
+    sections=("Comparison", *SECTIONS),
+    flags={
+        *("factors", "rounds", "run_dir", "progress"),
+        *({field.name for each in _BASELINE for field in dataclasses.fields(each)} - {"strategy"}),
+        *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
+    },
+    examples=(
+        ("the digits, every factor, in a few minutes", ""),
+        (
+            "whether reading keeps up",
+            "--dataset=folder:photos --image_size=64x64 --factors=input,batch_size",
+        ),
+        (
+            "your model on images of your size, without any data",
+            "--model=mymodels:build --dataset=synthetic:224x224x3:1000",
+        ),
+    ),
+)

@@ -1,0 +1,157 @@
+"""Settings that several commands take: devices, a finished run, its data."""
+
+import dataclasses
+import re
+
+from tfgpu.cli.settings import BUILDER, Settings, choice, read_text, text, whole
+from tfgpu.errors import RequestError
+from tfgpu.machine.strategy import STRATEGIES
+
+DEVICES = "Devices and speed"
+GENERAL = "General"
+
+_DATASETS = "NAME|folder:PATH|synthetic:HxWxC:CLASSES"
+_SYNTHETIC = re.compile(r"synthetic:([1-9]\d*x){2}[1-9]\d*:[1-9]\d*")
+_LIST = "write `all`, or a list such as GPU:0,GPU:1"
+
+
+def _read_devices(value: str) -> str:
+    # Device names are written in both cases; one is kept, so that equal runs compare equal.
+    return "all" if value.lower() == "all" else read_text(value).upper()
+
+
+def _check_devices(value: str) -> str | None:
+    if value == "all":
+        return None
+    names = value.split(",")
+    for name in names:
+        if not re.fullmatch(r"(CPU|GPU):\d+", name):
+            return f"{name!r} is not a device; {_LIST}"
+    if len(set(names)) < len(names):
+        return "names a device twice; name each once"
+    if len({name.partition(":")[0] for name in names}) > 1:
+        return "mixes CPU and GPU; name devices of one kind"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings, section=DEVICES, on_resume="allowed", tunable=False):
+    """Where a command computes."""
+
+    strategy: str = choice("mirrored", STRATEGIES)
+    """A copy of the model on every device of this machine, on one device, or on the devices of
+    several machines that TF_CONFIG names."""
+    devices: str = text("all", _LIST, _check_devices, values="all|LIST", parse=_read_devices)
+    """Which devices, such as GPU:0,GPU:1. `all` is every GPU, or the CPU where there is none."""
+    virtual_devices: int = whole(0, 0, "0 is off")
+    """Split the CPU, or the first GPU, into N logical devices, to try several replicas on a
+    machine with one; 0 is off."""
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if self.virtual_devices and self.devices != "all":
+            raise RequestError(
+                f"--virtual_devices={self.virtual_devices} and --devices={self.devices} exclude "
+                "each other: the first splits one device, the second names several; leave one out"
+            )
+        if self.strategy == "one_device" and "," in self.devices:
+            raise RequestError(
+                f"--strategy=one_device takes one device, but --devices={self.devices} names "
+                "several; name one, or choose --strategy=mirrored"
+            )
+
+    def _refuse_multi_worker(self, why: str) -> None:
+        if self.strategy == "multi_worker_mirrored":
+            self._refuse("strategy", why)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerbositySettings(Settings, section=GENERAL, on_resume="ignored", tunable=False):
+    """What a command lets through of what others say."""
+
+    verbosity: int = whole(0, 0, "0 is quiet")
+    """1 lets TensorFlow's own messages through."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(VerbositySettings, section="Run"):
+    """What every command takes that works on a finished run."""
+
+    run_dir: str | None = text(
+        None,
+        "name the directory of a finished run",
+        values="PATH",
+        default="none: it has to be given",
+    )
+    """The directory of a finished run."""
+    model: str | None = text(
+        None,
+        "leave it out for a model of Keras' own layers",
+        lambda value: None if BUILDER.fullmatch(value) else _NO_BUILDER,
+        values="PACKAGE.MODULE:FUNCTION",
+        default="none",
+    )
+    """The builder of the run's model, whose module is imported: for a model with layers of your
+    own, which the module registers. Other models need none."""
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if self.run_dir is None:
+            raise RequestError(
+                "--run_dir is missing: name the directory of a finished run, such as "
+                "--run_dir=runs/NAME"
+            )
+
+
+_NO_BUILDER = (
+    "must be package.module:function here, the builder whose module registers the model's own "
+    "layers; leave it out where there are none"
+)
+
+
+def _check_dataset(value: str) -> str | None:
+    if value == "folder:":
+        return "names no folder; write folder:PATH"
+    if value.startswith("synthetic") and not _SYNTHETIC.fullmatch(value):
+        return "must be synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES, such as synthetic:32x32x3:10"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetSettings(Settings, section="Data", tunable=False):
+    """Which data a command reads."""
+
+    dataset: str = text(
+        "digits",
+        "name a data set, such as digits or folder:PATH",
+        _check_dataset,
+        values=_DATASETS,
+    )
+    """`digits` needs no network; any TFDS image-classification set, such as cifar10; a folder of
+    yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png; or made-up images to measure with,
+    such as synthetic:224x224x3:1000."""
+    data_dir: str | None = text(
+        None,
+        "name a folder, or leave it out for TFDS's own",
+        values="PATH",
+        default="$TFDS_DATA_DIR, else TFDS's own",
+        on_resume="allowed",
+    )
+    """Where TFDS keeps its prepared data sets."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunDataSettings(DatasetSettings, RunSettings, section="Data"):
+    """The data that a command reads for a finished run; None is the run's own."""
+
+    dataset: str | None = text(  # type: ignore[assignment]
+        None, "leave it out for the default", values=_DATASETS, default="the run's"
+    )
+    data_dir: str | None = text(
+        None,
+        "leave it out for the default",
+        values="PATH",
+        default="the run's, then $TFDS_DATA_DIR, TFDS's own",
+    )

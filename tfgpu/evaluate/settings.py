@@ -1,0 +1,49 @@
+"""The settings of an evaluation."""
+
+import dataclasses
+from typing import Literal
+
+from tfgpu.cli import shared_settings as shared
+from tfgpu.cli.settings import Command, choice, text, truth, whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="Evaluation"):
+    """Every setting of `tfgpu evaluate`; None is the run's own, or what the devices decide."""
+
+    jit_compile: bool | Literal["auto"] = truth("auto", auto=True, section=shared.DEVICES)
+    """Compile the evaluation with XLA. `auto` is on for a GPU and off for the CPU."""
+    split: str = choice("test", ("test", "validation", "train", "all"))
+    """Which examples; the validation split is what the run held back, `all` is train, validation
+    and test together."""
+    batch_size: int | None = whole(None, 1, word="auto")
+    """Images in a step, over all replicas; it changes no result."""
+    out: str | None = text(
+        None,
+        "leave it out for the default",
+        values="PATH",
+        default="<run_dir>/evaluation/<dataset>-<split>",
+    )
+    """Where evaluation.json, the confusion matrix and the reliability diagram go."""
+    json: bool = truth(False)
+    """Print JSON for a script instead of lines for a person."""
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        self._refuse_multi_worker("evaluates on one machine; choose mirrored or one_device")
+
+
+COMMAND = Command(
+    settings=EvaluateSettings,
+    purpose="Measure a finished run's model: loss, accuracy, calibration, confusion.",
+    sections=("Run", "Data", "Evaluation", shared.DEVICES, shared.GENERAL),
+    experiment=False,
+    examples=(
+        ("the test split of the run's own data", "--run_dir=runs/NAME"),
+        (
+            "every image of a folder of yours, for a script",
+            "--run_dir=runs/NAME --dataset=folder:photos --split=all --json",
+        ),
+    ),
+)

@@ -1,0 +1,48 @@
+"""The settings of an export."""
+
+import dataclasses
+
+from tfgpu.cli import shared_settings as shared
+from tfgpu.cli.settings import Command, names, number, text, whole
+
+EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSettings(shared.RunDataSettings, section="Export"):
+    """Every setting of `tfgpu export`; differences are between probabilities or accuracies."""
+
+    formats: str = names("all", EXPORT_FORMATS, alone="all", one="a format")
+    """Which files to make: {among}, joined by commas. All but keras and saved_model need
+    pip install 'tfgpu[export]'."""
+    out: str | None = text(
+        None, "leave it out for the default", values="PATH", default="<run_dir>/export"
+    )
+    """Where the files and export.json go."""
+    max_difference: float = number(1e-4, minimum=0, instead="1e-4 is the default")
+    """Between the probabilities of a float file and those of the Keras model; a file with a
+    greater one is kept as NAME.rejected."""
+    max_accuracy_difference: float = number(
+        0.01, minimum=0, instead="0.01 is one point, the default", values="FRACTION"
+    )
+    """The same for an int8 file, between accuracies: 0.01 is one point."""
+    calibration_examples: int = whole(256, 1, "256 is the default")
+    """Training images from which the ranges of int8 values are taken."""
+
+    @property
+    def chosen_formats(self) -> tuple[str, ...]:
+        """The formats to write, in the order of `EXPORT_FORMATS`."""
+        chosen = EXPORT_FORMATS if self.formats == "all" else self.formats.split(",")
+        return tuple(name for name in EXPORT_FORMATS if name in chosen)
+
+
+COMMAND = Command(
+    settings=ExportSettings,
+    purpose="Write a finished run's model for other runtimes, and compare each file with it.",
+    sections=("Run", "Export", "Data", shared.GENERAL),
+    experiment=False,
+    examples=(
+        ("everything", "--run_dir=runs/NAME"),
+        ("for TensorFlow Serving", "--run_dir=runs/NAME --formats=saved_model --out=serving"),
+    ),
+)

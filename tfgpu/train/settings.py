@@ -1,0 +1,270 @@
+"""The settings of a training run."""
+
+import dataclasses
+import re
+from typing import Literal
+
+from tfgpu.cli import shared_settings as shared
+from tfgpu.cli.settings import (
+    BUILDER,
+    LARGEST,
+    Command,
+    Settings,
+    choice,
+    custom,
+    names,
+    number,
+    text,
+    truth,
+    whole,
+)
+from tfgpu.errors import RequestError
+from tfgpu.machine.runtime import PRECISIONS
+
+OPTIMIZERS = (
+    *("sgd", "adam", "adamw", "rmsprop", "lion", "nadam", "adagrad", "adamax", "adadelta", "ftrl"),
+)
+OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
+LR_SCHEDULES = ("constant", "cosine", "linear")
+AUGMENTATIONS = ("crop", "flip")
+
+SECTIONS = (
+    shared.DEVICES,
+    "Data",
+    "Model",
+    "Training (auto: depends on the data set and the other flags; the run prints its choice)",
+    "Output",
+    shared.GENERAL,
+)
+"""Of the help pages of all commands that take settings of a training."""
+
+
+def _read_size(value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
+    if not match:
+        raise ValueError("must be HEIGHTxWIDTH, such as 32x32, or one number for a square")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _check_size(value: object) -> str | None:
+    sides = value if isinstance(value, tuple) else ()
+    if len(sides) == 2 and all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        return None
+    return "must be two whole numbers of at least 1, height x width, as 32x32"
+
+
+def _check_model(value: str) -> str | None:
+    right = ":" not in value or BUILDER.fullmatch(value)
+    return None if right else "is not of the form package.module:function"
+
+
+def _check_profile(value: object) -> str | None:
+    match = isinstance(value, str) and re.fullmatch(r"(\d+):(\d+)", value)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return None
+    return "must be FIRST:LAST, steps counted from 1, such as 101:110"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="allowed"):
+    """How a training is computed."""
+
+    precision: str = choice("float32", PRECISIONS)
+    """The Keras dtype policy. The model's output is float32 under each."""
+    jit_compile: bool | Literal["auto"] = truth("auto", auto=True)
+    """Compile the forward and backward pass with XLA. `auto` is on for a GPU and off for the
+    CPU."""
+    steps_per_execution: int | Literal["auto"] = whole("auto", 1, auto=True)
+    """Training steps for each call from Python."""
+    intra_op_threads: int | Literal["auto"] = whole("auto", 1, auto=True, tunable=False)
+    """CPU threads that share one operation. `auto` is all cores, divided among the replicas of
+    the CPU, and one where steps are too small to share."""
+    deterministic: bool = truth(False, tunable=False)
+    """Only kernels that give the same bits each time, at some cost in speed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
+    """What is trained on; `image_size` is height and width."""
+
+    validation_fraction: float = number(
+        0.1,
+        minimum=0,
+        below=1,
+        instead="0 trains on the whole split",
+        values="FRACTION",
+        tunable=False,
+    )
+    """Part of the training split held back for validation; 0 trains on all of it."""
+    image_size: tuple[int, int] | None = custom(
+        None,
+        word="auto",
+        values="SIZE|HEIGHTxWIDTH",
+        parse=_read_size,
+        check=_check_size,
+        tunable=False,
+    )
+    """Resize every image to this. `auto` is the data's own size; images of different sizes need
+    one."""
+    input: str = choice("auto", ("auto", "resident", "streaming"), on_resume="allowed")
+    """Keep the data on each device, or stream it. `auto` keeps it when it takes under a quarter
+    of a device's free memory. Both give the same batches."""
+    augment: str | None = names(
+        None, AUGMENTATIONS, alone="none", one="an augmentation", word="auto"
+    )
+    """Random changes to the training images: {among}, joined by commas. `auto` depends on the
+    data set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings, section=SECTIONS[2]):
+    """What is trained. None of `width` and `depth` is what the builder decides."""
+
+    model: str = text(
+        "lenet",
+        "name a model, such as lenet or package.module:function",
+        _check_model,
+        values="NAME|PACKAGE.MODULE:FUNCTION",
+    )
+    """`lenet`, or a function of yours that builds a Keras functional model."""
+    width: float | None = number(
+        None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
+    )
+    """Multiplies the channels and units of the hidden layers; `auto` is 1 for lenet. A function
+    of yours gets it as the argument `width`."""
+    depth: int | None = whole(None, 1, "leave it out for the model's own", word="auto")
+    """Convolutions; `auto` is 2 for lenet. A function of yours gets it as the argument `depth`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizationSettings(Settings, section=SECTIONS[3]):
+    """How it is trained; `batch_size` is global, `early_stopping` in epochs of patience."""
+
+    batch_size: int | None = whole(None, 1, word="auto")
+    """Images in a step, over all replicas; which have to divide it evenly."""
+    epochs: int | None = whole(None, 1, word="auto")
+    """Passes over the training data."""
+    optimizer: str | None = choice(None, OPTIMIZERS, word="auto", values="NAME")
+    """One of Keras' own: {among}."""
+    learning_rate: float | None = number(None, above=0, word="auto", values="RATE")
+    """The highest rate: after the warm-up, before the schedule lowers it."""
+    momentum: float | None = number(None, minimum=0, below=1, instead="0 is off", word="auto")
+    """For sgd and rmsprop; at least 0, below 1."""
+    weight_decay: float | None = number(None, minimum=0, instead="0 is off", word="auto")
+    """Decoupled from the gradient, as Keras' optimizers do it; 0 is off."""
+    lr_schedule: str | None = choice(None, LR_SCHEDULES, word="auto")
+    """How the rate goes on after the warm-up: cosine and linear end at 0."""
+    warmup_epochs: float | None = number(None, minimum=0, instead="0 is off", word="auto")
+    """Epochs, or a fraction of one, over which the rate rises from 0; 0 is off."""
+    label_smoothing: float = number(0.0, minimum=0, below=1, instead="0 is off", values="FRACTION")
+    """Part of each label spread evenly over the classes."""
+    clip_norm: float | None = number(
+        None, above=0, instead="leave it out to clip nothing", word="off"
+    )
+    """Scale gradients down to this norm over all weights."""
+    ema_momentum: float | None = number(
+        None, minimum=0, below=1, instead="leave it out for no average", word="off"
+    )
+    """Keep an exponential moving average of the weights, and end with it."""
+    gradient_accumulation_steps: int = whole(1, 1, "1 is off")
+    """Update the weights every N steps, with the mean of their gradients."""
+    early_stopping: int | None = whole(None, 1, "leave it out to train every epoch", word="off")
+    """Stop after N epochs without a better validation loss."""
+    seed: int = whole(0, 0, "0 is the default", tunable=False)
+    """Of the weights, the order of the data, the augmentation and the splits."""
+
+
+def run_dir_field(default: str) -> str | None:
+    """The field `run_dir` of a command that makes the directory."""
+    instead = "name a folder, or leave it out for one under runs/"
+    field: str | None = text(
+        None, instead, values="PATH", default=default, on_resume="ignored", tunable=False
+    )
+    return field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputSettings(Settings, section=SECTIONS[4], on_resume="allowed", tunable=False):
+    """What a run writes and says."""
+
+    run_dir: str | None = run_dir_field("runs/<dataset>-<model>-<time>")
+    """Where the run writes its settings, metrics, result and model."""
+    resume: str = choice("auto", ("auto", "never", "must"), on_resume="ignored")
+    """Continue the run that --run_dir holds, exactly where its last checkpoint is. `never` starts
+    new runs only, `must` continues only."""
+    checkpoint_every: int | None = whole(None, 1, "leave it out for once an epoch", word="epoch")
+    """Steps between two checkpoints: what a run that is killed loses at most."""
+    tensorboard: str = choice("default", ("default", "none", "full"))
+    """What to write for TensorBoard: `full` adds histograms and pictures of every epoch."""
+    profile: str | None = custom(None, word="off", values="FIRST:LAST", check=_check_profile)
+    """Steps to profile, counted from 1, for TensorBoard's Profile tab
+    (pip install 'tfgpu[profile]')."""
+    progress: str = choice("auto", ("auto", "bar", "plain", "none"), on_resume="ignored")
+    """`auto` is a bar on a terminal and plain lines elsewhere."""
+
+
+# The fields come in the order of the bases from the last to the first.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(
+    shared.VerbositySettings,
+    OutputSettings,
+    OptimizationSettings,
+    ModelSettings,
+    DataSettings,
+    SpeedSettings,
+):
+    """Every setting of a training run; the fields are the flags of `tfgpu train`.
+
+    `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
+    run starts, and the model for `width` and `depth`. The exceptions are `clip_norm`,
+    `ema_momentum` and `early_stopping`, where `None` is "off", `data_dir`, where it is TFDS's own
+    choice, and `checkpoint_every`, where it is one epoch.
+
+    Raises:
+        RequestError: A value, or a combination of values, is impossible.
+    """
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if self.profile is not None and self.tensorboard == "none":
+            self._refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
+        if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
+            raise RequestError(
+                f"--momentum={self.momentum} has no meaning for --optimizer={self.optimizer}; "
+                f"leave it out, or choose one out of {', '.join(OPTIMIZERS_WITH_MOMENTUM)}"
+            )
+        if self.early_stopping is not None and self.validation_fraction == 0:
+            raise RequestError(
+                f"--early_stopping={self.early_stopping} needs validation data, and "
+                "--validation_fraction=0 leaves none; raise the fraction or leave early stopping "
+                "out"
+            )
+        if self.epochs is not None and (self.warmup_epochs or 0) > self.epochs:
+            raise RequestError(
+                f"--warmup_epochs={self.warmup_epochs:g} is longer than the run of "
+                f"--epochs={self.epochs}; shorten the one or lengthen the other"
+            )
+        if self.resume == "must" and self.run_dir is None:
+            raise RequestError(
+                "--resume=must needs --run_dir: name the directory of the run to continue"
+            )
+
+
+COMMAND = Command(
+    settings=TrainSettings,
+    purpose="Train a model on every GPU of this machine, or on its CPU where there is none.",
+    sections=SECTIONS,
+    examples=(
+        ("the main job: handwritten digits, no network", "--strategy=mirrored"),
+        (
+            "mixed precision, XLA and several steps per call, together",
+            "--dataset=cifar10 --precision=mixed_float16 --jit_compile --steps_per_execution=50",
+        ),
+        (
+            "your images and your model",
+            "--dataset=folder:photos --image_size=64x64 --model=mymodels:build",
+        ),
+        ("an earlier run again, for longer", "--experiment=runs/NAME/config.json --epochs=60"),
+    ),
+)

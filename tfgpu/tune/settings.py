@@ -1,0 +1,84 @@
+"""The settings of a hyperparameter search."""
+
+import dataclasses
+
+from tfgpu.cli.settings import Command, choice, number, text, whole
+from tfgpu.errors import RequestError
+from tfgpu.train.settings import SECTIONS, TrainSettings, run_dir_field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneSettings(TrainSettings, section="Search"):
+    """The settings of `tfgpu tune`: those that all trials share, and more."""
+
+    run_dir: str | None = run_dir_field("runs/tune-<dataset>-<model>-<time>")
+    """Where the search keeps its trials, its state and its result."""
+
+    tuner: str = choice("hyperband", ("hyperband", "bayesian", "random", "grid"))
+    """KerasTuner's: hyperband trains many for a few epochs and goes on with the better ones, the
+    others train each trial for --epochs."""
+    space: str = text(
+        "default",
+        "write default, or name a Python file",
+        values="default|FILE.py",
+        on_resume="ignored",  # Its name; what it declares counts.
+    )
+    """A file that defines `space(hp) -> dict`: settings of a run, made from KerasTuner's
+    hp.Choice, hp.Int, hp.Float and hp.Boolean (the file is run). `default` is one for lenet."""
+    objective: str = choice("val_accuracy", ("val_accuracy", "val_loss"))
+    """What is compared, of the model that a trial ends with."""
+    max_trials: int | None = whole(None, 1, word="auto", on_resume="ignored")
+    """Trials at most; `auto` is 20 for random and bayesian, all there are for grid, and for
+    hyperband once through its brackets, or as often as --max_minutes allows."""
+    max_minutes: float | None = number(
+        None,
+        above=0,
+        instead="leave it out for no limit",
+        word="off",
+        values="MINUTES",
+        on_resume="ignored",
+    )
+    """Time for the search, over all starts of it. Trials that are under way then are kept, and go
+    on when there is more."""
+    workers: int = whole(1, 0, "1 is the default", on_resume="ignored")
+    """Processes that train trials side by side on this machine, one GPU each, or one group of
+    cores each where there is no GPU. One alone has all of them."""
+    final_seeds: int = whole(3, 0, "0 retrains nothing", on_resume="ignored")
+    """Trainings of the best settings at the end, with seeds that the search has not seen; they
+    alone read the test split. 0 tests the best trial's own model."""
+
+    @property
+    def training(self) -> TrainSettings:
+        """What all trials share, alone."""
+        return TrainSettings.part_of(self)
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if self.validation_fraction == 0:
+            raise RequestError(
+                "--validation_fraction=0 leaves nothing to compare trials by: the test split is "
+                "for the winner alone; raise the fraction"
+            )
+        self._refuse_multi_worker(
+            "a trial trains on one machine; choose mirrored or one_device, and have other machines "
+            "train other trials"
+        )
+
+
+COMMAND = Command(
+    settings=TuneSettings,
+    purpose="Search for better settings with KerasTuner. The flags of `tfgpu train` are what all "
+    "trials share;\n--space says what is tried. The same command again goes on where it was "
+    "stopped.",
+    sections=("Search", *SECTIONS),
+    examples=(
+        ("the digits, in a few minutes", "--tuner=random --max_trials=10 --epochs=10"),
+        (
+            "half an hour for settings of your choice",
+            "--dataset=cifar10 --space=experiments/search_recipe.py --max_minutes=30 "
+            "--run_dir=runs/search",
+        ),
+        ("four GPUs, a trial on each", "--workers=4 --run_dir=runs/search"),
+    ),
+)
