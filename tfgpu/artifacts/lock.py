@@ -9,20 +9,24 @@ import contextlib
 import errno
 import os
 import sys
+import weakref
 from pathlib import Path
 
 from tfgpu.errors import DISK_FULL, RequestError
 
 FLAG_BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has it.
 
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, getattr(errno, "EOPNOTSUPP", errno.ENOSYS), errno.EINVAL}
+_NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOLCK,
+    getattr(errno, "EOPNOTSUPP", errno.ENOSYS),
+    errno.EINVAL,
+    errno.EBADF,
+}
 
 
 class DirectoryLock:
     """Keeps a second process out of a directory while this one is in the `with` block.
-
-    The operating system drops the lock when the process ends, however it ends. The file `.lock`
-    stays: removing it would let two processes hold locks on two files of that name.
 
     Attributes:
         path: The directory.
@@ -30,19 +34,31 @@ class DirectoryLock:
             (some network file systems) nothing is kept out.
     """
 
-    def __init__(self, path: Path, *, name: str = "run_dir", another: str = "another --run_dir"):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str = "run_dir",
+        another: str = "another --run_dir",
+        file: bool = True,
+    ):
         """Takes no lock yet.
 
         Args:
             path: The directory.
             name: What the messages call it.
             another: What they propose in its place.
+            file: Whether the lock is one of a file `.lock`, which stays: removing it would let two
+                processes hold locks on two files of that name. Else it is one of the directory
+                itself, or of the file where directories cannot be locked.
         """
         self.path = Path(path)
+        self.supported = True
         self._name = f"{name} {str(self.path)!r}"
         self._another = another
-        self.supported = True
-        self._descriptor: int | None = None
+        self._file = file or sys.platform == "win32"
+        self._release: weakref.finalize[..., DirectoryLock] | None = None
+        self._descriptor = -1
 
     def __enter__(self) -> DirectoryLock:
         """Takes the lock.
@@ -51,38 +67,70 @@ class DirectoryLock:
             RequestError: Another process has it, or the directory cannot be written.
             OSError: The disk is full.
         """
-        file = self.path / ".lock"
+        file = self._file
         try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | FLAG_BINARY, 0o666)
+            descriptor, locked = self._lock(file=file)
+            if locked is None and not file:
+                unlock(descriptor)
+                file = True
+                descriptor, locked = self._lock(file=file)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
             raise RequestError(
                 f"{self._name} cannot be locked ({error.strerror}); name another"
             ) from error
-        locked = lock(descriptor)
         if locked is False:
             try:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip()
+                holder = os.read(descriptor, 32).decode(errors="replace") if file else ""
+                number = holder.strip() or _holder(descriptor)
             finally:
                 unlock(descriptor)
-            process = f"process {holder}" if holder.isdecimal() else "another process"
+            process = f"process {number}" if number.isdecimal() else "another process"
             raise RequestError(
                 f"{self._name} is in use by {process}; wait for it, stop it, or name "
                 f"{self._another}"
             )
         self.supported = locked is not None
+        # Also when nobody leaves the block, and this object is forgotten.
+        self._release = weakref.finalize(self, _forget, descriptor)
         self._descriptor = descriptor
-        # The number only helps the reader of the message: a full disk does not matter here.
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, b"%d\n" % os.getpid())
+        if file:
+            # The number only helps the reader of the message: a full disk does not matter here.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, b"%d\n" % os.getpid())
         return self
 
     def __exit__(self, *_: object) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            unlock(descriptor)
+        if self._release is not None and self._release.detach():
+            unlock(self._descriptor)
+
+    def _lock(self, *, file: bool) -> tuple[int, bool | None]:
+        if file:
+            flags = os.O_RDWR | os.O_CREAT | FLAG_BINARY
+            descriptor = os.open(self.path / ".lock", flags, 0o666)
+        else:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        return descriptor, lock(descriptor)
+
+
+def _forget(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        unlock(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """The number of the process that has the lock of a file; "" where nobody tells."""
+    try:
+        inode = str(os.fstat(descriptor).st_ino)
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    # "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF"
+    rows = [line.split() for line in lines if " FLOCK " in line and "->" not in line]
+    found = (row[4] for row in rows if len(row) > 5 and row[5].rpartition(":")[2] == inode)
+    return next(found, "")
 
 
 def in_use(file: Path) -> bool:

@@ -244,7 +244,9 @@ class CheckpointStore:
         # Nobody closes a store whose training was left by an exception.
         if (before := _writers.get(place)) is not None:
             before.close()
-        taken = DirectoryLock(self.directory, name="directory", another="another directory")
+        taken = DirectoryLock(
+            self.directory, name="directory", another="another directory", file=False
+        )
         taken.__enter__()
         self._lock = taken
         _writers[place] = self
