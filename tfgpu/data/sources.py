@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,24 @@ class ImageDataset:
     validation: Examples | None
     test: Examples
     test_split: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the images come from and how many there are, as JSON keeps it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "license": self.license,
+            "citation": self.citation,
+            "homepage": self.homepage,
+            "image_shape": list(self.image_shape),
+            "class_names": list(self.class_names),
+            "train_examples": self.train.num_examples,
+            "validation_examples": self.validation.num_examples if self.validation else 0,
+            "test_examples": self.test.num_examples,
+            "test_split": self.test_split,
+        }
 
 
 def load(

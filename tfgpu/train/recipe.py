@@ -19,6 +19,8 @@ from tfgpu.train.settings import AUGMENTATIONS, TrainSettings
 if TYPE_CHECKING:
     import keras
 
+    from tfgpu.data.sources import ImageDataset
+
 SMALL = 10_000
 """Training sets below this many examples get the recipe for small ones."""
 
@@ -277,3 +279,41 @@ def build_model(
             f"{'x'.join(map(str, image_shape))} and {num_classes} classes: "
             f"{error}; it is called with image_shape and num_classes{also}"
         ) from error
+
+
+def build_checked(
+    config: TrainSettings, builder: Callable[..., keras.Model], data: ImageDataset
+) -> keras.Model:
+    """Calls the function that builds the model, and checks what it made.
+
+    Args:
+        config: For `width` and `depth`.
+        builder: What `find_builder` returned.
+        data: What the model is for.
+
+    Raises:
+        RequestError: It cannot be built, or is no tfgpu model from images to logits.
+    """
+    import keras
+
+    from tfgpu.engine.model import ReplicaTrainer
+
+    model = build_model(
+        config, builder, image_shape=data.image_shape, num_classes=len(data.class_names)
+    )
+    if not isinstance(model, keras.Model):
+        raise RequestError(
+            f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
+        )
+    if not isinstance(model, ReplicaTrainer):
+        raise RequestError(
+            f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
+            "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
+        )
+    expected = (None, len(data.class_names))
+    if model.built and tuple(getattr(model, "output_shape", expected)) != expected:
+        raise RequestError(
+            f"--model={config.model} gives outputs of shape {model.output_shape}; "
+            f"{config.dataset} needs logits of shape {expected}"
+        )
+    return model

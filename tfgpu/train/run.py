@@ -1,6 +1,6 @@
 """One training run: from settings to a run directory.
 
-Reads top to bottom: workplace (devices and data), settings, run directory, model, `fit`, test,
+Reads top to bottom: session (devices and data), settings, run directory, model, `fit`, test,
 files.
 """
 
@@ -8,46 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from tfgpu.artifacts import environment, files
+from tfgpu.artifacts import environment
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
-from tfgpu.data import sources
-from tfgpu.data.examples import Examples, data_errors
+from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import (
     DeviceDataset,
     evaluation_batches,
-    make_resident,
     training_batches,
 )
-from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError, disk_full
-from tfgpu.machine import hardware, runtime
+from tfgpu.data.sources import ImageDataset
+from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.models.classification_loss import classification_loss
-from tfgpu.tensorboard import TensorBoard
+from tfgpu.models.saving import save_for_keras
 from tfgpu.train import recipe
+from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
+from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
+from tfgpu.train.tensorboard import tensorboard_callback
 
 EVALUATION_BATCH = 512
 """Examples in a batch of evaluation, over all replicas; its size changes no result."""
-
-RESIDENT_SHARE = 0.25
-"""Of a device's free memory that resident data may take: activations need the rest."""
 
 RESULT_FIELDS = (
     "status",
@@ -74,84 +70,13 @@ RESULT_FIELDS = (
 )
 """Of result.json, always all of them: null for what the run did not come to."""
 
-POINTS_AN_EPOCH = 10
-"""Of `batch_<metric>` and `performance/` in TensorBoard."""
-
-
-class Workplace:
-    """What all runs of a process stand on: devices, data, and the data in the devices' memory.
-
-    Attributes:
-        machine: Devices and strategy.
-        data: The splits.
-    """
-
-    def __init__(self, machine: runtime.Runtime, data: sources.ImageDataset):
-        self.machine = machine
-        self.data = data
-        self._resident: dict[int, tuple[Any, ...]] = {}
-
-    @classmethod
-    def open(cls, config: TrainSettings, *, stopwatch: Stopwatch) -> Workplace:
-        """Finds the devices and the data; once a process.
-
-        Args:
-            config: The settings of the first run.
-            stopwatch: Is switched to "data".
-
-        Raises:
-            tfgpu.errors.Error: The request or the data is at fault.
-        """
-        machine = runtime.start(
-            strategy=config.strategy,
-            devices=config.devices,
-            virtual_devices=config.virtual_devices,
-            precision=config.precision,
-            jit_compile=config.jit_compile,
-            seed=config.seed,
-            deterministic=config.deterministic,
-            intra_op_threads=config.intra_op_threads,
-            small_steps=recipe.has_small_steps(config),
-        )
-        stopwatch.switch("data")
-        return cls(machine, sources.load(**_of_the_data(config)))
-
-    def another(self, config: TrainSettings) -> Workplace:
-        """The same place made ready for another run, as if that were the first.
-
-        Args:
-            config: Its settings; those of the devices, the threads and the data are the first
-                run's.
-        """
-        place = Workplace(
-            runtime.again(
-                self.machine,
-                precision=config.precision,
-                jit_compile=config.jit_compile,
-                seed=config.seed,
-            ),
-            self.data,
-        )
-        place._resident = self._resident
-        return place
-
-    def resident(self, examples: Examples) -> tuple[Any, ...]:
-        """A split in the memory of each device, read when it is first asked for.
-
-        Raises:
-            DataError: An image or a record is damaged.
-        """
-        if id(examples) not in self._resident:
-            self._resident[id(examples)] = make_resident(examples, self.machine.strategy)
-        return self._resident[id(examples)]
-
 
 def run(
     config: TrainSettings,
     *,
     console: Console,
     stopwatch: Stopwatch,
-    workplace: Workplace | None = None,
+    session: Session | None = None,
     until_epoch: int | None = None,
     test: bool = True,
     pictures: bool = True,
@@ -163,7 +88,7 @@ def run(
         config: The settings as the user gave them.
         console: Where the run speaks.
         stopwatch: Started with the process.
-        workplace: What an earlier run of this process stood on; None for the first.
+        session: What an earlier run of this process stood on; None for the first.
         until_epoch: Where to pause: the run is saved, with the status "paused", and is continued
             by the next call with a later end, exactly as if it had not paused. None trains all
             epochs.
@@ -181,18 +106,18 @@ def run(
     with interrupts.caught() as signals:
         build = find_builder(config.model)
         begun = _as_recorded(config)
-        if workplace is None:
-            place = Workplace.open(begun, stopwatch=stopwatch)
+        if session is None:
+            session = Session.open(begun, stopwatch=stopwatch)
         else:
-            place = workplace.another(begun)
-        machine, data = place.machine, place.data
+            session = session.another(begun)
+        machine, data = session.machine, session.data
         settings = recipe.resolve(
             begun,
             num_examples=data.train.num_examples,
             replicas=machine.num_replicas,
             on_gpu=machine.on_gpu,
         )
-        mode, mode_reason = _choose_input(settings, place, test=test)
+        mode, mode_reason = session.choose_input(settings.input, test=test)
         settings = dataclasses.replace(
             settings,
             input=mode,
@@ -222,10 +147,10 @@ def run(
                 input_reason=mode_reason,
             )
         )
-        with _failures(settings, machine):
+        with one_line_failures(settings, machine):
             # All that can be wrong with the data and the model shows before the first file is
             # written.
-            job = _prepare(settings, place, build, stopwatch)
+            job = _prepare(settings, session, build, stopwatch)
             directory = RunDirectory.create(
                 config.run_dir,
                 config=settings.to_json(),
@@ -246,17 +171,6 @@ def run(
             )
             with contextlib.closing(directory):
                 return _record(job, directory, console, stopwatch, signals)
-
-
-def _of_the_data(config: TrainSettings) -> dict[str, Any]:
-    """The arguments of `sources.load`."""
-    return {
-        "name": config.dataset,
-        "data_dir": config.data_dir,
-        "validation_fraction": config.validation_fraction,
-        "image_size": config.image_size,
-        "seed": config.seed,
-    }
 
 
 def _as_recorded(config: TrainSettings) -> TrainSettings:
@@ -309,9 +223,9 @@ def _record(
     }
     try:
         console.log_to(directory.log)
-        directory.write_environment(environment.record(machine, dataset=_provenance(data)))
+        directory.write_environment(environment.record(machine, dataset=data.provenance))
         # Here and not only around it all, so that the log has what the terminal shows.
-        with _failures(config, machine):
+        with one_line_failures(config, machine):
             _train(job, directory, console, stopwatch, outcome, signals)
     except (KeyboardInterrupt, Interrupted):
         _close(outcome, "interrupted", directory, stopwatch)
@@ -352,7 +266,7 @@ class _Job:
 
     config: Resolved
     machine: runtime.Runtime
-    data: sources.ImageDataset
+    data: ImageDataset
     model: keras.Model
     batches: DeviceDataset
     validation: DeviceDataset | None
@@ -371,12 +285,12 @@ class _Job:
 
 def _prepare(
     config: Resolved,
-    place: Workplace,
+    session: Session,
     build: Callable[..., keras.Model],
     stopwatch: Stopwatch,
 ) -> _Job:
     """Builds the model and reads resident data; writes nothing."""
-    machine, data = place.machine, place.data
+    machine, data = session.machine, session.data
     strategy = machine.strategy
     resident = config.input == "resident"
 
@@ -384,19 +298,19 @@ def _prepare(
         return evaluation_batches(
             examples,
             batch_size=_evaluation_batch(examples, config, machine.num_replicas),
-            resident=place.resident(examples) if resident else (),
+            resident=session.resident(examples) if resident else (),
         )
 
     stopwatch.switch("model")
     with strategy.scope():
-        model = _build(build, config, data)
+        model = recipe.build_checked(config, build, data)
     stopwatch.switch("data")
     batches = training_batches(
         data.train,
         batch_size=config.batch_size,
         seed=config.seed,
         augment=recipe.augmentations(config),
-        resident=place.resident(data.train) if resident else (),
+        resident=session.resident(data.train) if resident else (),
     )
     validation = evaluated(data.validation) if data.validation is not None else None
     stopwatch.switch("model")
@@ -451,7 +365,13 @@ def _train(
     callbacks: list[Any] = [timing, progress, record]
     tensorboard = None
     if config.tensorboard != "none" and chief:
-        tensorboard = _tensorboard(job, directory.tensorboard_dir)
+        tensorboard = tensorboard_callback(
+            config,
+            directory.tensorboard_dir,
+            class_names=job.data.class_names,
+            steps_per_epoch=job.batches.steps_per_epoch,
+            pictures=job.pictures,
+        )
         callbacks.append(tensorboard)
     of_settings = recipe.make_callbacks(config)
     callbacks += [*of_settings, *job.callbacks, backup]
@@ -465,7 +385,11 @@ def _train(
                 "holds no checkpoint; put one back, or start again with another --run_dir"
             )
     try:
-        with _full_disk(job, backup), progress, signals.deferred(backup.request_stop):
+        with (
+            say_what_is_kept(backup, command=job.command),
+            progress,
+            signals.deferred(backup.request_stop),
+        ):
             model.fit(
                 job.batches,
                 steps_per_epoch=job.batches.steps_per_epoch,
@@ -487,8 +411,8 @@ def _train(
     # training.
     with stopwatch.during("saving"):
         if chief:
-            with _full_disk(job, backup):
-                _save(model, directory.model_path)
+            with say_what_is_kept(backup, command=job.command):
+                save_for_keras(model, directory.model_path)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -504,33 +428,6 @@ def _train(
         tensorboard.show_result(final, step=outcome["steps"])
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
-
-
-def _tensorboard(job: _Job, directory: Path) -> TensorBoard:
-    """The callback that `--tensorboard` and `--profile` ask for."""
-    config = job.config
-    full = config.tensorboard == "full"
-    settings = config.to_json()
-    not_compared = config.names(on_resume="ignored") | {
-        *("data_dir", "tensorboard", "profile", "checkpoint_every")
-    }
-    hparams = {
-        name: "x".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in settings.items()
-        if name not in not_compared
-    }
-    first, _, last = (config.profile or "0:0").partition(":")
-    return TensorBoard(
-        directory,
-        histogram_freq=1 if full else 0,
-        write_graph=job.pictures,
-        # Some points an epoch show its course; each of them waits for the device.
-        update_freq=max(1, job.batches.steps_per_epoch // POINTS_AN_EPOCH),
-        profile_batch=(int(first), int(last)) if config.profile else 0,
-        class_names=job.data.class_names,
-        hparams=hparams,
-        write_batches="every" if full else job.pictures,
-    )
 
 
 class _Record(keras.callbacks.Callback):
@@ -600,114 +497,11 @@ class _Record(keras.callbacks.Callback):
         )
 
 
-def _choose_input(config: Resolved, place: Workplace, *, test: bool) -> tuple[str, str]:
-    """Decides `--input=auto` and gives the reason."""
-    if config.input != "auto":
-        return config.input, ""
-    data = place.data
-    splits = [data.train, *([data.test] if test else [])]
-    splits += [data.validation] if data.validation else []
-    if all(id(split) in place._resident for split in splits):
-        return "resident", "the data are there already"
-    # Of virtual devices that share a memory, each has its part of it free.
-    free = hardware.free_memory(place.machine.devices[0])
-    needed = sum(split.nbytes for split in splits)
-    fits = needed <= RESIDENT_SHARE * free
-    reason = (
-        f"{needed / 1e6:,.0f} MB of data, {'under' if fits else 'over'} a quarter of "
-        f"{free / 1e9:,.1f} GB free"
-    )
-    return "resident" if fits else "streaming", reason
-
-
 def _evaluation_batch(examples: Examples, config: Resolved, replicas: int) -> int:
     """A batch for evaluation: a multiple of the replicas, no larger than it is of use."""
     # Without a backward pass four times the batch fits where a step of training does.
     most = min(EVALUATION_BATCH, 4 * config.batch_size, examples.num_examples)
     return -(-most // replicas) * replicas
-
-
-def _build(
-    build: Callable[..., keras.Model], config: TrainSettings, data: sources.ImageDataset
-) -> keras.Model:
-    """Calls the builder and checks what it made."""
-    from tfgpu.engine.model import ReplicaTrainer
-
-    model = recipe.build_model(
-        config, build, image_shape=data.image_shape, num_classes=len(data.class_names)
-    )
-    if not isinstance(model, keras.Model):
-        raise RequestError(
-            f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
-        )
-    if not isinstance(model, ReplicaTrainer):
-        raise RequestError(
-            f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
-            "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
-        )
-    expected = (None, len(data.class_names))
-    if model.built and tuple(getattr(model, "output_shape", expected)) != expected:
-        raise RequestError(
-            f"--model={config.model} gives outputs of shape {model.output_shape}; "
-            f"{config.dataset} needs logits of shape {expected}"
-        )
-    return model
-
-
-@contextlib.contextmanager
-def _full_disk(job: _Job, backup: BackupAndRestore) -> Iterator[None]:
-    """Says of a disk that takes no more where the training is safe.
-
-    Raises:
-        WorkError: The disk is full.
-    """
-    try:
-        yield
-    except Error:
-        raise
-    except Exception as error:
-        full = disk_full(error)
-        if full is None or backup.latest is None:
-            raise
-        where = f" while writing {full.filename}" if full.filename else ""
-        raise WorkError(
-            f"{full.strerror}{where}; {backup.latest} keeps the training: free some space, then "
-            f"continue with: {job.command}"
-        ) from error
-
-
-def _save(model: keras.Model, path: Path) -> None:
-    """Writes the model whole or not at all, so that plain Keras can read it."""
-    compiled = model.compiled
-    # A schedule or a loss of tfgpu's own would be all that plain Keras does not know; and it
-    # makes another optimizer of one with a loss scale, unless its policy is set before.
-    model.compiled = (
-        compiled
-        and not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-        and "tfgpu>" not in json.dumps(model.get_compile_config(), default=str)
-    )
-    try:
-        with files.replacing(path) as beside:
-            model.save(beside)
-    finally:
-        model.compiled = compiled
-
-
-def _provenance(data: sources.ImageDataset) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "version": data.version,
-        "fingerprint": data.fingerprint,
-        "license": data.license,
-        "citation": data.citation,
-        "homepage": data.homepage,
-        "image_shape": list(data.image_shape),
-        "class_names": list(data.class_names),
-        "train_examples": data.train.num_examples,
-        "validation_examples": data.validation.num_examples if data.validation else 0,
-        "test_examples": data.test.num_examples,
-        "test_split": data.test_split,
-    }
 
 
 def _close(
@@ -716,40 +510,3 @@ def _close(
     outcome["status"] = status
     outcome["total_seconds"] = stopwatch.total
     directory.write_result(outcome)
-
-
-@contextlib.contextmanager
-def _failures(config: Resolved, machine: runtime.Runtime) -> Iterator[None]:
-    """Turns what TensorFlow says of memory, disks and damaged data into one line."""
-    try:
-        with data_errors():
-            yield
-    except tf.errors.OpError as error:
-        if (full := disk_full(error)) is not None:
-            raise full from error
-        if isinstance(error, tf.errors.ResourceExhaustedError) or (
-            "out of memory" in error.message.lower()
-        ):
-            raise _out_of_memory(config, machine) from error
-        raise
-    except MemoryError as error:
-        raise _out_of_memory(config, machine) from error
-    except OSError as error:
-        if (full := disk_full(error)) is not None and full is not error:
-            raise full from error
-        raise
-
-
-def _out_of_memory(config: Resolved, machine: runtime.Runtime) -> WorkError:
-    replicas = machine.num_replicas
-    hints = []
-    if config.input == "resident":
-        hints.append("--input=streaming")
-    if config.precision == "float32":
-        hints.append("--precision=mixed_bfloat16")
-    if smaller := config.batch_size // 2 // replicas * replicas:
-        hints.insert(0, f"--batch_size={smaller}")
-    return WorkError(
-        f"out of memory with --batch_size={config.batch_size}; try "
-        f"{' or '.join(hints) or 'a smaller model or --image_size'}"
-    )

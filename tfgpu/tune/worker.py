@@ -50,7 +50,7 @@ class _Worker:
 
         self._config = config
         self._space = Space.load(config.space)
-        self._workplace: Any = None
+        self._session: Any = None
         self._oracle = oracle.make(
             config,
             self._space.hyperparameters,
@@ -62,13 +62,13 @@ class _Worker:
         import grpc
 
         from tfgpu.cli.console import Stopwatch
-        from tfgpu.train import run
+        from tfgpu.train.session import Session
         from tfgpu.tune import client as clients
         from tfgpu.tune import worker_pool
         from tfgpu.tune.oracle import IDLE, STOPPED
 
         # Before the first trial: what is wrong with this machine or its data is not the trial's.
-        self._workplace = run.Workplace.open(self._config.training, stopwatch=Stopwatch())
+        self._session = Session.open(self._config.training, stopwatch=Stopwatch())
         with clients.Client(self._oracle) as client:
             try:
                 while True:
@@ -160,7 +160,7 @@ class _Worker:
                 settings,
                 console=Console(progress="none", file=nothing),
                 stopwatch=stopwatch,
-                workplace=self._workplace,
+                session=self._session,
                 until_epoch=trial.hyperparameters.values.get("tuner/epochs"),
                 test=False,
                 # The best settings get them, when they are trained again.

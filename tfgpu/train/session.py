@@ -1,0 +1,122 @@
+"""What all runs of a process share: devices, data, and the data in the devices' memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfgpu.cli.console import Stopwatch
+from tfgpu.data import sources
+from tfgpu.data.examples import Examples
+from tfgpu.data.inputs import make_resident
+from tfgpu.machine import hardware, runtime
+from tfgpu.train import recipe
+from tfgpu.train.settings import TrainSettings
+
+RESIDENT_SHARE = 0.25
+"""Of a device's free memory that resident data may take: activations need the rest."""
+
+
+class Session:
+    """What all runs of a process share: devices, data, and the data in the devices' memory.
+
+    Attributes:
+        machine: Devices and strategy.
+        data: The splits.
+    """
+
+    def __init__(self, machine: runtime.Runtime, data: sources.ImageDataset):
+        self.machine = machine
+        self.data = data
+        self._resident: dict[int, tuple[Any, ...]] = {}
+
+    @classmethod
+    def open(cls, config: TrainSettings, *, stopwatch: Stopwatch) -> Session:
+        """Finds the devices and the data; once a process.
+
+        Args:
+            config: The settings of the first run.
+            stopwatch: Is switched to "data".
+
+        Raises:
+            tfgpu.errors.Error: The request or the data is at fault.
+        """
+        machine = runtime.start(
+            strategy=config.strategy,
+            devices=config.devices,
+            virtual_devices=config.virtual_devices,
+            precision=config.precision,
+            jit_compile=config.jit_compile,
+            seed=config.seed,
+            deterministic=config.deterministic,
+            intra_op_threads=config.intra_op_threads,
+            small_steps=recipe.has_small_steps(config),
+        )
+        stopwatch.switch("data")
+        return cls(machine, sources.load(**_of_the_data(config)))
+
+    def another(self, config: TrainSettings) -> Session:
+        """The same place made ready for another run, as if that were the first.
+
+        Args:
+            config: Its settings; those of the devices, the threads and the data are the first
+                run's.
+        """
+        place = Session(
+            runtime.again(
+                self.machine,
+                precision=config.precision,
+                jit_compile=config.jit_compile,
+                seed=config.seed,
+            ),
+            self.data,
+        )
+        place._resident = self._resident
+        return place
+
+    def resident(self, examples: Examples) -> tuple[Any, ...]:
+        """A split in the memory of each device, read when it is first asked for.
+
+        Raises:
+            DataError: An image or a record is damaged.
+        """
+        if id(examples) not in self._resident:
+            self._resident[id(examples)] = make_resident(examples, self.machine.strategy)
+        return self._resident[id(examples)]
+
+    def choose_input(self, asked: str, *, test: bool) -> tuple[str, str]:
+        """Decides `--input=auto`.
+
+        Args:
+            asked: The setting.
+            test: Whether the test split is read too.
+
+        Returns:
+            "resident" or "streaming", and the reason.
+        """
+        if asked != "auto":
+            return asked, ""
+        data = self.data
+        splits = [data.train, *([data.test] if test else [])]
+        splits += [data.validation] if data.validation else []
+        if all(id(split) in self._resident for split in splits):
+            return "resident", "the data are there already"
+        # Of virtual devices that share a memory, each has its part of it free.
+        free = hardware.free_memory(self.machine.devices[0])
+        needed = sum(split.nbytes for split in splits)
+        fits = needed <= RESIDENT_SHARE * free
+        reason = (
+            f"{needed / 1e6:,.0f} MB of data, {'under' if fits else 'over'} a quarter of "
+            f"{free / 1e9:,.1f} GB free"
+        )
+        return "resident" if fits else "streaming", reason
+
+
+def _of_the_data(config: TrainSettings) -> dict[str, Any]:
+    """The arguments of `sources.load`."""
+    return {
+        "name": config.dataset,
+        "data_dir": config.data_dir,
+        "validation_fraction": config.validation_fraction,
+        "image_size": config.image_size,
+        "seed": config.seed,
+    }

@@ -1,0 +1,52 @@
+"""The TensorBoard callback of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfgpu.tensorboard import TensorBoard
+from tfgpu.train.recipe import Resolved
+
+POINTS_AN_EPOCH = 10
+"""Of `batch_<metric>` and `performance/` in TensorBoard."""
+
+
+def tensorboard_callback(
+    config: Resolved,
+    directory: Path,
+    *,
+    class_names: tuple[str, ...],
+    steps_per_epoch: int,
+    pictures: bool,
+) -> TensorBoard:
+    """The callback that `--tensorboard` and `--profile` ask for.
+
+    Args:
+        config: The settings.
+        directory: Where the event files go.
+        class_names: One a class.
+        steps_per_epoch: Steps of training in an epoch.
+        pictures: Whether it writes graphs and pictures too.
+    """
+    full = config.tensorboard == "full"
+    settings = config.to_json()
+    not_compared = config.names(on_resume="ignored") | {
+        *("data_dir", "tensorboard", "profile", "checkpoint_every")
+    }
+    hparams = {
+        name: "x".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name not in not_compared
+    }
+    first, _, last = (config.profile or "0:0").partition(":")
+    return TensorBoard(
+        directory,
+        histogram_freq=1 if full else 0,
+        write_graph=pictures,
+        # Some points an epoch show its course; each of them waits for the device.
+        update_freq=max(1, steps_per_epoch // POINTS_AN_EPOCH),
+        profile_batch=(int(first), int(last)) if config.profile else 0,
+        class_names=class_names,
+        hparams=hparams,
+        write_batches="every" if full else pictures,
+    )
