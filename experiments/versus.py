@@ -214,7 +214,7 @@ def tfgpu_worker(
     folder = tempfile.TemporaryDirectory()
     if tensorboard:
         import tfgpu
-        from tfgpu.train.run import POINTS_AN_EPOCH
+        from tfgpu.train.tensorboard import POINTS_AN_EPOCH
 
         every = max(1, steps // POINTS_AN_EPOCH)
         callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]

@@ -66,8 +66,8 @@ def test_every_import_of_the_package_is_declared(setup_call):
     }
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
-        if path.parent.name in ("exporting", "tuning"):
-            allowed = extra[{"exporting": "export", "tuning": "tune"}[path.parent.name]]
+        if path.parent.name in ("export", "tune"):
+            allowed = extra[path.parent.name]
         undeclared = _third_party_imports(path) - allowed
         assert not undeclared, f"{path} imports {undeclared}, which setup.py does not declare"
 
@@ -105,7 +105,7 @@ def test_types_are_shipped(setup_call):
 def test_console_script_names_a_function(setup_call):
     (script,) = setup_call["entry_points"]["console_scripts"]
     assert script == "tfgpu = tfgpu.cli.entry:main"
-    tree = ast.parse((ROOT / "tfgpu" / "cli.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tfgpu" / "cli" / "entry.py").read_text(encoding="utf-8"))
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -42,9 +42,6 @@ from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
 
-EVALUATION_BATCH = 512
-"""Examples in a batch of evaluation, over all replicas; its size changes no result."""
-
 RESULT_FIELDS = (
     "status",
     "dataset",
@@ -297,7 +294,7 @@ def _prepare(
     def evaluated(examples: Examples) -> DeviceDataset:
         return evaluation_batches(
             examples,
-            batch_size=_evaluation_batch(examples, config, machine.num_replicas),
+            batch_size=session.evaluation_batch(examples, batch_size=config.batch_size),
             resident=session.resident(examples) if resident else (),
         )
 
@@ -495,13 +492,6 @@ class _Record(keras.callbacks.Callback):
                 "seconds": self._timing.epoch_seconds,
             }
         )
-
-
-def _evaluation_batch(examples: Examples, config: Resolved, replicas: int) -> int:
-    """A batch for evaluation: a multiple of the replicas, no larger than it is of use."""
-    # Without a backward pass four times the batch fits where a step of training does.
-    most = min(EVALUATION_BATCH, 4 * config.batch_size, examples.num_examples)
-    return -(-most // replicas) * replicas
 
 
 def _close(

@@ -12,6 +12,9 @@ from tfgpu.machine import hardware, runtime
 from tfgpu.train import recipe
 from tfgpu.train.settings import TrainSettings
 
+EVALUATION_BATCH = 512
+"""Examples in a batch of evaluation, over all replicas; its size changes no result."""
+
 RESIDENT_SHARE = 0.25
 """Of a device's free memory that resident data may take: activations need the rest."""
 
@@ -109,6 +112,18 @@ class Session:
             f"{free / 1e9:,.1f} GB free"
         )
         return "resident" if fits else "streaming", reason
+
+    def evaluation_batch(self, examples: Examples, *, batch_size: int) -> int:
+        """A batch for evaluation: a multiple of the replicas, no larger than it is of use.
+
+        Args:
+            examples: The split.
+            batch_size: That of training, over all replicas.
+        """
+        # Without a backward pass four times the batch fits where a step of training does.
+        most = min(EVALUATION_BATCH, 4 * batch_size, examples.num_examples)
+        replicas = self.machine.num_replicas
+        return -(-most // replicas) * replicas
 
 
 def _of_the_data(config: TrainSettings) -> dict[str, Any]:
