@@ -192,14 +192,6 @@ def test_a_wrong_command_is_refused(capsys, argv, said):
     assert said in line and "train" in line
 
 
-def test_the_console_script_finds_modules_where_it_is_started(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["/somewhere/bin"])
-    with pytest.raises(SystemExit):
-        entry.main(["--version"])
-    assert sys.path[0] == str(tmp_path)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently there")
 def test_a_closed_pipe_is_quiet():
     read, write = os.pipe()

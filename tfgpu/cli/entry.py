@@ -66,10 +66,6 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script `tfgpu`."""
-    # `python -m` looks for modules in the current directory, and so must `--model=mine:build`
-    # here. -P and PYTHONSAFEPATH forbid it for both.
-    if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
     run(_dispatch, argv)
 
 

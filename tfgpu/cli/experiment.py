@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tfgpu.cli import import_path
 from tfgpu.errors import RequestError
 
 
@@ -70,6 +71,7 @@ def read_python(path: Path, *, flag: str) -> dict[str, Any]:
     if path.suffix != ".py":
         raise RequestError(f"--{flag}={path}: must be a .py file")
     text = _read_text(path, flag=flag)
+    import_path.find_in_current_directory()  # For what the file imports.
     namespace: dict[str, Any] = {"__name__": f"tfgpu_{flag}", "__file__": str(path)}
     try:
         exec(compile(text, str(path), "exec"), namespace)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tfgpu.cli import import_path
 from tfgpu.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def find_builder(name: str) -> Callable[..., keras.Model]:
 
     Args:
         name: One of `MODELS`, or "package.module:function" for the user's own, looked for
-            in the current folder too.
+            among what is installed, then in the current folder.
 
     Returns:
         A function of `image_shape`, `num_classes` and perhaps `width` and `depth`.
@@ -37,8 +38,8 @@ def find_builder(name: str) -> Callable[..., keras.Model]:
                 "write package.module:function for a builder of your own"
             )
         module_name, function_name = f"tfgpu.models.{name}", name
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+    else:
+        import_path.find_in_current_directory()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -54,8 +55,19 @@ def find_builder(name: str) -> Callable[..., keras.Model]:
     builder = getattr(module, function_name, None)
     if not callable(builder):
         functions = [key for key, value in vars(module).items() if callable(value)]
+        near = did_you_mean(function_name, functions)
         raise RequestError(
-            f"--model={name}: {module_name} has no function {function_name!r}"
-            f"{did_you_mean(function_name, functions)}"
+            f"--model={name}: {module_name} has no function {function_name!r}{near}"
+            f"{_hidden(module)}"
         )
     return builder
+
+
+def _hidden(module: ModuleType) -> str:
+    """Says that another module of the same name lies in the current folder, if one does."""
+    file = getattr(module, "__file__", None)
+    here = Path.cwd().joinpath(*module.__name__.split("."))
+    for near in (here.with_suffix(".py"), here / "__init__.py"):
+        if near.is_file() and file is not None and not near.samefile(file):
+            return f"; it is the installed {file}, which hides {near}: rename yours"
+    return ""
