@@ -68,7 +68,7 @@ EXTRAS_REQUIRE = {
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     "test": TEST,
-    "dev": [*TEST, "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
+    "dev": [*TEST, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }
 
 

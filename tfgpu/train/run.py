@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from tfgpu.artifacts import environment
+from tfgpu.artifacts.model_file import save_for_keras
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
@@ -32,7 +33,6 @@ from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkE
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.models.classification_loss import classification_loss
-from tfgpu.models.saving import save_for_keras
 from tfgpu.train import recipe
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
