@@ -23,7 +23,8 @@ def test_no_module_is_long(place):
         for path in sorted((ROOT / place).rglob("*.py"))
     }
     assert lines
-    assert {path: count for path, count in lines.items() if count > LONGEST} == {}
+    long = [f"{path} has {count} lines" for path, count in lines.items() if count > LONGEST]
+    assert not long, "\n".join(long)
 
 
 def test_the_folders_of_tests_are_packages():
@@ -31,7 +32,7 @@ def test_the_folders_of_tests_are_packages():
 
 
 def test_no_two_modules_of_tests_have_one_name():
-    # pytest imports them by their names alone, but for those of a package and each folder's conftest.
+    # pytest imports them by their names alone, but for conftest.py and those of packages.
     names = collections.Counter(
         path.name
         for path in (ROOT / "tests").rglob("*.py")
