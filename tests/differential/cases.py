@@ -1,7 +1,8 @@
 """Random cases: what is trained, on what data, and how it is fed.
 
 A case is a list of plain values, drawn from (seed, index) alone. Nothing here imports TensorFlow,
-so that the rules can be counted over thousands of cases; `builders` makes models and data of them.
+so that the rules can be counted over thousands of cases; `builders` makes models of them, and
+`feeding` data.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from . import builders, rules
+from . import builders, feeding, rules
 from .builders import STOCK, Kind
 from .cases import Case
 
@@ -67,13 +67,13 @@ def _weights(model: Any) -> dict[str, np.ndarray]:
     return {f"weights/{number} {v.name}": v.numpy() for number, v in enumerate(model.weights)}
 
 
-def _loop(model: Any, case: Case, rows: builders.Data) -> dict[str, list[float]]:
+def _loop(model: Any, case: Case, rows: feeding.Data) -> dict[str, list[float]]:
     """`train_on_batch` over all batches, and its logs as a history."""
     history: dict[str, list[float]] = {}
     for _ in range(case.epochs):
-        for batch in builders.batches(rows, case.batch_size):
+        for batch in feeding.batches(rows, case.batch_size):
             logs = model.train_on_batch(
-                *batch, class_weight=builders.class_weight(case), return_dict=True
+                *batch, class_weight=feeding.class_weight(case), return_dict=True
             )
             for name, value in logs.items():
                 history.setdefault(name, []).append(value)
@@ -99,14 +99,14 @@ def run(
         All that is compared.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    rows = builders.data(case, "train")
+    rows = feeding.data(case, "train")
     if permute:
-        rows = builders.permuted(case, rows)
-    test = builders.data(case, "test")
+        rows = feeding.permuted(case, rows)
+    test = feeding.data(case, "test")
     keras.backend.clear_session()  # Counts layers from the start, for the names of variables.
     keras.utils.set_random_seed(case.seed + case.index)
     values: dict[str, np.ndarray] = {}
-    recorder = builders.Recorder()
+    recorder = feeding.Recorder()
     with warnings.catch_warnings():
         # Stock Keras warns of data that ends and of weights that are not there; not compared.
         warnings.simplefilter("ignore")
@@ -123,10 +123,10 @@ def run(
             if case.feeding == "train_on_batch":
                 history = _loop(model, case, rows)
             else:
-                called = builders.callbacks(case)
+                called = feeding.callbacks(case)
                 if case.records_batches:
                     called.append(recorder)
-                arguments = builders.fit_arguments(case, rows)
+                arguments = feeding.fit_arguments(case, rows)
                 history = model.fit(**arguments, callbacks=called).history
             prefix = "history/second/" if number else "history/"
             values |= {prefix + name: np.asarray(value) for name, value in history.items()}

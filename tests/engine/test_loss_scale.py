@@ -4,16 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import copies
 
 import tfgpu
 
 RNG = np.random.RandomState(0)
 X = RNG.randn(256, 6).astype("float32")
 LABELS = (X @ RNG.randn(6, 3)).argmax(1).astype("int32")
-
-
-def one_device():
-    return tf.distribute.get_strategy()
 
 
 def build(strategy, *, optimizer, dtype="mixed_float16", normalize=False, **compiled):
@@ -37,11 +34,6 @@ def build(strategy, *, optimizer, dtype="mixed_float16", normalize=False, **comp
 def fit(model, x, y, *, batch_size, **arguments):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
     return model.fit(data, verbose=0, shuffle=False, **arguments).history
-
-
-def copies(variable):
-    """A variable's value on each replica."""
-    return [v.numpy() for v in getattr(variable.value, "values", [variable.value])]
 
 
 def adam():

@@ -16,11 +16,6 @@ X = RNG.randn(24, 6).astype("float32")
 Y = RNG.randn(24, 3).astype("float32")
 
 
-@pytest.fixture(params=[1, 2], ids=["x1", "x2"])
-def strategy(request, mirrored2):
-    return tf.distribute.get_strategy() if request.param == 1 else mirrored2
-
-
 def functional(cls=tfgpu.Model, **arguments):
     inputs = keras.Input((6,))
     return cls(inputs, keras.layers.Dense(3)(inputs), **arguments)

@@ -10,22 +10,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import slow
 
 import tfgpu
 
 RNG = np.random.RandomState(0)
 X = RNG.randn(80, 6).astype("float32")
 Y = (X @ RNG.randn(6, 3)).astype("float32")
-
-
-def slow(*values):
-    """A case of which others are tried on each run."""
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-@pytest.fixture(params=[1, 2], ids=["x1", "x2"])
-def strategy(request, mirrored2):
-    return tf.distribute.get_strategy() if request.param == 1 else mirrored2
 
 
 class Counter(keras.layers.Layer):

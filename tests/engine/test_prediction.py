@@ -1,129 +1,13 @@
-"""`predict` goes the way of `evaluate`, and gives what stock Keras gives."""
+"""`predict` gives what stock Keras gives: of any model, in any structure, to any callback."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from prediction_models import TOLERANCE, X, Y, assert_predicts_as_stock, build, functional
+from replicas import one_device, runs_out
 
 import tfgpu
-from tfgpu.data.examples import Examples
-from tfgpu.data.inputs import evaluation_batches, make_resident
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(17, 6)).astype("float32")  # The last batch of 8 or 4 has one row.
-Y = RNG.normal(size=(17, 3)).astype("float32")
-
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
-# Keras says so when the size of the data was not known.
-runs_out = pytest.mark.filterwarnings("ignore:Your input ran out of data")
-
-
-@pytest.fixture(params=[1, 2], ids=["x1", "x2"])
-def strategy(request, mirrored2):
-    return tf.distribute.get_strategy() if request.param == 1 else mirrored2
-
-
-def one_device():
-    return tf.distribute.get_strategy()
-
-
-def functional(outputs_of):
-    """Makes a model of the outputs that `outputs_of` gives for the input."""
-
-    def make(kind):
-        inputs = keras.Input((6,))
-        return kind(inputs, outputs_of(inputs))
-
-    return make
-
-
-def dense(kind):
-    return functional(lambda x: keras.layers.Dense(3)(keras.layers.Dense(8, "tanh")(x)))(kind)
-
-
-def build(kind, strategy, make=dense, *, compiled=True, **settings):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        model = make(kind)
-        if compiled:
-            model.compile(keras.optimizers.SGD(0.05), settings.pop("loss", "mse"), **settings)
-    return model
-
-
-def assert_predicts_as_stock(strategy, make, x, *, batch_size=8, **settings):
-    stock = build(keras.Model, one_device(), make)
-    ours = build(tfgpu.Model, strategy, make, **settings)
-    expected = stock.predict(x, batch_size=batch_size, verbose=0)
-    actual = ours.predict(x, batch_size=batch_size, verbose=0)
-    assert_same_structure(expected, actual)
-
-
-def assert_same_structure(expected, actual):
-    keras.tree.assert_same_structure(expected, actual)
-    for one, other in zip(keras.tree.flatten(expected), keras.tree.flatten(actual), strict=True):
-        assert one.shape == other.shape
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(other, one, **TOLERANCE)
-
-
-# ---- data sets of tfgpu.data ---------------------------------------------------------------
-
-
-def pictures(offset, count=4):
-    """Images that are filled with their number plus an offset."""
-
-    def decode(at):
-        image = tf.cast(tf.fill([4, 4, 1], tf.cast(at, tf.int32) + offset), tf.uint8)
-        return image, tf.cast(at, tf.int32)
-
-    return Examples(num_examples=count, read=lambda at: (at,), decode=decode)
-
-
-def corner(strategy, **settings):
-    """A model whose output is a pixel of its input."""
-    with strategy.scope():
-        inputs = keras.Input((4, 4, 1))
-        x = keras.layers.Cropping2D(((0, 3), (0, 3)))(inputs)
-        model = tfgpu.Model(inputs, keras.layers.Reshape((1,))(x))
-        model.compile("sgd", "mse", **settings)
-    return model
-
-
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streaming"])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_second_data_set_gives_its_own_predictions(mirrored2, resident, jit_compile):
-    for strategy in (tf.distribute.OneDeviceStrategy("CPU:0"), mirrored2):
-        model = corner(strategy, jit_compile=jit_compile)
-        for offset in (0, 100):
-            examples = pictures(offset)
-            arrays = make_resident(examples, strategy) if resident else ()
-            batches = evaluation_batches(examples, batch_size=2, resident=arrays)
-            predictions = model.predict(batches, verbose=0).ravel().tolist()
-            assert predictions == [offset, offset + 1, offset + 2, offset + 3]
-
-
-def test_data_sets_of_other_sizes_give_their_own_predictions(strategy):
-    model = corner(strategy)
-    for offset, count in ((0, 5), (50, 3), (100, 9)):
-        examples = pictures(offset, count)
-        batches = evaluation_batches(
-            examples, batch_size=4, resident=make_resident(examples, strategy)
-        )
-        predictions = model.predict(batches, verbose=0).ravel().tolist()
-        assert predictions == list(range(offset, offset + count))
-
-
-def test_evaluating_a_data_set_between_leaves_the_predictions_alone(strategy):
-    model = corner(strategy)
-    sets = []
-    for offset in (0, 100):
-        examples = pictures(offset)
-        arrays = make_resident(examples, strategy)
-        sets.append(evaluation_batches(examples, batch_size=3, resident=arrays))
-    first = model.predict(sets[0], verbose=0)
-    model.evaluate(sets[1], verbose=0)
-    np.testing.assert_array_equal(model.predict(sets[0], verbose=0), first)
-
 
 # ---- models --------------------------------------------------------------------------------
 
@@ -213,6 +97,7 @@ def test_predicts_eagerly(strategy):
 
 
 # ---- outputs -------------------------------------------------------------------------------
+
 
 STRUCTURES = {
     "dict": lambda x: {"b": keras.layers.Dense(2)(x), "a": keras.layers.Dense(1)(x)},
@@ -325,89 +210,6 @@ def test_a_scalar_output_is_the_mean_by_rows(mirrored2, rows):
     ):
         np.testing.assert_allclose(scalar, X[:rows].mean(), rtol=1e-5)
         np.testing.assert_array_equal(outputs, X[:rows])
-
-
-# ---- data ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
-def test_a_last_batch_of_one_row(strategy, steps_per_execution, jit_compile):
-    assert_predicts_as_stock(
-        strategy, dense, X, steps_per_execution=steps_per_execution, jit_compile=jit_compile
-    )
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_few_rows(strategy, rows):
-    assert_predicts_as_stock(strategy, dense, X[:rows])
-
-
-@runs_out
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
-def test_data_of_unknown_size(strategy, steps_per_execution):
-    model = build(tfgpu.Model, strategy, steps_per_execution=steps_per_execution)
-    data = tf.data.Dataset.from_tensor_slices(X).batch(4).filter(lambda x: True)
-    for _ in range(2):
-        np.testing.assert_allclose(model.predict(data, verbose=0), model(X).numpy(), **TOLERANCE)
-
-
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
-def test_a_generator_with_steps_is_asked_for_no_more(strategy, steps_per_execution):
-    asked = []
-
-    def batches():
-        while True:
-            asked.append(len(asked))
-            yield (X[:4] + len(asked),)
-
-    model = build(
-        tfgpu.Model,
-        strategy,
-        functional(lambda x: keras.layers.Activation("linear")(x)),
-        steps_per_execution=steps_per_execution,
-    )
-    outputs = model.predict(batches(), steps=5, verbose=0)
-    np.testing.assert_allclose(
-        outputs, np.concatenate([X[:4] + n for n in range(1, 6)]), **TOLERANCE
-    )
-    assert len(asked) == 5
-
-
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
-def test_endless_data_with_steps(strategy, steps_per_execution):
-    model = build(tfgpu.Model, strategy, steps_per_execution=steps_per_execution)
-    data = tf.data.Dataset.from_tensor_slices(X).batch(4).repeat()
-    outputs = model.predict(data, steps=7, verbose=0)  # 5 batches of 17 rows, and 2 again.
-    expected = model(np.concatenate([X, X[:8]])).numpy()
-    np.testing.assert_allclose(outputs, expected, **TOLERANCE)
-
-
-def test_labels_and_weights_are_ignored(strategy):
-    model = build(tfgpu.Model, strategy)
-    for element in ((X,), (X, Y), (X, Y, Y[:, 0])):
-        data = tf.data.Dataset.from_tensor_slices(element).batch(8)
-        np.testing.assert_allclose(model.predict(data, verbose=0), model(X).numpy(), **TOLERANCE)
-
-
-@pytest.mark.parametrize("as_dict", [True, False], ids=["dict", "list"])
-def test_several_inputs(strategy, as_dict):
-    def make(kind):
-        inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((3,), name="b")}
-        joined = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
-        return kind(
-            inputs if as_dict else [inputs["a"], inputs["b"]], keras.layers.Dense(2)(joined)
-        )
-
-    assert_predicts_as_stock(strategy, make, {"a": X, "b": Y} if as_dict else [X, Y])
-
-
-@runs_out
-def test_an_empty_data_set_is_an_error(strategy):
-    model = build(tfgpu.Model, strategy)
-    data = tf.data.Dataset.from_tensor_slices(X).batch(4).take(0)
-    with pytest.raises((ValueError, UnboundLocalError)):  # The latter is what stock raises.
-        model.predict(data, verbose=0)
 
 
 # ---- callbacks -----------------------------------------------------------------------------

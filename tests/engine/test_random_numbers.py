@@ -1,0 +1,167 @@
+"""Random numbers of layers: each step and replica draws its own, and a seed draws them again."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from forward_models import XLA, X, Y, assert_same_on_replicas, build, evaluate, fit, through
+from replicas import copies, one_device, slow, ways
+
+import tfgpu
+
+L = keras.layers
+ops = keras.ops
+way = ways("x1", slow("x1-xla"), "x2", "x2-xla")
+HELD = {}  # By this module alone.
+
+
+class Noise(L.Layer):
+    def call(self, values, training=False):
+        return keras.random.dropout(values, 0.5) if training else values
+
+
+class Uniform(L.Layer):
+    """Noise in the place of its inputs, also where nothing is trained."""
+
+    def call(self, values):
+        return keras.random.uniform(ops.shape(values)) + 0 * values
+
+
+def noise_alone():
+    inputs = keras.Input((64,))
+    return inputs, L.Dense(1, use_bias=False, kernel_initializer="ones")(Noise()(inputs))
+
+
+def uniform_alone():
+    inputs = keras.Input((6,))
+    return inputs, Uniform()(inputs)
+
+
+def test_unseeded_dropout_draws_another_mask_in_each_step(way):
+    strategy, jit_compile = way
+    model = build(tfgpu.Model, strategy, noise_alone, jit_compile, rate=0.0)
+    losses = fit(model, np.ones((2, 64), "float32"), np.zeros((2, 1), "float32"), epochs=6)["loss"]
+    assert len({round(loss, 3) for loss in losses}) > 3
+
+
+def test_each_row_of_each_step_and_replica_has_noise_of_its_own(way):
+    strategy, jit_compile = way
+    model = build(tfgpu.Model, strategy, uniform_alone, jit_compile)
+    rows = np.concatenate([model.predict(X, batch_size=4, verbose=0) for _ in range(2)])
+    assert len({tuple(row) for row in rows}) == 32
+    assert len(np.unique(rows)) == rows.size
+    assert 0 <= rows.min() and rows.max() <= 1
+
+
+class Masks(L.Layer):
+    """Keeps the mask that each replica drew, in a row of its own."""
+
+    def build(self, shape):
+        self.masks = self.add_weight(shape=(2, 64), initializer="zeros", trainable=False)
+
+    def call(self, values, training=False):
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        mine = ops.cast(ops.equal(np.arange(2)[:, None], replica), "float32")
+        self.masks.assign(mine * keras.random.dropout(ops.ones((2, 64)), 0.5))
+        return values
+
+
+@XLA
+def test_replicas_draw_masks_of_their_own_in_training(mirrored2, jit_compile):
+    model = build(tfgpu.Model, mirrored2, through(Masks), jit_compile)
+    masks = []
+    for _ in range(2):
+        fit(model, X[:4], Y[:4], epochs=1)
+        masks.extend(model.layers[1].masks.numpy())
+    assert set(np.unique(masks)) == {0.0, 1.0}  # 2, halved.
+    assert len({tuple(mask) for mask in masks}) == 4
+    assert_same_on_replicas(model)
+
+
+def test_the_same_seed_draws_the_same(way):
+    strategy, jit_compile = way
+    network = through(lambda: L.Dense(32), Noise)
+    losses = []
+    for _ in range(2):
+        model = build(tfgpu.Model, strategy, network, jit_compile)
+        keras.utils.set_random_seed(7)
+        losses.append(fit(model)["loss"])
+    np.testing.assert_array_equal(*losses)
+
+
+def test_one_model_compiled_and_trained_twice_from_one_seed_draws_the_same(way):
+    strategy, jit_compile = way
+    model = build(tfgpu.Model, strategy, noise_alone, jit_compile, rate=0.0)
+    losses = []
+    for _ in range(2):
+        # A traced step keeps the generator that the seed replaces, with Keras too.
+        with strategy.scope():
+            model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=jit_compile)
+        keras.utils.set_random_seed(7)
+        losses.append(
+            fit(model, np.ones((4, 64), "float32"), np.zeros((4, 1), "float32"), epochs=3)["loss"]
+        )
+    np.testing.assert_array_equal(*losses)
+
+
+@XLA
+def test_one_device_draws_what_stock_keras_draws(jit_compile):
+    said = []
+    for cls in (keras.Model, tfgpu.Model):
+        model = build(cls, one_device(), noise_alone, jit_compile, rate=1e-4)
+        losses = fit(model, np.ones((6, 64), "float32"), np.zeros((6, 1), "float32"))["loss"]
+        drawn = np.array(keras.random.uniform((3,)))  # The generator stands where it stood.
+        said.append([*losses, *drawn])
+    np.testing.assert_allclose(*said, rtol=1e-5)
+
+
+@XLA
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_one_device_draws_what_stock_keras_draws_without_training(jit_compile, method):
+    said = []
+    for cls in (keras.Model, tfgpu.Model):
+        model = build(cls, one_device(), uniform_alone, jit_compile)
+        if method == "predict":
+            said.append(model.predict(X, batch_size=4, verbose=0))
+        else:
+            said.append([evaluate(model, X, X)["loss"] for _ in range(2)])
+    np.testing.assert_allclose(*said, rtol=1e-5)
+
+
+class Seeded(L.Layer):
+    """Draws from a generator that only the module holds."""
+
+    def call(self, values):
+        return keras.random.uniform(ops.shape(values), seed=HELD["seeds"]) + 0 * values
+
+
+def seeded_alone():
+    inputs = keras.Input((6,))
+    return inputs, Seeded()(inputs)
+
+
+@pytest.mark.parametrize("place", ["scope", "outside"])
+def test_a_generator_that_no_layer_tracks_goes_on(way, place):
+    strategy, jit_compile = way
+    if place == "scope":
+        with strategy.scope():
+            HELD["seeds"] = keras.random.SeedGenerator(3)
+    else:
+        HELD["seeds"] = keras.random.SeedGenerator(3)
+    model = build(tfgpu.Model, strategy, seeded_alone, jit_compile)
+    before = copies(HELD["seeds"].state)[0]
+    rows = np.concatenate([model.predict(X, batch_size=4, verbose=0) for _ in range(2)])
+    assert len(np.unique(rows)) == rows.size
+    for state in copies(HELD["seeds"].state):
+        np.testing.assert_array_equal(state, [before[0], before[1] + 8])
+
+
+@XLA
+def test_one_device_draws_from_it_what_stock_keras_draws(jit_compile):
+    said = []
+    for cls in (keras.Model, tfgpu.Model):
+        HELD["seeds"] = keras.random.SeedGenerator(3)
+        model = build(cls, one_device(), seeded_alone, jit_compile)
+        said.append(model.predict(X, batch_size=4, verbose=0))
+    np.testing.assert_allclose(*said, rtol=1e-6)

@@ -1,0 +1,43 @@
+"""Models of which it is known whether XLA compiles them."""
+
+import keras
+import numpy as np
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 4)).astype("float32")
+Y = RNG.normal(size=(12, 2)).astype("float32")
+
+
+def dense(kind):
+    inputs = keras.Input((4,))
+    return kind(inputs, keras.layers.Dense(2)(keras.layers.Dense(3, "tanh")(inputs)))
+
+
+def build(kind, strategy, make=dense, **settings):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = make(kind)
+        settings.setdefault("loss", "mse")
+        model.compile(keras.optimizers.SGD(0.1), **settings)
+    return model
+
+
+def fit(model, x=X, y=Y, **arguments):
+    arguments = {"batch_size": 5, "epochs": 2, "shuffle": False, "verbose": 0, **arguments}
+    return model.fit(x, y, **arguments).history  # The last batch has two rows.
+
+
+def is_compiled(function):
+    """Whether XLA compiles a part of the graphs of a traced function."""
+    graphs = [
+        concrete.graph.as_graph_def()
+        for one in function.traced
+        for concrete in one._list_all_concrete_functions()
+    ]
+    assert graphs
+    return any(
+        "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b
+        for graph in graphs
+        for nodes in [graph.node, *(f.node_def for f in graph.library.function)]
+        for node in nodes
+    )
