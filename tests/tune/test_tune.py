@@ -420,10 +420,10 @@ def test_a_bad_request_is_one_line_and_writes_nothing(
 
 def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
     from tfgpu.checkpoint.store import RunLock
-    from tfgpu.tune import run
+    from tfgpu.tune.search import Search
 
     config = flags.parse(refusal.argv(), command="tune")
-    with run._Search.open(config, console=Console(progress="none")):
+    with Search.open(config, console=Console(progress="none")):
         pass  # Begun, and stopped before its first trial.
     assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)
     assert "--resume=never overwrites nothing" in refusal(resume="never")
@@ -434,10 +434,10 @@ def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
 
 
 def test_a_machine_with_other_settings_is_refused_by_the_search_of_its_chief(refusal, monkeypatch):
-    from tfgpu.tune import run
+    from tfgpu.tune.search import Search
 
     config = flags.parse(refusal.argv(), command="tune")
-    with run._Search.open(config, console=Console(progress="none")):
+    with Search.open(config, console=Console(progress="none")):
         pass
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "second")
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
