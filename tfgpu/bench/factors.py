@@ -1,4 +1,4 @@
-"""What is compared: one change at a time from a baseline; no TensorFlow here."""
+"""Plans what is compared: one change at a time from a baseline; no TensorFlow here."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from tfgpu.cli.config import PRECISIONS, BenchConfig, as_typed
 from tfgpu.errors import RequestError
 
-# Enough that the host's part of a step disappears.
+# Enough that the host's part of a step is negligible.
 _STEPS_CPU, _STEPS_GPU = 16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One configuration.
+    """One configuration of a benchmark.
 
     Attributes:
         factor: What it changes; "baseline" for the one without a change.
         name: For tables.
         config: Every setting.
         flags: What to add to the baseline's command line.
-        environment: Variables it needs beside the usual ones.
+        environment: Environment variables to add.
     """
 
     factor: str
@@ -34,14 +34,14 @@ class Cell:
 
 
 def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[str]]:
-    """The cells to measure, the baseline first, and remarks on what is left out.
+    """Plans the cells to measure, the baseline first, and remarks on what is left out.
 
     Args:
         config: The baseline's settings, and which factors.
         gpus: Names of the GPUs that TensorFlow shows, such as ("GPU:0", "GPU:1").
 
     Raises:
-        RequestError: A device is not there, or nothing is left to compare.
+        RequestError: A device does not exist, or nothing is left to compare.
     """
     device, others = _devices(config, gpus)
     on_gpu = device.startswith("GPU")
@@ -67,7 +67,7 @@ def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[
                 remarks.append("device: TensorFlow shows no GPU here, so there is one device only")
                 continue
             add(factor, devices=other)
-            # The other device has to be seen.
+            # The other device must not be hidden.
             cells[-1] = dataclasses.replace(cells[-1], environment={})
         elif factor == "precision":
             for precision in PRECISIONS:
@@ -102,7 +102,7 @@ def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[
 
 
 def _devices(config: BenchConfig, gpus: Sequence[str]) -> tuple[str, list[str]]:
-    """The device of the baseline, and all that replicas may use."""
+    """Returns the device of the baseline, and all devices that replicas may use."""
     if config.devices == "all":
         return (gpus[0], list(gpus)) if gpus else ("CPU:0", ["CPU:0"])
     wanted = config.devices.split(",")
@@ -116,14 +116,14 @@ def _devices(config: BenchConfig, gpus: Sequence[str]) -> tuple[str, list[str]]:
 def _replicas(
     base: BenchConfig, others: Sequence[str], *, parts: int, hidden: dict[str, str]
 ) -> list[Cell]:
-    """Weak scaling (the same batch a replica) and strong scaling (the same batch over all)."""
+    """Plans weak scaling (the same batch per replica) and strong scaling (the same over all)."""
     counts: list[tuple[int, dict[str, Any]]]
     if len(others) > 1:
         sizes = sorted({*(2**power for power in range(1, 8) if 2**power <= len(others))})
         sizes = sorted({*sizes, len(others)})
         counts = [(size, {"devices": ",".join(others[:size])}) for size in sizes]
     else:
-        # Parts of one device: what several replicas cost, not what several devices gain.
+        # Virtual devices show what several replicas cost, not what several devices gain.
         counts = [(parts, {"devices": "all", "virtual_devices": parts})]
     cells = []
     for size, where in counts:
