@@ -22,9 +22,7 @@ from tfgpu.cli.config import BenchConfig
 from tfgpu.machine import peak_rate, runtime
 
 _DTYPES = {"float32": "float32", "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
-
-_CHAIN = 400
-"""Operations in a sequence, each waiting for the one before, whose cost is measured."""
+_CHAIN = 400  # Operations in a sequence, each waiting for the one before, whose cost is measured.
 
 
 class Machine:

@@ -1,4 +1,4 @@
-"""The report of a benchmark: tables on the terminal, `bench.json` and charts."""
+"""The results of a benchmark and their report: tables, `bench.json` and charts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from rich.table import Table
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.run_directory import plain
+from tfgpu.bench import interleaved_timing
 from tfgpu.bench import verdict as verdict_lib
+from tfgpu.bench.factors import Cell
 from tfgpu.bench.interleaved_timing import Spread
-from tfgpu.bench.results import Result
 from tfgpu.bench.verdict import Timings, Verdict
 from tfgpu.cli import flags
 from tfgpu.cli.config import BenchConfig
@@ -31,6 +33,37 @@ NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
 # Wide enough that no cell is cut.
 _WIDTH = 140
+
+
+@dataclass
+class Result:
+    """What was measured of a cell.
+
+    Attributes:
+        cell: The configuration.
+        error: Why it could not be measured; empty when it was.
+        built: What `Trial.build` returned.
+        rates: Examples per second, one of each round.
+        base: Those of the baseline in the same rounds.
+        extra: Other measurements, such as the bandwidth of its all-reduce.
+    """
+
+    cell: Cell
+    error: str = ""
+    built: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> Spread:
+        """Examples per second."""
+        return interleaved_timing.spread(self.rates)
+
+    @property
+    def gain(self) -> Spread:
+        """Throughput over the baseline's."""
+        return interleaved_timing.compare(self.rates, self.base)
 
 
 def make_directory(config: BenchConfig) -> Path:

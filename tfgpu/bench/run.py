@@ -17,7 +17,7 @@ from tfgpu import errors
 from tfgpu.bench import factors, report, verdict
 from tfgpu.bench.factors import Cell
 from tfgpu.bench.interleaved_timing import MeasuredProcess, MeasurementFailed
-from tfgpu.bench.results import Result
+from tfgpu.bench.report import Result
 from tfgpu.cli.config import PRECISIONS, BenchConfig
 from tfgpu.cli.console import Console, Countdown
 from tfgpu.cli.startup import child_environment
@@ -117,9 +117,6 @@ def _removed_on_error(directory: Path) -> Iterator[Path]:
         raise
 
 
-# ---- processes ------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _process(
     kind: str, config: BenchConfig, environment: dict[str, str]
@@ -154,9 +151,6 @@ def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:
     """Groups cells whose processes are alive together: as many as fit into memory."""
     size = max(1, int(room) - 2)
     return [list(cells[i : i + size]) for i in range(0, len(cells), size)]
-
-
-# ---- the machine ----------------------------------------------------------------------------
 
 
 def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
@@ -194,9 +188,6 @@ def _ceilings(
         else:
             found[kind] = value
     return found
-
-
-# ---- baseline and changes -------------------------------------------------------------------
 
 
 def _measure(
@@ -272,8 +263,6 @@ def _changes(results: Sequence[Result]) -> list[verdict.Measured]:
         if not result.error and not result.cell.config.virtual_devices
     ]
 
-
-# ---- the verdict ----------------------------------------------------------------------------
 
 _TIMED = {
     "input alone": {"kind": "data_alone"},

@@ -29,8 +29,7 @@ REMEDIES: Mapping[Bound, tuple[str, ...]] = {
 WORTH = 1.03
 """Gains below this are not worth a flag: repeated runs differ by as much."""
 
-_LIKE = 1.05
-"""Gains whose ratio is below this count as equal."""
+_LIKE = 1.05  # Gains whose ratio is below this count as equal.
 
 _OTHER_TRAINING = 1.1
 """How much more another batch size has to gain: other changes do not affect what is learnt."""

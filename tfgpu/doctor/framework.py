@@ -121,9 +121,6 @@ def _ended(code: int) -> str:
     return f"it ended with exit code {code}"
 
 
-# ---- what runs in that process --------------------------------------------------------------
-
-
 def _print(**found: Any) -> None:
     print(_MARK + json.dumps(found), flush=True)
 

@@ -251,9 +251,6 @@ def compiler_folder(tensorflow: Path | None, environment: Mapping[str, str]) -> 
     return None
 
 
-# ---- what runs in the process that opens them -----------------------------------------------
-
-
 def _open(soname: str, folder: str) -> Opened:
     """Opens a library as TensorFlow does: LD_LIBRARY_PATH, the wheel's RUNPATH, then the system."""
     searched = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)

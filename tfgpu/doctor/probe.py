@@ -23,10 +23,10 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from tfgpu.cli.config import PROBE_AXES
+from tfgpu.cli.startup import child_environment
 
 REPLICAS = 2
 """Replicas of a distributed strategy: virtual devices where there are fewer GPUs."""
@@ -162,9 +162,7 @@ def run(cell: Cell, *, gpus: int = 0, limit: float = 120) -> Outcome:
 
 
 def _environment(index: int, addresses: Sequence[str], *, gpus: int) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = child_environment()
     environment.pop("TF_CONFIG", None)
     if addresses:
         environment["TF_CONFIG"] = json.dumps(
@@ -246,9 +244,6 @@ def table(results: Iterable[tuple[Cell, Outcome]]) -> str:
     for error, those in sorted(errors.items(), key=lambda item: -len(item[1])):
         lines.append(f"{len(those):>4} x {error}")
     return "\n".join(lines)
-
-
-# ---- what runs in the processes -------------------------------------------------------------
 
 
 def _train(cell: Cell) -> float:

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from tfgpu.artifacts import files
 
-_READABLE = 25
-"""Classes up to which each cell shows its number and each class its name."""
+_READABLE = 25  # Classes up to which each cell shows its number and each class its name.
 
 
 def draw(result: Mapping[str, Any], place: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from keras_tuner.engine import trial as trial_module
@@ -25,16 +26,8 @@ HEARTBEAT = 3.0
 
 
 class _Call(
-    NamedTuple(
-        "_Call",
-        [
-            ("method", str),
-            ("timeout", Any),
-            ("metadata", Any),
-            ("credentials", Any),
-            ("wait_for_ready", Any),
-            ("compression", Any),
-        ],
+    collections.namedtuple(
+        "_Call", "method timeout metadata credentials wait_for_ready compression"
     ),
     grpc.ClientCallDetails,
 ):

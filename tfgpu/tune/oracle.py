@@ -30,8 +30,7 @@ COMPLETED, FAILED = "COMPLETED", "FAILED"
 # KerasTuner prints a value of each condition that it sends.
 conditions.print = lambda *_: None
 
-_NEVER = 2**31
-"""Consecutive failures at which KerasTuner stops: it would do so with its lock held."""
+_NEVER = 2**31  # Consecutive failures at which KerasTuner stops: it would do so with its lock held.
 
 
 class PersistentOracle(keras_tuner.Oracle):
@@ -76,11 +75,8 @@ class PersistentOracle(keras_tuner.Oracle):
             # KerasTuner holds its lock now, and would keep it.
             self.save_error = error
 
-    def reload(self) -> bool:
-        """Reads oracle.json, and puts the trials that were running into the queue.
-
-        Returns:
-            Whether there was one.
+    def reload(self) -> None:
+        """Reads oracle.json, if there is one, and puts the trials that were running into the queue.
 
         Raises:
             ModelFileError: It is damaged.
@@ -89,7 +85,7 @@ class PersistentOracle(keras_tuner.Oracle):
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return False
+            return
         except (OSError, ValueError) as error:
             raise ModelFileError(
                 f"{path} cannot be read ({error}); put it back, or search in another --run_dir"
@@ -108,7 +104,6 @@ class PersistentOracle(keras_tuner.Oracle):
         for trial in self.ongoing_trials.values():
             self._retry_queue.append(trial.trial_id)
         self.ongoing_trials = {}
-        return True
 
     def _save_trial(self, trial: trial_module.Trial) -> None:
         """Does nothing: `save` writes all trials."""

@@ -18,8 +18,7 @@ from tfgpu.tune.search import Search
 from tfgpu.tune.trials_table import TrialsTable
 from tfgpu.tune.worker_pool import POLL_SECONDS, RESTART, Worker, WorkerPool, describe_exit
 
-_SAVE_SECONDS = 10.0
-"""Seconds between two saves of the time that the search has taken."""
+_SAVE_SECONDS = 10.0  # Seconds between two saves of the time that the search has taken.
 
 
 def run(config: TuneConfig, *, console: Console) -> dict[str, Any]:

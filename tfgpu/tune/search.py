@@ -8,6 +8,7 @@ import shlex
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,32 @@ from tfgpu.tune.search_directory import RESULT, SEARCH
 from tfgpu.tune.space import Space
 
 
+@dataclass(kw_only=True)
 class Search:
     """A search in its directory. As a context it holds the directory's lock and the oracle.
 
     Attributes:
         config: The settings, with the directory as `run_dir`.
         directory: Where the files of the search go.
+        space: The search space.
+        epochs: Of a whole training.
         gpus: GPUs for its workers, as CUDA_VISIBLE_DEVICES names them.
         worker_devices: What each worker of this machine computes on.
         console: Where to speak.
         oracle: One of `tfgpu.tune.oracle`, within the context.
     """
 
-    oracle: Any
+    config: TuneConfig
+    directory: Path
+    space: Space
+    epochs: int
+    gpus: Sequence[str]
+    worker_devices: Sequence[WorkerDevices]
+    console: Console
+    oracle: Any = None
 
-    def __init__(
-        self,
-        config: TuneConfig,
-        *,
-        directory: Path,
-        space: Space,
-        epochs: int,
-        gpus: Sequence[str],
-        worker_devices: Sequence[WorkerDevices],
-        console: Console,
-    ):
-        self.config = dataclasses.replace(config, run_dir=str(directory))
-        self.directory = directory
-        self.gpus = gpus
-        self.worker_devices = worker_devices
-        self.console = console
-        self._space = space
-        self._epochs = epochs
-        self._lock = RunLock(directory)
+    def __post_init__(self) -> None:
+        self._lock = RunLock(self.directory)
         self._earlier_seconds = 0.0
         self.start_clock()
 
@@ -99,8 +93,10 @@ class Search:
             )
         space.check(config.training, resolve)
         directory = search_directory.choose(config, data.name)
-        search = cls(
-            config,
+        config = dataclasses.replace(config, run_dir=str(directory))
+        search_directory.check(directory, config, space)
+        return cls(
+            config=config,
             directory=directory,
             space=space,
             epochs=epochs,
@@ -108,8 +104,6 @@ class Search:
             worker_devices=worker_devices,
             console=console,
         )
-        search_directory.check(directory, search.config, space)
-        return search
 
     def __enter__(self) -> Search:
         files.make_directory(self.directory, flag="run_dir")
@@ -117,16 +111,16 @@ class Search:
         try:
             # search.json first: without it the other files would not be those of a search.
             if not (self.directory / SEARCH).exists():
-                identity = search_directory.identity(self.config, self._space)
+                identity = search_directory.identity(self.config, self.space)
                 search_directory.write_json(self.directory / SEARCH, identity)
             if not (self.directory / "tensorboard").exists():
-                values = self._space.values()
+                values = self.space.values()
                 search_directory.write_hparams(values, self.directory / "tensorboard")
             self.console.log_to(self._log)
             self.oracle = oracle.make(
                 self.config,
-                self._space.hyperparameters,
-                epochs=self._epochs,
+                self.space.hyperparameters,
+                epochs=self.epochs,
                 directory=self.directory,
             )
             self.oracle.reload()

@@ -21,25 +21,14 @@ TABLE = "trials.jsonl"
 FINAL = "final"
 
 _MAY_CHANGE = frozenset(
-    {
-        "max_trials",
-        "max_minutes",
-        "workers",
-        "final_seeds",
-        "run_dir",
-        "resume",
-        "progress",
-        "verbosity",
-        "data_dir",
-        "space",  # The name of its file; the hyperparameters are compared instead.
-    }
-)
-"""Settings in which two starts of a search may differ."""
+    "max_trials max_minutes workers final_seeds run_dir resume progress verbosity data_dir".split()
+) | {"space"}
+"""Settings in which two starts of a search may differ. Of the space its name may: the
+hyperparameters are compared."""
 
 _RECORDED = (
-    *("settings", "directory", "worker", "parameters", "samples_per_second"),
-    *("started", "ended", "seconds", "where"),
-)
+    "settings directory worker parameters samples_per_second started ended seconds where"
+).split()
 """What trials.jsonl holds of the record that the chief keeps of a trial."""
 
 

@@ -18,25 +18,11 @@ from tfgpu.errors import RequestError
 DEFAULT = "default"
 
 FIXED = frozenset(
-    {
-        "strategy",
-        "devices",
-        "virtual_devices",
-        "intra_op_threads",
-        "deterministic",
-        "dataset",
-        "data_dir",
-        "validation_fraction",
-        "image_size",
-        "seed",
-        "run_dir",
-        "resume",
-        "checkpoint_every",
-        "tensorboard",
-        "profile",
-        "progress",
-        "verbosity",
-    }
+    (
+        "strategy devices virtual_devices intra_op_threads deterministic dataset data_dir "
+        "validation_fraction image_size seed run_dir resume checkpoint_every tensorboard profile "
+        "progress verbosity"
+    ).split()
 )
 """Settings that are the same for all trials: of the process, of the data on which the trials are
 compared, and of the files they write."""

@@ -13,8 +13,7 @@ from tfgpu.cli.config import as_typed
 from tfgpu.cli.console import Console, duration
 from tfgpu.tune.oracle import COMPLETED, FAILED, RUNNING
 
-_ROWS = 15
-"""Trials shown: the running ones, the best, and the latest."""
+_ROWS = 15  # Trials shown: the running ones, the best, and the latest.
 
 
 def shown_settings(values: Mapping[str, Any]) -> str:

@@ -21,11 +21,8 @@ from tfgpu.tune import child
 TRIALS = "trials"
 """Where the run directories of the trials are, below the directory of the search."""
 
-_LONGEST = 800
-"""Characters of a failure's reason, at most."""
-
-_IDLE = 0.5
-"""Seconds before a worker that got no trial asks again."""
+_LONGEST = 800  # Characters of a failure's reason, at most.
+_IDLE = 0.5  # Seconds before a worker that got no trial asks again.
 
 
 def main(argv: list[str]) -> int | None:

@@ -28,8 +28,7 @@ a bad state (EX_TEMPFAIL of sysexits.h)."""
 _PERMANENT = frozenset({RequestError.exit_code, DataError.exit_code})
 """Exit codes of workers that would end in the same way again."""
 
-_GRACE_SECONDS = 60.0
-"""Seconds that a worker has to save its trial before it is killed."""
+_GRACE_SECONDS = 60.0  # Seconds that a worker has to save its trial before it is killed.
 
 
 class Worker:
