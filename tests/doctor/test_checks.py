@@ -51,7 +51,7 @@ def driver(*gpus, version="550.54.15", cuda=(12, 4), **more):
     return Driver(version=version, cuda=cuda, gpus=gpus, cards=len(gpus), **more)
 
 
-def framework(*gpus, said="", **more):
+def framework(*gpus, stderr="", **more):
     shown = tuple(
         Device(name=f"GPU:{i}", description=gpu.name, capability=gpu.capability)
         for i, gpu in enumerate(gpus)
@@ -59,7 +59,7 @@ def framework(*gpus, said="", **more):
     return Framework(
         versions={"tensorflow": "2.21.0", "keras": "3.15.1"},
         build=BUILD,
-        **{"gpus": shown, "onednn": True, "said": said} | more,
+        **{"gpus": shown, "onednn": True, "stderr": stderr} | more,
     )
 
 
@@ -211,7 +211,7 @@ def test_gpus_that_the_environment_hides(visible, status):
 
 def test_what_tensorflow_said_is_quoted_when_it_uses_no_gpu():
     said = "E cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_UNKNOWN: unknown error\n"
-    finding = worst(diagnose(driver(A100), framework(said=said)))["TensorFlow"]
+    finding = worst(diagnose(driver(A100), framework(stderr=said)))["TensorFlow"]
     assert "failed call to cuInit: CUDA_ERROR_UNKNOWN" in finding.value
 
 

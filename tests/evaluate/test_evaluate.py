@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfgpu.data.folder import read_image
 from tfgpu.evaluate import __main__ as evaluate
-from tfgpu.evaluate.metrics import BINS, Counts, Tally
+from tfgpu.evaluate.metrics import BINS, ClassificationMetrics, Counts
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -147,18 +147,18 @@ def test_ratios_without_anything_below_the_line_are_none():
 
 
 def test_top_k_counts_labels_among_the_k_likeliest():
-    tally = Tally(num_classes=4, k=2)
-    tally.update_state([0, 1, 2, 3], np.tile([4.0, 3.0, 2.0, 1.0], (4, 1)))
-    counts = tally.counts()
+    metrics = ClassificationMetrics(num_classes=4, k=2)
+    metrics.update_state([0, 1, 2, 3], np.tile([4.0, 3.0, 2.0, 1.0], (4, 1)))
+    counts = metrics.counts()
     assert (counts.accuracy, counts.top_k_accuracy) == (0.25, 0.5)
 
 
 def test_a_full_confidence_lies_in_the_last_bin():
-    tally = Tally(num_classes=2, k=2)
-    tally.update_state([0, 1], [[100.0, 0.0], [0.0, 0.0]])
-    examples = [each["examples"] for each in tally.counts().reliability()]
+    metrics = ClassificationMetrics(num_classes=2, k=2)
+    metrics.update_state([0, 1], [[100.0, 0.0], [0.0, 0.0]])
+    examples = [each["examples"] for each in metrics.counts().reliability()]
     assert examples[-1] == 1 and sum(examples) == 2
-    assert tally.counts().calibration_error == pytest.approx(0.25)
+    assert metrics.counts().calibration_error == pytest.approx(0.25)
 
 
 # ---- what is written and said -------------------------------------------------------------

@@ -52,12 +52,14 @@ def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[
     cells = [Cell(factor="baseline", name="baseline", config=base, environment=hidden)]
     remarks = []
 
-    def add(factor: str, **changes: Any) -> None:
-        flags = " ".join(f"--{name}={as_typed(value)}" for name, value in changes.items())
-        name = ", ".join(as_typed(value) for value in changes.values())
+    def add(
+        factor: str, *, name: str = "", environment: dict[str, str] = hidden, **changes: Any
+    ) -> None:
+        flags = " ".join(f"--{key}={as_typed(value)}" for key, value in changes.items())
+        name = name or ", ".join(as_typed(value) for value in changes.values())
         changed = dataclasses.replace(base, **changes)
         cells.append(
-            Cell(factor=factor, name=name, config=changed, flags=flags, environment=hidden)
+            Cell(factor=factor, name=name, config=changed, flags=flags, environment=environment)
         )
 
     for factor in config.chosen_factors:
@@ -66,31 +68,25 @@ def plan(config: BenchConfig, *, gpus: Sequence[str]) -> tuple[list[Cell], list[
             if other is None:
                 remarks.append("device: TensorFlow shows no GPU here, so there is one device only")
                 continue
-            add(factor, devices=other)
-            # The other device must not be hidden.
-            cells[-1] = dataclasses.replace(cells[-1], environment={})
+            add(factor, devices=other, environment={})  # It must not be hidden.
         elif factor == "precision":
             for precision in PRECISIONS:
                 if precision != base.precision:
                     add(factor, precision=precision)
         elif factor == "xla":
-            add(factor, jit_compile=not base.jit_compile)
-            cells[-1] = dataclasses.replace(
-                cells[-1], name="XLA off" if base.jit_compile else "XLA on"
-            )
+            name = "XLA off" if base.jit_compile else "XLA on"
+            add(factor, name=name, jit_compile=not base.jit_compile)
         elif factor == "steps_per_execution":
             several = _STEPS_GPU if on_gpu else _STEPS_CPU
             steps = several if base.steps_per_execution == 1 else 1
-            add(factor, steps_per_execution=steps)
             name = f"{steps} step{'s' if steps > 1 else ''} an execution"
-            cells[-1] = dataclasses.replace(cells[-1], name=name)
+            add(factor, name=name, steps_per_execution=steps)
         elif factor == "input":
             add(factor, input="resident" if base.input == "streaming" else "streaming")
         elif factor == "batch_size":
             for batch in (base.batch_size // 4, base.batch_size * 4):
                 if batch:
-                    add(factor, batch_size=batch)
-                    cells[-1] = dataclasses.replace(cells[-1], name=f"batch {batch}")
+                    add(factor, name=f"batch {batch}", batch_size=batch)
         elif factor == "replicas":
             parts = config.virtual_devices or 2
             cells += _replicas(base, others, parts=parts, hidden=hidden)

@@ -46,15 +46,13 @@ class MeasuredProcess:
     """A process that answers each line of its standard input with one of standard output.
 
     Lines are JSON; the process answers by `answer`. Its other output is ignored.
+
+    Args:
+        command: Program and arguments.
+        environment: Its whole environment.
     """
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str]):
-        """Starts the process.
-
-        Args:
-            command: Program and arguments.
-            environment: Its whole environment.
-        """
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             command,
@@ -74,15 +72,6 @@ class MeasuredProcess:
                 if line.startswith(MARK):
                     self._lines.put(line.removeprefix(MARK))
         self._lines.put(None)
-
-    def send(self, request: Any) -> None:
-        """Sends a request; `read` gives its answer."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # The process has ended; `read` raises.
 
     def read(self, *, limit: float = 600.0) -> Any:
         """Waits for the next answer.
@@ -106,7 +95,11 @@ class MeasuredProcess:
 
     def ask(self, request: Any, *, limit: float = 600.0) -> Any:
         """Sends a request and waits for the answer."""
-        self.send(request)
+        assert self._process.stdin is not None
+        # A process that has ended takes nothing; `read` says so.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         return self.read(limit=limit)
 
     def close(self) -> None:

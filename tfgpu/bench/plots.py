@@ -25,7 +25,7 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
     """Draws the charts that have something on them.
 
     Args:
-        record: What bench.json holds.
+        record: The contents of bench.json.
         directory: The directory for the PNG files.
 
     Returns:

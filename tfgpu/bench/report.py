@@ -103,7 +103,7 @@ def write(
     Args:
         config: The baseline and what was compared.
         directory: What `make_directory` returned.
-        console: Where to speak.
+        console: Where messages go.
         environment: What environment.json of a run would hold.
         ceilings: What the machine can do at best.
         results: Of each cell, the baseline first.

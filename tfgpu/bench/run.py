@@ -29,8 +29,16 @@ SECONDS = 0.6
 # First estimates of the seconds that jobs take, on two cores; the countdown corrects them.
 _START, _BUILD, _CEILING = 5.0, 4.0, 1.0
 
-_MEMORY = 1 << 30
-"""Bytes of a process that trains a small network: they limit how many are alive at once."""
+_TIMED = {
+    "input alone": {"kind": "data_alone"},
+    "computation alone": {"kind": "compute_alone"},
+    "a quarter of the batch": {"kind": "compute_alone"},
+    "training": {"kind": "train"},
+}
+"""What is timed for the verdict, `_VERDICT_ROUNDS` times, with the request for it."""
+
+_VERDICT_ROUNDS = 3
+_MEMORY = 1 << 30  # Bytes of a process: they limit how many are alive at once.
 
 
 def run(config: BenchConfig, *, console: Console) -> Path:
@@ -38,7 +46,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
 
     Args:
         config: The baseline and what to compare.
-        console: Where to speak.
+        console: Where messages go.
 
     Returns:
         The directory with bench.json and the charts.
@@ -59,13 +67,7 @@ def run(config: BenchConfig, *, console: Console) -> Path:
             console.say(remark)
         ceilings = _ceiling_jobs()
         groups = _groups(cells[1:], room=hardware.host_free_memory() // _MEMORY)
-        jobs = [_CEILING] * len(ceilings)
-        jobs += [_START + _BUILD]
-        for group in groups:
-            jobs += [_START / _parallel_starts() + _BUILD] * len(group)
-            jobs += [SECONDS * (len(group) + 1)] * config.rounds
-        jobs += [_BUILD + SECONDS * len(_TIMED)] + [SECONDS * len(_TIMED)] * (_VERDICT_ROUNDS - 1)
-        jobs += [_BUILD]
+        jobs = _job_seconds(config, len(ceilings), groups)
         countdown = stack.enter_context(Countdown(console, jobs))
         device = cells[0].config.devices
         environment = _ask(machine, kind="start", device=device)
@@ -106,6 +108,17 @@ def run(config: BenchConfig, *, console: Console) -> Path:
     return directory
 
 
+def _job_seconds(config: BenchConfig, ceilings: int, groups: list[list[Cell]]) -> list[float]:
+    """Estimates the seconds of each job that the countdown shows, in order."""
+    jobs = [_CEILING] * ceilings
+    jobs += [_START + _BUILD]
+    for group in groups:
+        jobs += [_START / _parallel_starts() + _BUILD] * len(group)
+        jobs += [SECONDS * (len(group) + 1)] * config.rounds
+    jobs += [_BUILD + SECONDS * len(_TIMED)] + [SECONDS * len(_TIMED)] * (_VERDICT_ROUNDS - 1)
+    return [*jobs, _BUILD]
+
+
 @contextlib.contextmanager
 def _removed_on_error(directory: Path) -> Iterator[Path]:
     """Removes the directory again, if it is empty, when the benchmark fails."""
@@ -117,18 +130,13 @@ def _removed_on_error(directory: Path) -> Iterator[Path]:
         raise
 
 
-@contextlib.contextmanager
 def _process(
     kind: str, config: BenchConfig, environment: dict[str, str]
-) -> Iterator[MeasuredProcess]:
+) -> contextlib.closing[MeasuredProcess]:
     variables = child_environment(os.environ | environment)
     variables.pop("TF_CONFIG", None)
     command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
-    process = MeasuredProcess(command, environment=variables)
-    try:
-        yield process
-    finally:
-        process.close()
+    return contextlib.closing(MeasuredProcess(command, environment=variables))
 
 
 def _ask(process: MeasuredProcess, **request: Any) -> Any:
@@ -262,16 +270,6 @@ def _changes(results: Sequence[Result]) -> list[verdict.Measured]:
         # Not virtual replicas: they run on one device, and gain nothing.
         if not result.error and not result.cell.config.virtual_devices
     ]
-
-
-_TIMED = {
-    "input alone": {"kind": "data_alone"},
-    "computation alone": {"kind": "compute_alone"},
-    "a quarter of the batch": {"kind": "compute_alone"},
-    "training": {"kind": "train"},
-}
-
-_VERDICT_ROUNDS = 3
 
 
 def _timings(

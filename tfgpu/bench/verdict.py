@@ -31,8 +31,7 @@ WORTH = 1.03
 
 _LIKE = 1.05  # Gains whose ratio is below this count as equal.
 
-_OTHER_TRAINING = 1.1
-"""How much more another batch size has to gain: other changes do not affect what is learnt."""
+_OTHER_TRAINING = 1.1  # How much more another batch size has to gain: it changes what is learnt.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +80,8 @@ class Verdict:
 
     Attributes:
         bound: What bounds it.
-        waiting: Share of the step that waits for input, in [0, 1].
-        launching: Share that does not shrink with the batch.
+        waiting: Fraction of the step that waits for input, in [0, 1].
+        launching: Fraction that does not shrink with the batch.
         working: The rest.
         utilisation: Floating-point operations per second in training, over the ceiling.
         advice: The changes worth making, the best first; empty when no measured one helps.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
 import shutil
@@ -10,13 +9,11 @@ import tempfile
 from pathlib import Path
 
 from tfgpu.cli.config import DoctorConfig
-from tfgpu.doctor.findings import Finding
+from tfgpu.doctor.findings import Finding, Section, Status
 from tfgpu.doctor.framework import Framework
 
 # Below the first a download or a checkpoint may not fit, below the second nothing does.
 _LITTLE_DISK, _NO_DISK = 5 << 30, 200 << 20
-
-_finding = functools.partial(Finding, "Data")
 
 
 def data_folder(config: DoctorConfig) -> Path:
@@ -31,40 +28,38 @@ def check_folders(config: DoctorConfig, data_dir: Path) -> tuple[str | None, lis
     Returns:
         An existing folder where TFDS can try to write, or None; and findings.
     """
-    found = []
+    found = Section("Data")
     writable: str | None = None
     if config.dataset.startswith("folder:"):
         path = Path(config.dataset.removeprefix("folder:")).expanduser()
         try:
             images = sum(1 for _ in path.iterdir())
         except OSError as error:
-            found.append(
-                _finding(
-                    "images",
-                    "problem",
-                    f"{path}: {error.strerror}",
-                    "name a folder that can be read with --dataset=folder:PATH",
-                )
+            found.add(
+                "images",
+                "problem",
+                f"{path}: {error.strerror}",
+                "name a folder that can be read with --dataset=folder:PATH",
             )
         else:
-            found.append(_finding("images", "ok", f"{path}, {images} entries"))
+            found.add("images", "ok", f"{path}, {images} entries")
     else:
-        finding, writable = _check_folder("data folder", data_dir, "--data_dir")
-        if finding.status == "problem" and data_dir.is_dir() and os.access(data_dir, os.R_OK):
-            # Prepared data sets can still be read from it.
-            finding = _finding("data folder", "warning", finding.value, finding.remedy)
-        found.append(finding)
+        status, value, remedy, writable = _check_folder(data_dir, "--data_dir")
+        if status == "problem" and data_dir.is_dir() and os.access(data_dir, os.R_OK):
+            status = "warning"  # Prepared data sets can still be read from it.
+        found.add("data folder", status, value, remedy)
         if config.dataset != "digits" and ":" not in config.dataset:
-            found.append(_check_prepared(config.dataset, data_dir))
-    found.append(_check_folder("run folder", Path(config.run_dir or "runs"), "--run_dir")[0])
+            _check_prepared(found, config.dataset, data_dir)
+    status, value, remedy, _ = _check_folder(Path(config.run_dir or "runs"), "--run_dir")
+    found.add("run folder", status, value, remedy)
     return writable, found
 
 
-def _check_prepared(dataset: str, data_dir: Path) -> Finding:
+def _check_prepared(found: Section, dataset: str, data_dir: Path) -> None:
     """Checks that a data set of TFDS is prepared; its contents are not read."""
     if any(data_dir.joinpath(*dataset.split("/")).rglob("dataset_info.json")):
-        return _finding(dataset, "ok", f"prepared in {data_dir}")
-    return _finding(
+        return found.add(dataset, "ok", f"prepared in {data_dir}")
+    return found.add(
         dataset,
         "warning",
         f"not prepared in {data_dir}: the first training downloads it, if TFDS knows it",
@@ -72,8 +67,12 @@ def _check_prepared(dataset: str, data_dir: Path) -> Finding:
     )
 
 
-def _check_folder(item: str, path: Path, flag: str) -> tuple[Finding, str | None]:
-    """Tries to write to a folder, or to its nearest existing parent."""
+def _check_folder(path: Path, flag: str) -> tuple[Status, str, str, str | None]:
+    """Tries to write to a folder, or to its nearest existing parent.
+
+    Returns:
+        Status, value and remedy of the finding, and the folder written to; None if unusable.
+    """
     existing = path.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -84,29 +83,30 @@ def _check_folder(item: str, path: Path, flag: str) -> tuple[Finding, str | None
         free = shutil.disk_usage(existing).free
     except OSError as error:
         value = f"{path} cannot be written: {error.strerror or error}"
-        return _finding(item, "problem", value, remedy), None
+        return "problem", value, remedy, None
     value = f"{path}, {free / 2**30:.1f} GiB free" + (
         "" if existing == path.absolute() else ", made when needed"
     )
     if free < _NO_DISK:
-        return _finding(item, "problem", value, f"free some space, or {flag}=PATH"), None
+        return "problem", value, f"free some space, or {flag}=PATH", None
     if free < _LITTLE_DISK:
         advice = f"free some space, or {flag}=PATH on another disk"
-        return _finding(item, "warning", value, advice), str(existing)
-    return _finding(item, "ok", value), str(existing)
+        return "warning", value, advice, str(existing)
+    return "ok", value, "", str(existing)
 
 
 def check_tfds(framework: Framework, dataset: str, folder: str | None) -> list[Finding]:
     """Checks that TFDS could write and read a data set."""
+    found = Section("Data")
     if folder is None or framework.error:
-        return []
+        return found
     if framework.tfds_error:
-        return [
-            _finding(
-                "TFDS",
-                "problem" if not dataset.startswith("folder:") else "warning",
-                f"cannot write and read a set in {folder}: {framework.tfds_error}",
-                "name another place with --data_dir",
-            )
-        ]
-    return [_finding("TFDS", "ok", "wrote and read a small set there")]
+        found.add(
+            "TFDS",
+            "problem" if not dataset.startswith("folder:") else "warning",
+            f"cannot write and read a set in {folder}: {framework.tfds_error}",
+            "name another place with --data_dir",
+        )
+        return found
+    found.add("TFDS", "ok", "wrote and read a small set there")
+    return found

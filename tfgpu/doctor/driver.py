@@ -83,6 +83,7 @@ def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
     version: str | None = None
     cuda: tuple[int, int] | None = None
     gpus: list[Gpu] = []
+    code, error_text = SUCCESS, ""
     try:
         _call(nvml, "nvmlInit_v2")
         try:
@@ -96,17 +97,12 @@ def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
         finally:
             nvml.nvmlShutdown()
     except _Failed as failure:
-        return Driver(
-            version=version,
-            cuda=cuda,
-            gpus=tuple(gpus),
-            cards=cards,
-            code=failure.code,
-            error=str(failure),
-        )
+        code, error_text = failure.code, str(failure)
     except AttributeError as error:  # A library without one of the functions.
         return Driver(cards=cards, code=None, error=str(error))
-    return Driver(version=version, cuda=cuda, gpus=tuple(gpus), cards=cards)
+    return Driver(
+        version=version, cuda=cuda, gpus=tuple(gpus), cards=cards, code=code, error=error_text
+    )
 
 
 class _Memory(ctypes.Structure):
@@ -130,13 +126,8 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     major, minor = ctypes.c_int(), ctypes.c_int()
     capability: tuple[int, int] | None = None
     try:
-        _call(
-            nvml,
-            "nvmlDeviceGetCudaComputeCapability",
-            handle,
-            ctypes.byref(major),
-            ctypes.byref(minor),
-        )
+        pair = ctypes.byref(major), ctypes.byref(minor)
+        _call(nvml, "nvmlDeviceGetCudaComputeCapability", handle, *pair)
         capability = (major.value, minor.value)
     except _Failed:
         pass

@@ -7,10 +7,11 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import eq, ge, gt, le, lt
 from pathlib import Path
 
-from tfgpu.doctor.findings import Finding
+from tfgpu.doctor.findings import Finding, Section
 from tfgpu.doctor.framework import Framework
 from tfgpu.machine import hardware
 
@@ -47,22 +48,16 @@ def within(version: str, bound: str) -> bool:
         return found + [0] * (3 - len(found))
 
     here = numbers(version)
-    compare: dict[str, Callable[[list[int]], bool]] = {
-        ">=": lambda limit: here >= limit,
-        "<=": lambda limit: here <= limit,
-        "==": lambda limit: here == limit,
-        "<": lambda limit: here < limit,
-        ">": lambda limit: here > limit,
-    }
+    compare = {">=": ge, "<=": le, "==": eq, "<": lt, ">": gt}
     parts = re.findall(r"(>=|<=|==|<|>)\s*([\d.]+)", bound)
-    return all(compare[sign](numbers(limit)) for sign, limit in parts)
+    return all(compare[sign](here, numbers(limit)) for sign, limit in parts)
 
 
 def check_software(framework: Framework, *, versions: Mapping[str, str | None]) -> list[Finding]:
     """Checks the versions of Python and packages, and whether TensorFlow can be imported."""
     pip = f"{shlex.quote(sys.executable)} -m pip install"
     declared = bounds()
-    found = []
+    found = Section("Software")
     names = {
         "python": "Python",
         "tensorflow": "TensorFlow",
@@ -75,30 +70,25 @@ def check_software(framework: Framework, *, versions: Mapping[str, str | None]) 
         bound = declared.get(name, "")
         if version is None:
             remedy = f"{pip} {shlex.quote(name + bound)}"
-            found.append(Finding("Software", item, "problem", "not installed", remedy))
+            found.add(item, "problem", "not installed", remedy)
         elif not within(version, bound):
             remedy = (
                 f"make a virtual environment with a Python {bound}"
                 if name == "python"
                 else f"{pip} {shlex.quote(name + bound)}"
             )
-            found.append(
-                Finding("Software", item, "problem", f"{version}, but tfgpu takes {bound}", remedy)
-            )
+            found.add(item, "problem", f"{version}, but tfgpu takes {bound}", remedy)
         else:
-            found.append(Finding("Software", item, "ok", version))
+            found.add(item, "ok", version)
     if framework.error:
         illegal = "SIGILL" in framework.error
-        found.append(
-            Finding(
-                "Software",
-                "import",
-                "problem",
-                f"TensorFlow cannot be used: {framework.error}",
-                "this processor lacks instructions that the wheel needs (AVX): use another machine"
-                if illegal
-                else f"{pip} --force-reinstall tensorflow=={versions.get('tensorflow')}",
-            )
+        found.add(
+            "import",
+            "problem",
+            f"TensorFlow cannot be used: {framework.error}",
+            "this processor lacks instructions that the wheel needs (AVX): use another machine"
+            if illegal
+            else f"{pip} --force-reinstall tensorflow=={versions.get('tensorflow')}",
         )
     return found
 
@@ -140,36 +130,28 @@ def check_processor(framework: Framework, *, flags: frozenset[str], machine: str
         f"{hardware.cpu_model()}, {cores} core{'s' if cores > 1 else ''}, "
         f"{free / 2**30:.1f} GiB of memory free"
     )
-    found = [
-        Finding(
-            "CPU", "processor", "warning", value, "close other programs: TensorFlow needs 1 GiB"
-        )
-        if free < 1 << 30
-        else Finding("CPU", "processor", "ok", value)
-    ]
+    found = Section("CPU")
+    if free < 1 << 30:
+        found.add("processor", "warning", value, "close other programs: TensorFlow needs 1 GiB")
+    else:
+        found.add("processor", "ok", value)
     sets = [name for flag, name in _INSTRUCTIONS.items() if flag in flags]
     if machine in ("x86_64", "AMD64") and flags and "avx" not in flags:
-        found.append(
-            Finding(
-                "CPU",
-                "instructions",
-                "problem",
-                f"{', '.join(sets) or 'no vector instructions'}: TensorFlow's wheel needs AVX",
-                "use another machine, or a virtual machine that passes the host's processor on",
-            )
+        found.add(
+            "instructions",
+            "problem",
+            f"{', '.join(sets) or 'no vector instructions'}: TensorFlow's wheel needs AVX",
+            "use another machine, or a virtual machine that passes the host's processor on",
         )
     elif flags:
-        found.append(Finding("CPU", "instructions", "ok", ", ".join(sets)))
+        found.add("instructions", "ok", ", ".join(sets))
     if framework.versions and not framework.onednn:
-        found.append(
-            Finding(
-                "CPU",
-                "oneDNN",
-                "warning",
-                "off: training on a CPU was three times slower without it",
-                "`unset TF_ENABLE_ONEDNN_OPTS`",
-            )
+        found.add(
+            "oneDNN",
+            "warning",
+            "off: training on a CPU was three times slower without it",
+            "`unset TF_ENABLE_ONEDNN_OPTS`",
         )
     elif framework.versions:
-        found.append(Finding("CPU", "oneDNN", "ok", "on"))
+        found.add("oneDNN", "ok", "on")
     return found

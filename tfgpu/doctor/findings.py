@@ -18,7 +18,7 @@ class Finding:
     """One line of the diagnosis.
 
     Attributes:
-        section: Which part of it.
+        section: The section that it belongs to.
         item: What was checked.
         status: What it means for a training.
         value: What was found.
@@ -30,6 +30,18 @@ class Finding:
     status: Status
     value: str
     remedy: str = ""
+
+
+class Section(list[Finding]):
+    """The findings of one section of the diagnosis."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def add(self, item: str, status: Status, value: str, remedy: str = "") -> None:
+        """Adds a finding."""
+        self.append(Finding(self._name, item, status, value, remedy))
 
 
 def can_train(findings: Sequence[Finding]) -> bool:

@@ -54,7 +54,7 @@ class Framework:
         gpus: The GPUs that TensorFlow shows.
         onednn: Whether oneDNN's kernels are on.
         tfds_error: Why a TFDS set could not be written and read; empty when it could.
-        said: What the libraries printed on standard error.
+        stderr: What the libraries printed on standard error.
         error: Why the process ended early; empty when it did not.
     """
 
@@ -63,7 +63,7 @@ class Framework:
     gpus: tuple[Device, ...] = ()
     onednn: bool = False
     tfds_error: str = ""
-    said: str = ""
+    stderr: str = ""
     error: str = ""
 
 
@@ -98,7 +98,7 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
             for line in out.read().splitlines()
             if line.startswith(_MARK)
         ]
-        said = err.read()
+        stderr = err.read()
     found: dict[str, Any] = {}
     for answer in answers:  # The GPUs come twice: before and after the matrix product.
         found |= answer
@@ -106,10 +106,10 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
         Device(**gpu | {"capability": tuple(gpu["capability"]) if gpu["capability"] else None})
         for gpu in found.pop("gpus", ())
     )
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in stderr.splitlines() if line.strip()]
     if ended and lines:
         ended += f": {' '.join(lines[-1].split())}"
-    return Framework(**found, gpus=gpus, said=said, error=ended)
+    return Framework(**found, gpus=gpus, stderr=stderr, error=ended)
 
 
 def _ended(code: int) -> str:

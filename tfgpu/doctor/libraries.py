@@ -37,7 +37,7 @@ class Library:
     """A shared library that the wheel looks for.
 
     Attributes:
-        soname: Under which it is opened.
+        soname: The name under which it is opened.
         package: The distribution that it is part of.
         folder: The distribution's folder below `site-packages/nvidia`.
         lost: What does not work without it.
@@ -54,7 +54,7 @@ class Opened:
     """The outcome of opening one library.
 
     Attributes:
-        soname: What was asked for.
+        soname: Of the library.
         path: The file that was opened; None when none was.
         error: Why not, in the loader's words; empty when it was.
         version: The library's own version number; None when it was not asked.

@@ -262,9 +262,7 @@ def _train(cell: Cell) -> float:
     gpus = len(tf.config.list_physical_devices("GPU"))
     split = cell.strategy == "mirrored" and gpus < REPLICAS
     strategy = runtime.start(
-        strategy=cell.strategy,
-        virtual_devices=REPLICAS if split else 0,
-        precision=cell.precision,
+        strategy=cell.strategy, virtual_devices=REPLICAS if split else 0, precision=cell.precision
     ).strategy
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (EXAMPLES, 12, 12, 3), dtype=np.uint8)

@@ -22,8 +22,7 @@ from tfgpu.doctor.gpu_checks import check_gpus
 from tfgpu.doctor.libraries import Opened
 from tfgpu.doctor.probe import Cell, Outcome
 
-_SECONDS_A_CELL = 8.0
-"""First estimate for a combination: the import of TensorFlow takes most of it."""
+_SECONDS_A_CELL = 8.0  # First estimate: the import of TensorFlow takes most of it.
 
 
 def run(config: DoctorConfig) -> int:
@@ -50,7 +49,12 @@ def run(config: DoctorConfig) -> int:
         print(findings.as_text(found))
         if tried:
             print(probe.table(tried))
-        print(_verdict(found))
+        problems = sum(finding.status == "problem" for finding in found)
+        print(
+            f"{problems} problem{'s' if problems > 1 else ''}: training cannot start as asked"
+            if problems
+            else "training can start"
+        )
     return 0 if findings.can_train(found) else 1
 
 
@@ -132,10 +136,3 @@ def _as_json(found: list[Finding], tried: list[tuple[Cell, Outcome]]) -> str:
     if tried:
         report["probe"] = [asdict(cell) | asdict(outcome) for cell, outcome in tried]
     return json.dumps(report, indent=1)
-
-
-def _verdict(found: list[Finding]) -> str:
-    problems = sum(finding.status == "problem" for finding in found)
-    if not problems:
-        return "training can start"
-    return f"{problems} problem{'s' if problems > 1 else ''}: training cannot start as asked"

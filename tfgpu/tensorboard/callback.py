@@ -18,7 +18,6 @@ from tensorboard.util import tensor_util
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import Gauges
-from tfgpu.tensorboard import hparams as hparams_lib
 from tfgpu.tensorboard import pictures, predictions
 from tfgpu.tensorboard.graph import step_graph
 from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
@@ -32,8 +31,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     Tags and folders are those of `keras.callbacks.TensorBoard`: `train/` and `validation/` with
     `epoch_<metric>` by epoch, and `batch_<metric>` by batches consumed. When a
     `tfgpu.BackupAndRestore` in the same `fit` resumes a training, the files are truncated to what
-    they held at the backup, so that no step is in them twice and none is missing. In addition it
-    writes
+    they held at the backup, so that no step is in them twice and none is missing. It also writes
 
     - the graph of the training step and the conceptual graph of the model;
     - `performance/`: samples per second, the milliseconds of a step and what of them went into
@@ -166,7 +164,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._graph_written = not self.write_graph
         super().on_train_begin(logs)
         if self._hparams is not None:
-            hparams_lib.begin(self._root_writer, self._hparams)
+            self._write_hparams()
         self._performance = PerformanceMeter(self.model, self._gauges)
         self._batches = batches = getattr(self.model, "_latest_batches", None)
         if self._should_trace and batches is not None:
@@ -234,12 +232,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
             self._performance.end()
         self._stop_profiler()
         if self._hparams is not None:
-            hparams_lib.end(self._root_writer)
+            self._end_hparams()
         super().on_train_end(logs)
 
     def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
         optimizer = update.inner(self.model.optimizer)
-        if hasattr(optimizer, "optimizers"):  # One that hands variables to others.
+        if hasattr(optimizer, "optimizers"):  # One that delegates to others.
             collected: dict[str, Any] = super()._collect_learning_rate(logs)
             return collected
         rate = optimizer.learning_rate
@@ -357,8 +355,28 @@ class TensorBoard(keras.callbacks.TensorBoard):
         label = int(label)
         return str(self._class_names[label]) if label < len(self._class_names) else str(label)
 
+    def _write_hparams(self) -> None:
+        # Not at the top: importing it takes seconds.
+        from tensorboard.plugins.hparams import api
+
+        assert self._hparams is not None
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in self._hparams.items()
+            if value is not None
+        }
+        with self._root_writer.as_default():
+            api.hparams(plain)
+
+    def _end_hparams(self) -> None:
+        from tensorboard.plugins.hparams import api_pb2, summary
+
+        ended = summary.session_end_pb(api_pb2.STATUS_SUCCESS)
+        with self._root_writer.as_default():
+            tf.summary.experimental.write_raw_pb(ended.SerializeToString(), step=0)
+
     def _profile(self, step: int) -> None:
-        """Starts the profiler where it is to start, and marks the step for it."""
+        """Starts the profiler at the first step to profile, and marks each step for it."""
         if not self._profiler_started and self._start_batch <= step <= self._stop_batch:
             self._start_profiler(logdir=self._train_dir)
         if self._profiler_started:

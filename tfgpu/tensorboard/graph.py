@@ -2,8 +2,7 @@
 
 A traced training function is a loop around a body that calls functions (XLA's is one of them), each
 of which TensorBoard would show as a node that does not open. Here the loop is left out and calls
-are inlined, so that forward pass, gradients, all-reduce and update are side by side, under their
-names.
+are inlined, so that forward pass, gradients, all-reduce and update are side by side.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class _Inliner:
 
         Args:
             graph: Of the function.
-            scope: Under which its names go.
+            scope: The prefix of the names of its nodes.
             outside: The tensors that its inputs are, or None to show them as placeholders.
 
         Returns:

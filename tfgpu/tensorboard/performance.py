@@ -32,22 +32,17 @@ class _Interval:
 class PerformanceMeter:
     """Measures the steps of a training, interval by interval.
 
-    Attributes:
+    Args:
         model: The model that is trained.
+        gauges: Its step statistics; None for a model of Keras.
     """
 
     def __init__(self, model: keras.Model, gauges: Gauges | None):
-        """Counts the model's operations and measures the devices' peak.
-
-        Args:
-            model: The model that is trained.
-            gauges: Its step statistics; None for a model of Keras.
-        """
         self.model = model
         self._gauges = gauges
         self._interval: _Interval | None = None
         counted = flops.count(self.model)
-        # Not if operations are missing: a part would pass for all of them.
+        # None if layers are not counted: utilization would be too low.
         self._flops = counted.training if counted.forward and not counted.uncounted else None
         self._peak = 0.0 if self._flops is None else self._peak_of_replicas()
 
@@ -65,12 +60,7 @@ class PerformanceMeter:
         self._interval = None
 
     def add(self, *, steps: int, seconds: float) -> None:
-        """Adds an execution to the interval.
-
-        Args:
-            steps: In the execution.
-            seconds: That the call of it took.
-        """
+        """Adds an execution of some steps to the interval, and the seconds that the call took."""
         if self._interval is not None:
             self._interval.steps += steps
             self._interval.executing += seconds

@@ -11,18 +11,10 @@ import tensorflow as tf
 
 
 class Mistake(NamedTuple):
-    """A wrong prediction.
+    """A wrong prediction for an image."""
 
-    Attributes:
-        confidence: The probability of the predicted class.
-        position: Of the example in the data set.
-        label: The true class.
-        predicted: The predicted class.
-        image: uint8 (height, width, channels).
-    """
-
-    confidence: float
-    position: int
+    confidence: float  # The probability of the predicted class.
+    position: int  # Of the example in the data set.
     label: int
     predicted: int
     image: np.ndarray
@@ -31,16 +23,11 @@ class Mistake(NamedTuple):
 def evaluate(
     model: keras.Model, dataset: tf.data.Dataset, *, count: int
 ) -> tuple[np.ndarray, list[Mistake]]:
-    """Compares predictions with labels.
-
-    Args:
-        model: Its outputs are logits.
-        dataset: Of `tfgpu.data.inputs.evaluation_batches`, or one that yields (images, labels).
-        count: How many mistakes to return, at most.
+    """Compares the predictions for a data set with its labels.
 
     Returns:
-        The confusion matrix (classes, classes), true class first, and the mistakes, most confident
-        first.
+        The confusion matrix (classes, classes), true class first, and the `count` most confident
+        mistakes, in descending order.
     """
     outputs = np.asarray(model.predict(dataset, verbose=0), np.float32)
     outputs -= outputs.max(axis=-1, keepdims=True)

@@ -24,8 +24,8 @@ class Role:
     Attributes:
         chief: Whether it is the chief, which holds the oracle.
         name: Its tuner id, with which those of its workers begin.
-        ip: Of the chief.
-        port: Of the chief; 0 for any that is free.
+        ip: The chief's address.
+        port: The chief's port; 0 for any that is free.
     """
 
     chief: bool = True
@@ -105,9 +105,4 @@ def variables(*, tuner_id: str, ip: str, port: int) -> dict[str, str]:
     """Returns the environment variables of a worker."""
     # Not through a proxy: the chief is on the same network.
     direct = ",".join(filter(None, [os.environ.get("no_grpc_proxy"), ip]))
-    return {
-        TUNER_ID: tuner_id,
-        ORACLE_IP: ip,
-        ORACLE_PORT: str(port),
-        "no_grpc_proxy": direct,
-    }
+    return {TUNER_ID: tuner_id, ORACLE_IP: ip, ORACLE_PORT: str(port), "no_grpc_proxy": direct}

@@ -58,7 +58,7 @@ class WorkerState:
     Attributes:
         name: Its tuner id.
         heard: When it last called, by the chief's clock.
-        dismissed: Whether it was told that the search is over.
+        dismissed: Whether it knows that the search is over.
         process: A unique id of its process; empty while unknown.
         former: Ids of the processes that had the name before.
     """
@@ -164,7 +164,7 @@ class Chief:
 
     @contextlib.contextmanager
     def locked_oracle(self) -> Iterator[Any]:
-        """Gives the oracle to this thread alone."""
+        """Locks the oracle for this thread."""
         with self._lock:
             try:
                 yield self.oracle

@@ -66,11 +66,7 @@ class Client(OracleClient):
     """
 
     def __init__(self, oracle: Any):
-        """Connects to the chief that the environment names.
-
-        Args:
-            oracle: Of KerasTuner, for the settings of the search.
-        """
+        """Connects to the chief that the environment names; `oracle` has the search's settings."""
         super().__init__(oracle)
         ip, port = os.environ[address.ORACLE_IP], int(os.environ[address.ORACLE_PORT])
         target = address.target(ip, port)

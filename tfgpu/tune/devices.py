@@ -1,4 +1,4 @@
-"""Which GPUs and processor cores each worker process of a search gets."""
+"""The GPUs and processor cores of a machine, and their division among worker processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfgpu.machine import hardware, runtime
 
 @dataclass(frozen=True)
 class WorkerDevices:
-    """What one worker computes on.
+    """The GPU or the processor cores that one worker process uses.
 
     Attributes:
         gpu: Its value of CUDA_VISIBLE_DEVICES; None for what this process sees.
@@ -63,9 +63,6 @@ def usable_cores() -> tuple[int, ...]:
 
 def find(config: TuneConfig) -> tuple[list[str], int]:
     """Finds the GPUs of this machine, and hides them from this process, which trains nothing.
-
-    Args:
-        config: The settings of the search.
 
     Returns:
         The GPUs for workers, as CUDA_VISIBLE_DEVICES names them, and the replicas of each trial.

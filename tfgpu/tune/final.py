@@ -39,7 +39,7 @@ def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
         signals: Those caught since the command started.
 
     Returns:
-        What `result.json` holds.
+        The contents of `result.json`.
 
     Raises:
         tfgpu.errors.Error: No trial was completed, or a retraining has failed.
@@ -230,12 +230,7 @@ def _means(final: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any], directory: Path) -> str:
-    """Returns the last lines that the command prints.
-
-    Args:
-        result: What `result.json` holds.
-        directory: Of the search.
-    """
+    """Formats a result, as in `result.json`, for the end of the command."""
     objective = result["objective"]
     lines = [
         f"{result['trials']} trials in {duration(result['search_seconds'])}: "

@@ -292,10 +292,7 @@ def make(
         # All brackets once, or as often as trials or time allow.
         limited = limit is not None or config.max_minutes is not None
         oracle = HyperbandOracle(
-            max_epochs=epochs,
-            factor=3,
-            hyperband_iterations=2**31 if limited else 1,
-            **common,
+            max_epochs=epochs, factor=3, hyperband_iterations=2**31 if limited else 1, **common
         )
     elif config.tuner == "bayesian":
         dimensions = len(hyperparameters.space)

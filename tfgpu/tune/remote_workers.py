@@ -20,13 +20,7 @@ from tfgpu.tune.worker_pool import POLL_SECONDS, WorkerPool, describe_exit
 def train(
     config: TuneConfig, role: address.Role, console: Console, signals: interrupts.Interrupts
 ) -> None:
-    """Trains trials until the chief has no more of them.
-
-    Args:
-        config: The settings, which have to be those of the chief's search.
-        role: Where the chief is, and the name of this machine.
-        console: Where to speak.
-        signals: Those caught since the command started.
+    """Trains trials for the chief until it has no more of them.
 
     Raises:
         tfgpu.errors.Error: The request or the data is at fault, or a worker keeps dying.

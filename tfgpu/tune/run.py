@@ -26,10 +26,10 @@ def run(config: TuneConfig, *, console: Console) -> dict[str, Any]:
 
     Args:
         config: The settings.
-        console: Where to speak.
+        console: Where messages go.
 
     Returns:
-        What `result.json` holds; {} on a machine that only trains for another's search.
+        The contents of `result.json`; {} on a machine that only trains for another's search.
 
     Raises:
         tfgpu.errors.Error: The request, the data or the work is at fault.

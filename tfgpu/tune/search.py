@@ -26,7 +26,7 @@ from tfgpu.tune.search_directory import RESULT, SEARCH
 from tfgpu.tune.space import Space
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Search:
     """A search in its directory. As a context it holds the directory's lock and the oracle.
 
@@ -36,8 +36,8 @@ class Search:
         space: The search space.
         epochs: Of a whole training.
         gpus: GPUs for its workers, as CUDA_VISIBLE_DEVICES names them.
-        worker_devices: What each worker of this machine computes on.
-        console: Where to speak.
+        worker_devices: The devices of each worker of this machine.
+        console: Where messages go.
         oracle: One of `tfgpu.tune.oracle`, within the context.
     """
 
@@ -79,10 +79,7 @@ class Search:
             if settings.model == config.model:
                 recipe.check_builder(settings, builder)
             return recipe.resolve(
-                settings,
-                num_examples=data.train.num_examples,
-                replicas=replicas,
-                on_gpu=bool(gpus),
+                settings, num_examples=data.train.num_examples, replicas=replicas, on_gpu=bool(gpus)
             )
 
         epochs = resolve(config.training).epochs
@@ -95,15 +92,7 @@ class Search:
         directory = search_directory.choose(config, data.name)
         config = dataclasses.replace(config, run_dir=str(directory))
         search_directory.check(directory, config, space)
-        return cls(
-            config=config,
-            directory=directory,
-            space=space,
-            epochs=epochs,
-            gpus=gpus,
-            worker_devices=worker_devices,
-            console=console,
-        )
+        return cls(config, directory, space, epochs, gpus, worker_devices, console)
 
     def __enter__(self) -> Search:
         files.make_directory(self.directory, flag="run_dir")

@@ -23,22 +23,17 @@ FINAL = "final"
 _MAY_CHANGE = frozenset(
     "max_trials max_minutes workers final_seeds run_dir resume progress verbosity data_dir".split()
 ) | {"space"}
-"""Settings in which two starts of a search may differ. Of the space its name may: the
+"""Settings in which two starts of a search may differ. Of the space this is the file name only: the
 hyperparameters are compared."""
 
 _RECORDED = (
     "settings directory worker parameters samples_per_second started ended seconds where"
 ).split()
-"""What trials.jsonl holds of the record that the chief keeps of a trial."""
+"""Fields of the chief's record of a trial that are copied to trials.jsonl."""
 
 
 def choose(config: TuneConfig, dataset: str) -> Path:
-    """Returns the directory that --run_dir names, or a new name below `runs/`.
-
-    Args:
-        config: The settings of the search.
-        dataset: The name of the data set.
-    """
+    """Returns the directory that --run_dir names, or a new one below `runs/`, not made yet."""
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser()
     name = (
@@ -78,7 +73,7 @@ def check(directory: Path, config: TuneConfig, space: Space) -> None:
     """Checks that the directory is free or holds this search, and that --resume allows that.
 
     Raises:
-        RequestError: It is not so.
+        RequestError: The directory holds something else, or --resume rules it out.
     """
     if not (directory / SEARCH).exists():
         # Hidden files are tfgpu's: the lock, and what a kill left half written.
@@ -101,12 +96,7 @@ def check(directory: Path, config: TuneConfig, space: Space) -> None:
 
 
 def write_hparams(values: dict[str, list[Any]], directory: Path) -> None:
-    """Writes the event file that gives TensorBoard's HParams tab the settings and their ranges.
-
-    Args:
-        values: By setting, the values it may have, as `Space.values` returns them.
-        directory: Where the event file goes.
-    """
+    """Writes the settings and their ranges, from `Space.values`, for TensorBoard's HParams tab."""
     import tensorflow as tf
     from tensorboard.plugins.hparams import api
 

@@ -27,8 +27,7 @@ FIXED = frozenset(
 """Settings that are the same for all trials: of the process, of the data on which the trials are
 compared, and of the files they write."""
 
-_RANDOM_SAMPLES = 200
-"""Random points that are checked beside the ends of each range, for values that conflict."""
+_RANDOM_SAMPLES = 200  # Checked beside the ends of each range, for values that conflict.
 
 
 def default(hp: keras_tuner.HyperParameters) -> dict[str, Any]:

@@ -29,15 +29,13 @@ class TrialsTable:
     """Shows the trials of a search: as a live table on a terminal, as lines elsewhere.
 
     Use it as a context.
+
+    Args:
+        console: Where to show them.
+        objective: The metric by which trials are compared.
     """
 
     def __init__(self, console: Console, objective: str):
-        """Shows nothing yet.
-
-        Args:
-            console: Where to show it.
-            objective: What trials are compared by.
-        """
         self._console = console
         self._objective = objective
         self._best: float | None = None
@@ -78,7 +76,7 @@ class TrialsTable:
             self._live.update(self.table(oracle, left=left), refresh=True)
 
     def mark_shown(self, oracle: Any) -> None:
-        """Takes the trials as they are for shown: an earlier process has done it."""
+        """Marks the trials as shown, as an earlier process has shown them."""
         self._shown = {trial.trial_id: trial.status for trial in oracle.trials.values()}
         for trial_id in oracle.pending:
             self._shown[trial_id] = "WAITING"
@@ -115,15 +113,9 @@ class TrialsTable:
         if left is not None:
             title += f", {duration(max(0.0, left))} left"
         table = rich.table.Table(title=title, title_justify="left", expand=False)
-        for name, justify in (
-            ("trial", "left"),
-            ("status", "left"),
-            ("epochs", "right"),
-            (self._objective, "right"),
-            ("time", "right"),
-            ("settings", "left"),
-        ):
-            table.add_column(name, justify=justify, no_wrap=name != "settings")  # type: ignore[arg-type]
+        for name in ("trial", "status", "epochs", self._objective, "time", "settings"):
+            right = name in ("epochs", self._objective, "time")
+            table.add_column(name, justify="right" if right else "left", no_wrap=name != "settings")
         for trial in rows[:_ROWS]:
             record = oracle.records.get(trial.trial_id, {})
             score = trial.score

@@ -15,8 +15,9 @@ from typing import Any
 
 from tfgpu.cli import entry, interrupts, startup
 from tfgpu.cli.config import Config, TuneConfig
+from tfgpu.cli.console import Console, Stopwatch
 from tfgpu.errors import DataError, Error, Interrupted, RequestError
-from tfgpu.tune import child
+from tfgpu.tune import child, worker_pool
 
 TRIALS = "trials"
 """Where the run directories of the trials are, below the directory of the search."""
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int | None:
 
 class _Worker:
     def __init__(self, config: TuneConfig):
-        # They import TensorFlow, so not before.
+        # They import TensorFlow, so not earlier.
         from tfgpu.tune import oracle
         from tfgpu.tune.space import Space
 
@@ -57,10 +58,8 @@ class _Worker:
     def work(self) -> int | None:
         import grpc
 
-        from tfgpu.cli.console import Stopwatch
         from tfgpu.train import run
         from tfgpu.tune import client as clients
-        from tfgpu.tune import worker_pool
         from tfgpu.tune.oracle import IDLE, STOPPED
 
         # Before the first trial, so that an error of this machine or its data fails no trial.
@@ -95,6 +94,8 @@ class _Worker:
         Returns:
             Whether the process can train another trial.
         """
+        import grpc
+
         from tfgpu.tune.oracle import COMPLETED, FAILED
 
         began = time.perf_counter()
@@ -110,8 +111,8 @@ class _Worker:
         except (KeyboardInterrupt, Interrupted, DataError):
             raise  # Not the fault of the trial.
         except Exception as error:
-            if _is_rpc_error(error):
-                raise
+            if isinstance(error, grpc.RpcError):
+                raise  # The fault of the chief or the network.
             trial.status = FAILED
             # TensorFlow's messages may hold whole graphs, and the size of a call is limited.
             text = " ".join(str(error).split())[:_LONGEST]
@@ -145,7 +146,6 @@ class _Worker:
     def _run(
         self, client: Any, trial: Any, settings: Config, directory: Path
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        from tfgpu.cli.console import Console, Stopwatch
         from tfgpu.train import run
 
         wait_until_free(directory)
@@ -207,12 +207,6 @@ def wait_until_free(directory: Path) -> None:
             if time.monotonic() > until:
                 return  # The run says what is wrong.
             time.sleep(0.2)
-
-
-def _is_rpc_error(error: Exception) -> bool:
-    import grpc
-
-    return isinstance(error, grpc.RpcError)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,13 @@ from tfgpu.tune import address
 from tfgpu.tune.devices import WorkerDevices
 
 POLL_SECONDS = 0.2
-"""Seconds between two looks at child processes."""
+"""Seconds between two polls of child processes."""
 
 RESTART = 75
 """Exit code of a worker that asks to be restarted, after an error that may have left TensorFlow in
 a bad state (EX_TEMPFAIL of sysexits.h)."""
 
-_PERMANENT = frozenset({RequestError.exit_code, DataError.exit_code})
-"""Exit codes of workers that would end in the same way again."""
-
+_PERMANENT = frozenset({RequestError.exit_code, DataError.exit_code})  # Not worth a restart.
 _GRACE_SECONDS = 60.0  # Seconds that a worker has to save its trial before it is killed.
 
 
@@ -78,7 +76,7 @@ class Worker:
             )
 
     def check_restart(self, code: int, *, trials_ended: int = 0, attempts: int) -> None:
-        """Decides whether the process is worth another start.
+        """Checks that it makes sense to restart the process.
 
         Args:
             code: The exit code that it has ended with, not 0.
@@ -86,7 +84,7 @@ class Worker:
             attempts: How often it may die without a trial ending meanwhile.
 
         Raises:
-            tfgpu.errors.Error: It is not; the error that it ended with.
+            tfgpu.errors.Error: It does not; the error that the process ended with.
         """
         if code == RESTART:
             return
@@ -164,15 +162,6 @@ class WorkerPool:
     def __init__(
         self, name: str, devices: Sequence[WorkerDevices], *, config: TuneConfig, ip: str, port: int
     ):
-        """Starts nothing yet.
-
-        Args:
-            name: The beginning of the tuner ids; the number of the worker follows.
-            devices: For each worker, what it computes on.
-            config: The settings of the search.
-            ip: Of the chief.
-            port: Of the chief.
-        """
         names = [f"{name}-{number}" for number in range(len(devices))]
         self.workers = {
             each: Worker(each, its, config=config, ip=ip, port=port)
