@@ -275,8 +275,8 @@ def test_onednn_that_is_off_is_a_warning():
 def test_a_run_folder_that_is_a_file_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("")
     config = DoctorConfig(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "runs/mine"))
-    place, findings = check_folders(config, data_checks.data_folder(config))
-    assert place == str(tmp_path)
+    writable, findings = check_folders(config, data_checks.data_folder(config))
+    assert writable == str(tmp_path)
     assert worst(findings)["run folder"].status == "problem"
 
 

@@ -41,8 +41,8 @@ def run_one(oracle, name="worker-0", score=None):
 
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_a_search_that_is_killed_between_trials_goes_on_with_the_same_ones(make, tmp_path, tuner):
-    for place in ("whole", "killed"):
-        (tmp_path / place).mkdir()
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
     whole = make(tmp_path / "whole", tuner, max_trials=12)
     expected = [run_one(whole) for _ in range(12)]
     found = []
