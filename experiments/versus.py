@@ -64,7 +64,7 @@ class Contestant:
         }
         root = Path(__file__).resolve().parent.parent
         clean["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [clean.get("PYTHONPATH")])])
-        self._process = interleaved_timing.Contestant(
+        self._process = interleaved_timing.MeasuredProcess(
             [python, __file__, kind, json.dumps(self.options)],
             environment=clean | dict(environment or {}),
         )
@@ -81,7 +81,8 @@ class Contestant:
 
 def race(contestants: Sequence[Contestant], *, rounds: int) -> list[list[float]]:
     """Lets each contestant train once a round, in turn; samples/s, a list for each."""
-    return interleaved_timing.race([contestant.rate for contestant in contestants], rounds=rounds)
+    rates = [contestant.rate for contestant in contestants]
+    return interleaved_timing.interleave(rates, rounds=rounds)
 
 
 def machine() -> dict[str, Any]:

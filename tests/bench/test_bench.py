@@ -65,9 +65,9 @@ def test_a_short_run(tmp_path, monkeypatch):
         run_dir="out",
         devices="CPU:0",
     )
-    place = run.run(config, console=Console(progress="plain", file=out))
+    directory = run.run(config, console=Console(progress="plain", file=out))
 
-    told = json.loads((place / "bench.json").read_text())
+    told = json.loads((directory / "bench.json").read_text())
     base, half, full = told["cells"]
     assert [cell["flags"] for cell in (base, half, full)] == [
         "",

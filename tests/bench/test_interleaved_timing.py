@@ -1,4 +1,4 @@
-"""Processes that are timed in turn: how they answer, fail and end."""
+"""Interleaved timing: how measured processes answer, fail and end."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tfgpu.bench import interleaved_timing
-from tfgpu.bench.interleaved_timing import Contestant, Failed
+from tfgpu.bench.interleaved_timing import MeasuredProcess, MeasurementFailed
 
 ECHO = """
 import json, sys
@@ -28,40 +28,40 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def contestant():
+def measured():
     root = os.path.dirname(os.path.dirname(interleaved_timing.__file__))
     environment = os.environ | {"PYTHONPATH": os.path.dirname(root)}
-    made = Contestant([sys.executable, "-c", ECHO], environment=environment)
+    made = MeasuredProcess([sys.executable, "-c", ECHO], environment=environment)
     assert made.read(limit=30) == "ready"
     yield made
     made.close()
 
 
-def test_answers_come_in_order_and_chatter_is_passed_over(contestant):
-    assert [contestant.ask(number) for number in range(3)] == [0, 1, 2]
+def test_answers_come_in_order_and_chatter_is_passed_over(measured):
+    assert [measured.ask(number) for number in range(3)] == [0, 1, 2]
 
 
-def test_an_error_keeps_its_exit_code_and_the_process_lives_on(contestant):
-    with pytest.raises(Failed, match="out of memory") as caught:
-        contestant.ask("fail")
+def test_an_error_keeps_its_exit_code_and_the_process_lives_on(measured):
+    with pytest.raises(MeasurementFailed, match="out of memory") as caught:
+        measured.ask("fail")
     assert caught.value.exit_code == 5
-    assert contestant.ask("next") == "next"
+    assert measured.ask("next") == "next"
 
 
 @pytest.mark.parametrize(
     ("request_", "said"), [("die", "exit code 1: the last word"), ("abort", "SIGABRT")]
 )
-def test_a_process_that_ends_says_how(contestant, request_, said):
-    with pytest.raises(Failed, match=said):
-        contestant.ask(request_, limit=30)
+def test_a_process_that_ends_says_how(measured, request_, said):
+    with pytest.raises(MeasurementFailed, match=said):
+        measured.ask(request_, limit=30)
 
 
-def test_one_that_does_not_answer_is_not_waited_for_for_ever(contestant):
-    with pytest.raises(Failed, match="no answer within 0.1 s"):
-        contestant.ask("sleep", limit=0.1)
+def test_one_that_does_not_answer_is_not_waited_for_for_ever(measured):
+    with pytest.raises(MeasurementFailed, match="no answer within 0.1 s"):
+        measured.ask("sleep", limit=0.1)
 
 
-def test_contestants_take_turns():
+def test_subjects_take_turns():
     order = []
 
     def named(name):
@@ -71,7 +71,7 @@ def test_contestants_take_turns():
 
         return work
 
-    rates = interleaved_timing.race([named("a"), named("b")], rounds=3)
+    rates = interleaved_timing.interleave([named("a"), named("b")], rounds=3)
     assert order == ["a", "b"] * 3
     assert rates == [[1, 3, 5], [2, 4, 6]]
 

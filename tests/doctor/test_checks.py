@@ -1,4 +1,4 @@
-"""What the diagnosis makes of recorded answers: of the driver, of TensorFlow, of the machine."""
+"""The checks of the diagnosis, on recorded answers of the driver, TensorFlow and the machine."""
 
 import json
 import os
@@ -6,9 +6,18 @@ import socket
 
 import pytest
 
-from tfgpu.doctor import checks, libraries
+from tfgpu.doctor import data_checks, findings, libraries
+from tfgpu.doctor.cluster_checks import check_cluster
+from tfgpu.doctor.data_checks import check_folders
 from tfgpu.doctor.driver import DRIVER_NOT_LOADED, VERSION_MISMATCH, Driver, Gpu
+from tfgpu.doctor.environment_checks import (
+    check_processor,
+    check_software,
+    installed_versions,
+    within,
+)
 from tfgpu.doctor.framework import Device, Framework
+from tfgpu.doctor.gpu_checks import OLDEST_DRIVER, check_gpus, kernels_for
 from tfgpu.doctor.libraries import Opened
 from tfgpu.doctor.settings import DoctorSettings
 
@@ -42,7 +51,7 @@ def driver(*gpus, version="550.54.15", cuda=(12, 4), **more):
     return Driver(version=version, cuda=cuda, gpus=gpus, cards=len(gpus), **more)
 
 
-def framework(*gpus, said="", **more):
+def framework(*gpus, stderr="", **more):
     shown = tuple(
         Device(name=f"GPU:{i}", description=gpu.name, capability=gpu.capability)
         for i, gpu in enumerate(gpus)
@@ -50,7 +59,7 @@ def framework(*gpus, said="", **more):
     return Framework(
         versions={"tensorflow": "2.21.0", "keras": "3.15.1"},
         build=BUILD,
-        **{"gpus": shown, "onednn": True, "said": said} | more,
+        **{"gpus": shown, "onednn": True, "stderr": stderr} | more,
     )
 
 
@@ -73,18 +82,18 @@ def all_open(**changed):
 
 def diagnose(drv, fw, opened=None, *, devices="all", compiler="/cuda", **variables):
     opened = all_open() if opened is None else opened
-    return checks.gpus(drv, fw, opened, devices=devices, variables=variables, compiler=compiler)
+    return check_gpus(drv, fw, opened, devices=devices, variables=variables, compiler=compiler)
 
 
-def worst(findings):
+def worst(found):
     """The findings that are not ok, by item."""
-    return {finding.item: finding for finding in findings if finding.status != "ok"}
+    return {finding.item: finding for finding in found if finding.status != "ok"}
 
 
 def test_a_gpu_that_works_is_ok():
-    findings = diagnose(driver(A100), framework(A100))
-    assert worst(findings) == {}
-    said = checks.as_text(findings)
+    found = diagnose(driver(A100), framework(A100))
+    assert worst(found) == {}
+    said = findings.as_text(found)
     for part in ("550.54.15", "12.4", "39.0 of 40.0 GiB", "8.0", "sm_80", "CUDA 12.9", "9.28"):
         assert part in said
 
@@ -118,7 +127,7 @@ def test_what_the_driver_refuses_is_told_with_a_remedy(code, text, remedy):
 def test_a_driver_older_than_cuda_12_is_a_problem():
     findings = worst(diagnose(driver(A100, version="470.82.01", cuda=(11, 4)), framework(A100)))
     assert findings["driver"].status == "problem"
-    assert checks.OLDEST_DRIVER in findings["driver"].remedy
+    assert OLDEST_DRIVER in findings["driver"].remedy
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_a_driver_older_than_cuda_12_is_a_problem():
     ],
 )
 def test_which_of_the_wheels_kernels_a_card_runs(capability, entry):
-    assert checks.kernels_for(capability, BUILD["cuda_compute_capabilities"]) == entry
+    assert kernels_for(capability, BUILD["cuda_compute_capabilities"]) == entry
 
 
 def test_a_card_older_than_every_kernel_is_a_problem():
@@ -202,7 +211,7 @@ def test_gpus_that_the_environment_hides(visible, status):
 
 def test_what_tensorflow_said_is_quoted_when_it_uses_no_gpu():
     said = "E cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_UNKNOWN: unknown error\n"
-    finding = worst(diagnose(driver(A100), framework(said=said)))["TensorFlow"]
+    finding = worst(diagnose(driver(A100), framework(stderr=said)))["TensorFlow"]
     assert "failed call to cuInit: CUDA_ERROR_UNKNOWN" in finding.value
 
 
@@ -240,12 +249,12 @@ def test_without_libdevice_xla_is_warned_of():
     ],
 )
 def test_versions_within_bounds(version, bound, inside):
-    assert checks.within(version, bound) is inside
+    assert within(version, bound) is inside
 
 
 def test_a_tensorflow_that_does_not_import_is_a_problem():
     broken = Framework(error="it was ended by SIGILL")
-    findings = worst(checks.software(broken, versions=checks.installed_versions()))
+    findings = worst(check_software(broken, versions=installed_versions()))
     assert "AVX" in findings["import"].remedy
 
 
@@ -254,42 +263,42 @@ def test_a_tensorflow_that_does_not_import_is_a_problem():
     [({"sse2"}, "instructions", "problem"), ({"avx", "avx2"}, "instructions", None)],
 )
 def test_a_processor_without_avx_is_a_problem(flags, item, status):
-    found = worst(checks.processor(framework(), flags=frozenset(flags), machine="x86_64"))
+    found = worst(check_processor(framework(), flags=frozenset(flags), machine="x86_64"))
     assert (found[item].status if item in found else None) == status
 
 
 def test_onednn_that_is_off_is_a_warning():
-    found = checks.processor(framework(onednn=False), flags=frozenset(), machine="aarch64")
+    found = check_processor(framework(onednn=False), flags=frozenset(), machine="aarch64")
     assert worst(found)["oneDNN"].remedy == "`unset TF_ENABLE_ONEDNN_OPTS`"
 
 
 def test_a_run_folder_that_is_a_file_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("")
     config = DoctorSettings(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "runs/mine"))
-    place, findings = checks.data_and_runs(config, checks.data_folder(config))
-    assert place == str(tmp_path)
+    writable, findings = check_folders(config, data_checks.data_folder(config))
+    assert writable == str(tmp_path)
     assert worst(findings)["run folder"].status == "problem"
 
 
 def test_a_full_disk_is_a_problem(tmp_path, monkeypatch):
     usage = type("usage", (), {"free": 1 << 20})
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(data_checks.shutil, "disk_usage", lambda path: usage)
     config = DoctorSettings(data_dir=str(tmp_path), run_dir=str(tmp_path))
-    _, findings = checks.data_and_runs(config, tmp_path)
+    _, findings = check_folders(config, tmp_path)
     assert worst(findings)["run folder"].status == "problem"
 
 
 def test_a_set_that_is_not_prepared_is_a_warning(tmp_path):
     config = DoctorSettings(dataset="cifar10", data_dir=str(tmp_path), run_dir=str(tmp_path))
-    assert worst(checks.data_and_runs(config, tmp_path)[1])["cifar10"].status == "warning"
+    assert worst(check_folders(config, tmp_path)[1])["cifar10"].status == "warning"
     (tmp_path / "cifar10/3.0.2").mkdir(parents=True)
     (tmp_path / "cifar10/3.0.2/dataset_info.json").touch()
-    assert "cifar10" not in worst(checks.data_and_runs(config, tmp_path)[1])
+    assert "cifar10" not in worst(check_folders(config, tmp_path)[1])
 
 
 def test_a_folder_of_images_that_is_not_there(tmp_path):
     config = DoctorSettings(dataset=f"folder:{tmp_path}/none", run_dir=str(tmp_path))
-    _, findings = checks.data_and_runs(config, tmp_path)
+    _, findings = check_folders(config, tmp_path)
     assert worst(findings)["images"].status == "problem"
 
 
@@ -301,7 +310,7 @@ def test_the_port_of_a_worker_that_another_program_holds():
         ports = [taken.getsockname()[1], other.getsockname()[1]]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         config = {"cluster": cluster, "task": {"type": "worker", "index": 0}}
-        found = checks.machines("multi_worker_mirrored", {"TF_CONFIG": json.dumps(config)})
+        found = check_cluster("multi_worker_mirrored", {"TF_CONFIG": json.dumps(config)})
     problem = worst(found)[f"127.0.0.1:{ports[0]}"]
     assert problem.status == "problem" and f"sport = :{ports[0]}" in problem.remedy
     assert "not started yet" in found[-1].value
@@ -317,14 +326,14 @@ def test_the_port_of_a_worker_that_another_program_holds():
     ],
 )
 def test_tf_config_matters_to_several_workers(strategy, text, status):
-    found = worst(checks.machines(strategy, {"TF_CONFIG": text}))
+    found = worst(check_cluster(strategy, {"TF_CONFIG": text}))
     assert (found["TF_CONFIG"].status if found else None) == status
 
 
 def test_an_unknown_host_is_a_problem():
     config = {"cluster": {"worker": ["no.such.host.invalid:2222"]}}
     config["task"] = {"type": "worker", "index": 0}
-    found = worst(checks.machines("mirrored", {"TF_CONFIG": json.dumps(config)}))
+    found = worst(check_cluster("mirrored", {"TF_CONFIG": json.dumps(config)}))
     assert found["no.such.host.invalid:2222"].status == "problem"
 
 
@@ -333,7 +342,7 @@ def test_every_problem_and_warning_comes_with_a_remedy():
     for found in (
         diagnose(driver(K80), framework(), compiler=None),
         diagnose(driver(A100), framework(), **hidden),
-        checks.processor(framework(onednn=False), flags=frozenset({"sse"}), machine="x86_64"),
-        checks.machines("multi_worker_mirrored", os.environ | {"TF_CONFIG": "{"}),
+        check_processor(framework(onednn=False), flags=frozenset({"sse"}), machine="x86_64"),
+        check_cluster("multi_worker_mirrored", os.environ | {"TF_CONFIG": "{"}),
     ):
         assert worst(found) and all(finding.remedy for finding in worst(found).values())

@@ -87,8 +87,8 @@ def test_one_that_ends_the_process_does_not_hide_the_others(folder, tmp_path):
     source.write_text(
         "#include <stdlib.h>\n__attribute__((constructor)) static void f(void) { abort(); }"
     )
-    place = folder / "libcublas.so.12"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", place, source], check=True)
+    library = folder / "libcublas.so.12"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     found = opened(folder)
     assert "SIGABRT" in found["libcublas.so.12"].error
     assert [o.soname for o in found.values() if o.error] == ["libcublas.so.12"]
@@ -118,9 +118,9 @@ def test_xla_finds_libdevice_where_it_is_told(tmp_path):
         None,
         "/usr/local/cuda",  # Where a toolkit is installed on the machine.
     )
-    place = tmp_path / "nvidia/cuda_nvcc/nvvm/libdevice"
-    place.mkdir(parents=True)
-    (place / "libdevice.10.bc").touch()
+    directory = tmp_path / "nvidia/cuda_nvcc/nvvm/libdevice"
+    directory.mkdir(parents=True)
+    (directory / "libdevice.10.bc").touch()
     assert libraries.compiler_folder(tmp_path / "tensorflow", {}) == str(
         tmp_path / "nvidia/cuda_nvcc"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfgpu.data.folder import read_image
 from tfgpu.evaluate import __main__ as evaluate
-from tfgpu.evaluate.metrics import BINS, Counts, Tally
+from tfgpu.evaluate.metrics import BINS, ClassificationMetrics, Counts
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -23,33 +23,33 @@ COUNTS = {"train": 10, "test": 7}  # Of each of three classes: 30 and 21.
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder of images and a run on them."""
-    place = tmp_path_factory.mktemp("evaluate")
-    images = write_images(place / "images", counts=COUNTS)
-    write_run(place / "run", build_model(), dataset=f"folder:{images}")
-    return place
+    workspace = tmp_path_factory.mktemp("evaluate")
+    images = write_images(workspace / "images", counts=COUNTS)
+    write_run(workspace / "run", build_model(), dataset=f"folder:{images}")
+    return workspace
 
 
-def predictions(place, split):
+def predictions(workspace, split):
     """Labels and float64 probabilities of the images of a split, by way of NumPy."""
-    files = sorted((place / "images").glob(f"{split}/*/*.png"))
+    files = sorted((workspace / "images").glob(f"{split}/*/*.png"))
     images = np.stack([read_image(str(file), channels=3) for file in files])
-    logits = keras.models.load_model(place / "run" / "model.keras")(images).numpy()
+    logits = keras.models.load_model(workspace / "run" / "model.keras")(images).numpy()
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     labels = np.array([CLASSES.index(file.parent.name) for file in files])
     return labels, powers / powers.sum(axis=-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
-def expected(place):
+def expected(workspace):
     """Labels and probabilities of the test images."""
-    return predictions(place, "test")
+    return predictions(workspace, "test")
 
 
-def evaluated(place, out, *argv):
+def evaluated(workspace, out, *argv):
     """Runs the command; what evaluation.json holds."""
-    arguments = [f"--run_dir={place / 'run'}", f"--out={out}", *argv]
+    arguments = [f"--run_dir={workspace / 'run'}", f"--out={out}", *argv]
     assert command(evaluate.main, *arguments) == 0
     return json.loads((out / "evaluation.json").read_text())
 
@@ -62,11 +62,11 @@ def evaluated(place, out, *argv):
     [("one_device", 8), ("mirrored", 2), ("mirrored", 8), ("mirrored", 40)],
 )
 def test_figures_are_those_of_all_examples_however_they_are_shared(
-    place, expected, tmp_path, strategy, batch_size
+    workspace, expected, tmp_path, strategy, batch_size
 ):
     devices = "CPU:0" if strategy == "one_device" else "CPU:0,CPU:1"
     found = evaluated(
-        place,
+        workspace,
         tmp_path,
         f"--strategy={strategy}",
         f"--devices={devices}",
@@ -107,23 +107,26 @@ def test_the_run_s_own_test_is_found_again(digits_run, tmp_path):
     assert found["accuracy"] <= found["top_5_accuracy"] <= 1
 
 
-def test_all_is_every_example_of_every_split(place, tmp_path):
-    found = evaluated(place, tmp_path, "--split=all", "--devices=CPU:0")
-    labels, probabilities = predictions(place, "*")
+def test_all_is_every_example_of_every_split(workspace, tmp_path):
+    found = evaluated(workspace, tmp_path, "--split=all", "--devices=CPU:0")
+    labels, probabilities = predictions(workspace, "*")
     assert found["examples"] == len(labels) == 51
     assert found["accuracy"] == (probabilities.argmax(axis=-1) == labels).mean()
     loss = -np.log(probabilities[np.arange(51), labels]).mean()
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_validation_split_is_what_the_run_held_back(place, tmp_path):
-    found = evaluated(place, tmp_path, "--split=validation", "--devices=CPU:0")
+def test_the_validation_split_is_what_the_run_held_back(workspace, tmp_path):
+    found = evaluated(workspace, tmp_path, "--split=validation", "--devices=CPU:0")
     assert found["examples"] == 3  # A tenth of 30.
 
 
-def test_the_loss_is_the_runs(tmp_path, place, expected):
+def test_the_loss_is_the_runs(tmp_path, workspace, expected):
     run = write_run(
-        tmp_path / "run", build_model(), dataset=f"folder:{place / 'images'}", label_smoothing=0.2
+        tmp_path / "run",
+        build_model(),
+        dataset=f"folder:{workspace / 'images'}",
+        label_smoothing=0.2,
     )
     found = evaluated(run.parent, tmp_path / "out", "--devices=CPU:0")
     labels, probabilities = expected
@@ -147,26 +150,26 @@ def test_ratios_without_anything_below_the_line_are_none():
 
 
 def test_top_k_counts_labels_among_the_k_likeliest():
-    tally = Tally(num_classes=4, k=2)
-    tally.update_state([0, 1, 2, 3], np.tile([4.0, 3.0, 2.0, 1.0], (4, 1)))
-    counts = tally.counts()
+    metrics = ClassificationMetrics(num_classes=4, k=2)
+    metrics.update_state([0, 1, 2, 3], np.tile([4.0, 3.0, 2.0, 1.0], (4, 1)))
+    counts = metrics.counts()
     assert (counts.accuracy, counts.top_k_accuracy) == (0.25, 0.5)
 
 
 def test_a_full_confidence_lies_in_the_last_bin():
-    tally = Tally(num_classes=2, k=2)
-    tally.update_state([0, 1], [[100.0, 0.0], [0.0, 0.0]])
-    examples = [each["examples"] for each in tally.counts().reliability()]
+    metrics = ClassificationMetrics(num_classes=2, k=2)
+    metrics.update_state([0, 1], [[100.0, 0.0], [0.0, 0.0]])
+    examples = [each["examples"] for each in metrics.counts().reliability()]
     assert examples[-1] == 1 and sum(examples) == 2
-    assert tally.counts().calibration_error == pytest.approx(0.25)
+    assert metrics.counts().calibration_error == pytest.approx(0.25)
 
 
 # ---- what is written and said -------------------------------------------------------------
 
 
-def test_the_files_of_an_evaluation(place, capsys):
-    assert command(evaluate.main, f"--run_dir={place / 'run'}", "--devices=CPU:0") == 0
-    folder = place / "run" / "evaluation" / "images-test"
+def test_the_files_of_an_evaluation(workspace, capsys):
+    assert command(evaluate.main, f"--run_dir={workspace / 'run'}", "--devices=CPU:0") == 0
+    folder = workspace / "run" / "evaluation" / "images-test"
     found = json.loads((folder / "evaluation.json").read_text())
     with open(folder / "confusion_matrix.csv", newline="") as file:
         rows = list(csv.reader(file))
@@ -183,20 +186,20 @@ def test_the_files_of_an_evaluation(place, capsys):
     assert all(name in said for name in CLASSES)
 
 
-def test_json_on_request_is_all_of_standard_output(place, tmp_path, capsys):
-    found = evaluated(place, tmp_path, "--json", "--devices=CPU:0")
+def test_json_on_request_is_all_of_standard_output(workspace, tmp_path, capsys):
+    found = evaluated(workspace, tmp_path, "--json", "--devices=CPU:0")
     assert json.loads(capsys.readouterr().out) == found
 
 
 def test_without_matplotlib_the_figures_remain_and_the_extra_is_named(
-    place, tmp_path, monkeypatch, capsys
+    workspace, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.delitem(sys.modules, "tfgpu.evaluate.plots", raising=False)
     monkeypatch.delattr("tfgpu.evaluate.plots", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    evaluated(place, tmp_path, "--devices=CPU:0")
+    evaluated(workspace, tmp_path, "--devices=CPU:0")
     assert "pip install 'tfgpu[plots]'" in capsys.readouterr().err
     assert sorted(each.suffix for each in tmp_path.iterdir()) == [".csv", ".json"]
 
@@ -214,41 +217,43 @@ def test_data_that_changed_since_the_run_are_pointed_out(tmp_path, capsys):
 # ---- what is refused ----------------------------------------------------------------------
 
 
-def refused(capsys, place, *argv):
-    return refusal(capsys, evaluate.main, f"--run_dir={place / 'run'}", "--devices=CPU:0", *argv)
+def refused(capsys, workspace, *argv):
+    return refusal(
+        capsys, evaluate.main, f"--run_dir={workspace / 'run'}", "--devices=CPU:0", *argv
+    )
 
 
-def test_a_data_set_with_other_classes_is_refused(place, tmp_path, capsys):
+def test_a_data_set_with_other_classes_is_refused(workspace, tmp_path, capsys):
     images = write_images(tmp_path / "a", counts=COUNTS, names=("dark", "greyish", "light"))
-    code, said = refused(capsys, place, f"--dataset=folder:{images}")
+    code, said = refused(capsys, workspace, f"--dataset=folder:{images}")
     assert code == 2
     assert "other classes" in said and "label 1" in said
 
 
-def test_a_data_set_with_fewer_classes_is_refused(place, tmp_path, capsys):
+def test_a_data_set_with_fewer_classes_is_refused(workspace, tmp_path, capsys):
     images = write_images(tmp_path / "a", counts=COUNTS, names=CLASSES[:2])
-    code, said = refused(capsys, place, f"--dataset=folder:{images}")
+    code, said = refused(capsys, workspace, f"--dataset=folder:{images}")
     assert code == 2
     assert "2 there, 3 in the model" in said
 
 
-def test_a_data_set_of_grey_images_is_refused(place, tmp_path, capsys):
+def test_a_data_set_of_grey_images_is_refused(workspace, tmp_path, capsys):
     images = write_images(tmp_path / "a", counts=COUNTS)
     for file in images.rglob("*.png"):
         with Image.open(file) as image:
             image.convert("L").save(file)
-    code, said = refused(capsys, place, f"--dataset=folder:{images}")
+    code, said = refused(capsys, workspace, f"--dataset=folder:{images}")
     assert code == 2
     assert "1 channels" in said
 
 
-def test_images_of_another_size_are_brought_to_the_models(place, tmp_path):
+def test_images_of_another_size_are_brought_to_the_models(workspace, tmp_path):
     images = write_images(tmp_path / "a", counts=COUNTS, size=(12, 10))
-    found = evaluated(place, tmp_path / "out", f"--dataset=folder:{images}", "--devices=CPU:0")
+    found = evaluated(workspace, tmp_path / "out", f"--dataset=folder:{images}", "--devices=CPU:0")
     assert found["examples"] == 21
 
 
-def test_a_data_set_that_is_gone_says_how_to_name_another(place, tmp_path, capsys):
+def test_a_data_set_that_is_gone_says_how_to_name_another(workspace, tmp_path, capsys):
     run = write_run(tmp_path / "run", build_model(), dataset=f"folder:{tmp_path / 'gone'}")
     code, said = refused(capsys, run.parent)
     assert code == 3
@@ -262,26 +267,26 @@ def test_a_run_without_a_model_is_refused(tmp_path, capsys):
     assert "model.keras" in said
 
 
-def test_no_validation_split_is_refused(place, tmp_path, capsys):
-    images = place / "images"
+def test_no_validation_split_is_refused(workspace, tmp_path, capsys):
+    images = workspace / "images"
     write_run(tmp_path / "run", build_model(), dataset=f"folder:{images}", validation_fraction=0.0)
     code, said = refused(capsys, tmp_path, "--split=validation")
     assert code == 2
     assert "held nothing back" in said
 
 
-def test_a_place_that_cannot_be_written_is_refused(place, tmp_path, capsys):
+def test_a_place_that_cannot_be_written_is_refused(workspace, tmp_path, capsys):
     (tmp_path / "file").touch()
-    code, said = refused(capsys, place, f"--out={tmp_path / 'file' / 'out'}")
+    code, said = refused(capsys, workspace, f"--out={tmp_path / 'file' / 'out'}")
     assert code == 2
     assert "--out=" in said and "cannot be written" in said
 
 
-def test_a_batch_that_does_not_divide_is_refused(place, capsys):
+def test_a_batch_that_does_not_divide_is_refused(workspace, capsys):
     code, said = refusal(
         capsys,
         evaluate.main,
-        f"--run_dir={place / 'run'}",
+        f"--run_dir={workspace / 'run'}",
         "--devices=CPU:0,CPU:1",
         "--batch_size=3",
     )
@@ -289,10 +294,10 @@ def test_a_batch_that_does_not_divide_is_refused(place, capsys):
     assert "--batch_size=3 does not divide among 2 replicas; use 4" in said
 
 
-def test_a_model_that_is_not_finite_is_no_result(place, tmp_path, capsys):
+def test_a_model_that_is_not_finite_is_no_result(workspace, tmp_path, capsys):
     model = build_model()
     model.set_weights([np.full_like(value, np.nan) for value in model.get_weights()])
-    write_run(tmp_path / "run", model, dataset=f"folder:{place / 'images'}")
+    write_run(tmp_path / "run", model, dataset=f"folder:{workspace / 'images'}")
     code, said = refused(capsys, tmp_path)
     assert code == 5
     assert "not finite" in said

@@ -23,7 +23,6 @@ import tfgpu
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, training_batches
 from tfgpu.tensorboard import pictures
-from tfgpu.tensorboard.graph import operations
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
@@ -97,6 +96,13 @@ def picture(folder, tag):
     decoded = tf.io.decode_png(images[0]).numpy()
     assert decoded.shape[:2] == (int(height), int(width))
     return decoded
+
+
+def operations(graph):
+    """The (name, type) of every node of a graph, those of its functions too."""
+    yield from ((node.name, node.op) for node in graph.node)
+    for function in graph.library.function:
+        yield from ((node.name, node.op) for node in function.node_def)
 
 
 # ---- scalars -------------------------------------------------------------------------------

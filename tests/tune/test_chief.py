@@ -1,4 +1,4 @@
-"""The chief: who holds which trial, and what becomes of the trials of the dead."""
+"""The chief: which worker has which trial, and what happens to the trials of dead workers."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def chief(tensorflow, tmp_path):
     with hp.conditional_scope(hp.Choice("a", [1, 2]) and "a", [1]):
         hp.Float("b", 0.0, 1.0)
     config = TuneSettings(tuner="random", max_trials=9, run_dir=str(tmp_path))
-    made = oracle.make(config, hp, epochs=2, place=tmp_path)
+    made = oracle.make(config, hp, epochs=2, directory=tmp_path)
     chief = Chief(made, clock=Clock())
     yield chief
     chief.close()
@@ -42,7 +42,7 @@ def pass_time(chief, until):
     silent = []
     while chief.clock.now < until:
         chief.clock.now = min(until, chief.clock.now + 5.0)
-        silent += chief.look_after()
+        silent += chief.reclaim_silent()
     return silent
 
 
@@ -63,12 +63,12 @@ def test_a_silent_worker_loses_its_trial_to_the_next_one(chief):
     assert not chief.owns("a", lost)
 
 
-def test_a_sign_of_life_keeps_a_trial(chief):
+def test_a_heartbeat_keeps_a_trial(chief):
     from tfgpu.tune.chief import LEASE
 
     chief.next_trial("a")
     pass_time(chief, LEASE - 1)
-    chief.hear("a")
+    chief.heartbeat("a")
     assert pass_time(chief, 2 * LEASE - 2) == []
 
 
@@ -77,7 +77,7 @@ def test_a_chief_that_stood_still_itself_takes_nobody_for_dead(chief):
 
     chief.next_trial("a")
     chief.clock.now = 10 * LEASE
-    assert chief.look_after() == []
+    assert chief.reclaim_silent() == []
 
 
 def test_a_worker_that_is_started_again_gets_its_own_trial_back(chief):
@@ -90,7 +90,7 @@ def test_a_trial_that_kills_its_workers_is_a_failure_with_the_reason(chief):
 
     lost = chief.next_trial("a").trial_id
     for _ in range(ATTEMPTS):
-        chief.died("a", "was killed by SIGKILL (out of memory?)")
+        chief.worker_died("a", "was killed by SIGKILL (out of memory?)")
         following = chief.next_trial("a").trial_id
     assert following != lost
     assert chief.oracle.trials[lost].status == "FAILED"
@@ -119,7 +119,7 @@ def test_failures_with_a_success_between_them_do_not(chief):
 def test_trials_under_way_wait_after_close(chief):
     trial = chief.next_trial("a").trial_id
     chief.close()
-    assert chief.oracle.waiting == (trial,)
+    assert chief.oracle.pending == (trial,)
 
 
 # ---- over the wire ------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def client(chief, stub):
 def test_a_trial_goes_to_a_worker_and_back(chief, client, capsys):
     worker = client("a")
     trial = worker.create_trial("a")
-    worker.tell(trial.trial_id, {"val_accuracy": 0.25, "val_loss": 2.0}, step=1)
+    worker.report_epoch(trial.trial_id, {"val_accuracy": 0.25, "val_loss": 2.0}, step=1)
     assert chief.oracle.records[trial.trial_id]["metrics"]["val_accuracy"] == 0.25
     trial.status = "COMPLETED"
     worker.finish(trial, {"score": 0.5, "epochs": 2, "seconds": 1.0})
@@ -197,7 +197,7 @@ def test_who_has_lost_a_trial_cannot_end_it(chief, client):
 
     worker = client("a")
     trial = worker.create_trial("a")
-    chief.died("a", "was lost")
+    chief.worker_died("a", "was lost")
     chief.next_trial("b")
     trial.status = "COMPLETED"
     with pytest.raises(WorkError, match="another worker's by now"):
@@ -210,14 +210,14 @@ def test_a_worker_that_is_not_wanted_any_more_ends_itself(chief, client, case):
     worker = client("a")
     trial = worker.create_trial("a")
     if case == "lost":
-        chief.died("a", "was lost")
+        chief.worker_died("a", "was lost")
         chief.next_trial("b")
     else:
         chief.stopping = True
     with (
-        mock.patch("tfgpu.tune.client.BEAT", 0.01),
+        mock.patch("tfgpu.tune.client.HEARTBEAT", 0.01),
         mock.patch("os.kill") as kill,
-        worker.holding(trial.trial_id),
+        worker.training(trial.trial_id),
         worker,
     ):
         worker._thread.join(20)
@@ -234,7 +234,7 @@ def test_a_name_is_of_the_process_that_took_it_last(chief, client):
     first.create_trial("a")
     lost = second.create_trial("a")
     with (
-        mock.patch("tfgpu.tune.client.BEAT", 0.01),
+        mock.patch("tfgpu.tune.client.HEARTBEAT", 0.01),
         mock.patch("os.kill") as kill,
         first,
     ):
@@ -250,16 +250,16 @@ def test_a_name_is_of_the_process_that_took_it_last(chief, client):
 def test_a_chief_that_stops_waits_until_the_workers_have_heard_of_it(chief, client):
     worker = client("a")
     worker.create_trial("a")
-    with mock.patch("tfgpu.tune.client.BEAT", 0.01), mock.patch("os.kill"), worker:
+    with mock.patch("tfgpu.tune.client.HEARTBEAT", 0.01), mock.patch("os.kill"), worker:
         chief.clock = __import__("time").monotonic
-        chief.hear("a")
-        chief.tell_to_stop((), seconds=20)
-        assert chief.members["a"].dismissed
+        chief.heartbeat("a")
+        chief.notify_stop((), seconds=20)
+        assert chief.workers["a"].dismissed
         worker._thread.join(20)
     assert "the search stops" in str(worker.dismissed)
 
 
-def test_signs_of_life_reach_the_chief(chief, client):
+def test_heartbeats_reach_the_chief(chief, client):
     worker = client("a")
     trial = worker.create_trial("a")
     chief.clock.now = 40.0
@@ -269,7 +269,7 @@ def test_signs_of_life_reach_the_chief(chief, client):
         .GetBestTrialsRequest(num_trials=0),
         metadata=(("tfgpu-trial", trial.trial_id),),
     )
-    assert chief.members["a"].heard == 40.0
+    assert chief.workers["a"].heard == 40.0
 
 
 def test_a_taken_port_is_named(chief):

@@ -1,4 +1,4 @@
-"""KerasTuner's oracles with what is added: one file, and nothing forgotten at a kill."""
+"""KerasTuner's oracles with persistent state: one file, and nothing forgotten at a kill."""
 
 import json
 
@@ -16,12 +16,12 @@ def make(tensorflow):
 
     from tfgpu.tune import oracle
 
-    def make(place, tuner="random", **settings):
+    def make(directory, tuner="random", **settings):
         hp = keras_tuner.HyperParameters()
         hp.Choice("a", [1, 2, 3])
         hp.Float("b", 0.0, 1.0, step=0.25)
-        config = TuneSettings(tuner=tuner, run_dir=str(place), **settings)
-        return oracle.make(config, hp, epochs=9, place=place)
+        config = TuneSettings(tuner=tuner, run_dir=str(directory), **settings)
+        return oracle.make(config, hp, epochs=9, directory=directory)
 
     return make
 
@@ -41,8 +41,8 @@ def run_one(oracle, name="worker-0", score=None):
 
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_a_search_that_is_killed_between_trials_goes_on_with_the_same_ones(make, tmp_path, tuner):
-    for place in ("whole", "killed"):
-        (tmp_path / place).mkdir()
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
     whole = make(tmp_path / "whole", tuner, max_trials=12)
     expected = [run_one(whole) for _ in range(12)]
     found = []
@@ -72,7 +72,7 @@ def test_a_trial_under_way_is_handed_out_first_after_a_kill(make, tmp_path):
     lost = oracle.create_trial("worker-0")
     again = make(tmp_path)
     again.reload()
-    assert again.waiting == (lost.trial_id,)
+    assert again.pending == (lost.trial_id,)
     trial = again.create_trial("worker-7")
     assert trial.trial_id == lost.trial_id
     assert trial.hyperparameters.values == lost.hyperparameters.values
@@ -88,7 +88,7 @@ def test_workers_wait_while_a_trial_of_another_may_have_to_be_tried_again(make, 
     oracle = make(tmp_path, max_trials=1)
     first = oracle.create_trial("worker-0")
     assert oracle.create_trial("worker-1").status == "IDLE"
-    assert oracle.give_back("worker-0") == first.trial_id
+    assert oracle.requeue("worker-0") == first.trial_id
     assert oracle.create_trial("worker-1").trial_id == first.trial_id
 
 
@@ -164,7 +164,7 @@ def test_trials_are_promoted_where_the_space_has_no_more_values(tensorflow, tmp_
     hp.Choice("b", [1, 2, 3, 4])
     config = TuneSettings(tuner="hyperband", run_dir=str(tmp_path))
     found = hyperband_rounds(
-        oracle.make(config, hp, epochs=9, place=tmp_path), lambda trial, start: False
+        oracle.make(config, hp, epochs=9, directory=tmp_path), lambda trial, start: False
     )
     assert found == [4, 2, 1]
 
@@ -197,8 +197,8 @@ def test_a_full_disk_leaves_the_state_before_and_does_not_stop_the_search(make, 
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("os.replace", side_effect=full):
         run_one(oracle)
-    assert oracle.unsaved is not None
+    assert oracle.save_error is not None
     assert (tmp_path / "oracle.json").read_text() == before
     run_one(oracle)
-    assert oracle.unsaved is None
+    assert oracle.save_error is None
     assert len(json.loads((tmp_path / "oracle.json").read_text())["trials"]) == 3

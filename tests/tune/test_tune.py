@@ -114,9 +114,9 @@ def end(process, code=0, timeout=240):
     return said if code == 0 else errors
 
 
-def trials(place):
+def trials(search_dir):
     """The lines of trials.jsonl."""
-    path = place / "trials.jsonl"
+    path = search_dir / "trials.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -129,12 +129,12 @@ def until(condition, *, process, seconds=120):
         time.sleep(0.05)
 
 
-def completed(place, count):
-    return lambda: sum(t["status"] == "completed" for t in trials(place)) >= count
+def completed(search_dir, count):
+    return lambda: sum(t["status"] == "completed" for t in trials(search_dir)) >= count
 
 
-def started(place, count):
-    return lambda: len(list((place / "trials").glob("*/checkpoints/step-*"))) >= count
+def started(search_dir, count):
+    return lambda: len(list((search_dir / "trials").glob("*/checkpoints/step-*"))) >= count
 
 
 def weights(path):
@@ -157,9 +157,9 @@ def workers_of(process):
 
 def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
     said = end(search(final_seeds=1, tensorboard="default"))
-    place = tmp_path / "search"
-    found = trials(place)
-    result = json.loads((place / "result.json").read_text())
+    search_dir = tmp_path / "search"
+    found = trials(search_dir)
+    result = json.loads((search_dir / "result.json").read_text())
     best = max(found, key=lambda trial: trial["val_accuracy"])
 
     assert [trial["status"] for trial in found] == ["completed"] * 3
@@ -167,18 +167,18 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
     assert f"best is trial {best['trial']}, val_accuracy {best['val_accuracy']:.4f}" in said
     # The test split is the winner's alone.
     for trial in found:
-        run = json.loads((place / trial["directory"] / "result.json").read_text())
+        run = json.loads((search_dir / trial["directory"] / "result.json").read_text())
         assert run["test_accuracy"] is None
         assert run["val_accuracy"] == trial["val_accuracy"]
     assert result["final"][0]["seed"] == 1
     assert 0.0 < result["test_accuracy"] <= 1.0
     # What the search found is what its trial trained with, and `train` takes it as it is.
-    config = flags.parse([f"--experiment={place / 'best_config.json'}"])
+    config = flags.parse([f"--experiment={search_dir / 'best_config.json'}"])
     assert config.learning_rate == best["values"]["rate"]
     assert config.batch_size == best["values"]["batch"]
 
     # A trial, though not the first of its process, is the run that `train` makes of its settings.
-    last = place / found[-1]["directory"]
+    last = search_dir / found[-1]["directory"]
     subprocess.run(
         [
             *(sys.executable, "-m", "tfgpu.train", f"--experiment={last / 'config.json'}"),
@@ -191,9 +191,9 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
     assert weights(last) == weights(tmp_path / "alone")
 
     # Another time there is nothing to do.
-    before = (place / "oracle.json").stat().st_mtime_ns
+    before = (search_dir / "oracle.json").stat().st_mtime_ns
     assert "holds this search, finished" in end(search(final_seeds=1, tensorboard="default"))
-    assert (place / "oracle.json").stat().st_mtime_ns == before
+    assert (search_dir / "oracle.json").stat().st_mtime_ns == before
 
     # HParams: the settings that were searched over, and each trial's beside its score.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -209,11 +209,11 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
             if tags[tag].plugin_data.plugin_name == "hparams"
         }, events
 
-    experiment, _ = plugin_data(place / "tensorboard")
+    experiment, _ = plugin_data(search_dir / "tensorboard")
     infos = experiment["_hparams_/experiment"].experiment.hparam_infos
     assert [info.name for info in infos] == ["batch_size", "learning_rate"]
     for trial in found:
-        run, events = plugin_data(place / trial["directory"] / "tensorboard")
+        run, events = plugin_data(search_dir / trial["directory"] / "tensorboard")
         hparams = run["_hparams_/session_start_info"].session_start_info.hparams
         assert hparams["learning_rate"].number_value == pytest.approx(trial["values"]["rate"])
         (score,) = events.Tensors("result/val_accuracy")
@@ -224,40 +224,40 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
 def test_a_killed_search_ends_as_if_it_had_not_been(search, tmp_path, tensorflow):
     end(search(run_dir="whole", epochs=4))
     process = search(epochs=4)
-    place = tmp_path / "search"
-    until(started(place, 2), process=process)
+    search_dir = tmp_path / "search"
+    until(started(search_dir, 2), process=process)
     os.killpg(process.pid, signal.SIGKILL)  # And with it the pipe that its workers wait at.
     process.communicate()
     said = end(search(epochs=4))
     assert "continuing the search" in said
-    whole, again = trials(tmp_path / "whole"), trials(place)
+    whole, again = trials(tmp_path / "whole"), trials(search_dir)
     assert [t["val_accuracy"] for t in again] == [t["val_accuracy"] for t in whole]
     for trial in whole:
         directory = trial["directory"]
-        assert weights(place / directory) == weights(tmp_path / "whole" / directory)
+        assert weights(search_dir / directory) == weights(tmp_path / "whole" / directory)
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_trial_tried_again(search, tmp_path):
     process = search(epochs=6)
-    place = tmp_path / "search"
-    until(started(place, 1), process=process)
+    search_dir = tmp_path / "search"
+    until(started(search_dir, 1), process=process)
     for worker in workers_of(process):
         os.kill(worker, signal.SIGKILL)
     said = end(process)
     assert "was killed by SIGKILL" in said
-    assert [trial["status"] for trial in trials(place)] == ["completed"] * 3
+    assert [trial["status"] for trial in trials(search_dir)] == ["completed"] * 3
 
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_trial_under_way_and_says_how_to_go_on(search, tmp_path):
     process = search(epochs=30, max_trials=1)
-    place = tmp_path / "search"
-    until(started(place, 1), process=process)
+    search_dir = tmp_path / "search"
+    until(started(search_dir, 1), process=process)
     process.send_signal(signal.SIGINT)
     line = end(process, code=130)
     assert line.startswith("tfgpu: stopped by SIGINT; continue with: tfgpu tune ")
-    assert json.loads((place / "trials" / "0000" / "result.json").read_text())["status"] == (
+    assert json.loads((search_dir / "trials" / "0000" / "result.json").read_text())["status"] == (
         "interrupted"
     )
     assert "1 of them to be gone on with" in end(search(epochs=30, max_trials=1))
@@ -306,18 +306,18 @@ def test_the_time_that_is_over_ends_the_search_and_more_of_it_goes_on(search, tm
     settings = {"epochs": 2, "max_trials": 500}
     said = end(search(max_minutes=0.4, **settings))
     assert "the 0.4 minutes are over" in said
-    place = tmp_path / "search"
-    first = len(trials(place))
+    search_dir = tmp_path / "search"
+    first = len(trials(search_dir))
     assert "val_accuracy" in said and first < 500
     assert "continuing the search" in end(search(max_minutes=0.7, **settings))
-    assert len(trials(place)) > first
+    assert len(trials(search_dir)) > first
 
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_in_its_last_trainings_ends_with_them(search, tmp_path):
     process = search(final_seeds=1, max_trials=1, epochs=3)
-    place = tmp_path / "search"
-    until(lambda: list(place.glob("final/*/checkpoints/step-*")), process=process)
+    search_dir = tmp_path / "search"
+    until(lambda: list(search_dir.glob("final/*/checkpoints/step-*")), process=process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     said = end(search(final_seeds=1, max_trials=1, epochs=3))
@@ -420,10 +420,10 @@ def test_a_bad_request_is_one_line_and_writes_nothing(
 
 def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
     from tfgpu.artifacts.lock import DirectoryLock
-    from tfgpu.tune import run
+    from tfgpu.tune.search import Search
 
     config = flags.parse(refusal.argv(), command="tune")
-    with run._Search.open(config, console=Console(progress="none")):
+    with Search.open(config, console=Console(progress="none")):
         pass  # Begun, and stopped before its first trial.
     assert "holds another search (epochs: 2 there, 3 now)" in refusal(epochs=3)
     assert "--resume=never overwrites nothing" in refusal(resume="never")
@@ -434,10 +434,10 @@ def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
 
 
 def test_a_machine_with_other_settings_is_refused_by_the_search_of_its_chief(refusal, monkeypatch):
-    from tfgpu.tune import run
+    from tfgpu.tune.search import Search
 
     config = flags.parse(refusal.argv(), command="tune")
-    with run._Search.open(config, console=Console(progress="none")):
+    with Search.open(config, console=Console(progress="none")):
         pass
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "second")
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")

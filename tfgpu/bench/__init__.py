@@ -1,6 +1,6 @@
-"""Measures where a training's time goes, and what would save some of it.
+"""The benchmark of a training: where its time goes, and what would save some of it.
 
-`ceilings` measures the machine, `factors` says what is compared, `trial` trains it in processes
-that `contest` holds and times in turn, `verdict` judges the timings, `report` and `plots` show
-them, and `session` is the whole.
+`run` is the whole. `ceilings` measures the machine, `factors` plans what is compared, `trial`
+trains it in processes that `interleaved_timing` starts and times, `verdict` judges the timings,
+`report` and `plots` show them.
 """

@@ -8,26 +8,22 @@ from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import entry, flags, interrupts
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
     """Reads the flags and measures.
 
     Args:
         argv: The arguments, without the program's name.
 
-    Returns:
-        None, for exit code 0.
-
     Raises:
-        tfgpu.errors.Error: With the exit code that the outcome calls for.
+        tfgpu.errors.Error: With the exit code of the command.
     """
     config = cast(BenchSettings, flags.parse(argv, command="bench"))
-    # Not at the top: `--help` shall answer at once.
+    # Not at the top, so that `--help` answers at once.
     from tfgpu.bench import run
     from tfgpu.cli.console import Console
 
     with interrupts.caught():
         run.run(config, console=Console(progress=config.progress))
-    return None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the device can do at best: the ceilings that a training is measured against.
+"""The ceilings of a device: what a training on it is measured against.
 
-Each is the median of repeated runs of one operation large enough to fill the device, on the
-device that trains; the rate of matrix products, which utilisation is quoted against, is the
-best of them (`tfgpu.machine.peak_rate`). A multiplication and an addition count as two operations.
+Each is the median of repeated runs of one operation that is large enough to fill the device; the
+rate of matrix products, to which utilisation refers, is the best of them
+(`tfgpu.machine.peak_rate`). A multiplication and an addition count as two operations.
 """
 
 from __future__ import annotations
@@ -22,27 +22,25 @@ from tfgpu.bench.settings import BenchSettings
 from tfgpu.machine import peak_rate, runtime
 
 _DTYPES = {"float32": "float32", "mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
-
-_CHAIN = 400
-"""Operations of which each waits for the one before, to find what one costs."""
+_CHAIN = 400  # Operations in a sequence, each waiting for the one before, whose cost is measured.
 
 
 class Machine:
-    """Measures the first device of a configuration; see `process`."""
+    """Measures a device; the methods answer the requests of `tfgpu.bench.process`."""
 
     def __init__(self, config: BenchSettings):
         self._config = config
         self._started: runtime.Runtime | None = None
 
     def look(self) -> dict[str, Any]:
-        """The GPUs that TensorFlow shows; nothing is started yet."""
+        """Returns the GPUs that TensorFlow shows; nothing is started yet."""
         return {"gpus": [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]}
 
     def start(self, device: str) -> dict[str, Any]:
         """Starts TensorFlow with a device.
 
         Returns:
-            What it is, and what environment.json of a run would hold.
+            What environment.json of a run would hold.
         """
         started = runtime.start(
             strategy="one_device",
@@ -59,14 +57,14 @@ class Machine:
         return self._started.devices[0]
 
     def matrix_product(self, precision: str) -> float:
-        """Operations a second of a square matrix product in a precision's compute dtype."""
+        """Operations per second of a square matrix product in a precision's compute dtype."""
         with tempfile.TemporaryDirectory() as folder:
-            # Measured now, whatever earlier runs kept.
+            # An empty cache, so that it is measured now.
             cache = Path(folder) / "peak.json"
             return peak_rate.peak_flops(self._device, dtype=_DTYPES[precision], cache=cache)
 
     def convolution(self, precision: str, seconds: float) -> float:
-        """Operations a second of a 3x3 convolution, 64 to 64 channels, on 56x56 images."""
+        """Operations per second of a 3x3 convolution, 64 to 64 channels, on 56x56 images."""
         batch = 256 if self._on_gpu else 8
         with tf.device(self._device):
             dtype = _DTYPES[precision]
@@ -80,7 +78,7 @@ class Machine:
             return 2 * batch * 56 * 56 * 64 * 64 * 9 / _time(convolve, seconds)
 
     def memory_bandwidth(self, seconds: float) -> float:
-        """Bytes a second read and written by an addition of two large arrays."""
+        """Bytes per second read and written by an addition of two large arrays."""
         count = (1 << 27) if self._on_gpu else (1 << 24)
         with tf.device(self._device):
             a, b = tf.ones([count]), tf.ones([count])
@@ -92,7 +90,7 @@ class Machine:
             return 3 * 4 * count / _time(add, seconds)
 
     def host_to_device_bandwidth(self, seconds: float) -> float | None:
-        """Bytes a second copied from host memory; None on a CPU, whose memory that is."""
+        """Bytes per second copied from host memory; None on a CPU, which needs no copy."""
         if not self._on_gpu:
             return None
         array = np.ones([1 << 26], np.uint8)
@@ -101,7 +99,7 @@ class Machine:
 
         def copy() -> None:
             with tf.device(self._device):
-                # The sum has to wait for the copy; of 64 MB it takes a tenth of the time.
+                # The reduction has to wait for the copy.
                 tf.reduce_max(tf.identity(host)[-8:]).numpy()
 
         return array.nbytes / interleaved_timing.repeat(copy, seconds=seconds)
@@ -113,7 +111,7 @@ class Machine:
 
             @tf.function
             def chain(x: tf.Tensor) -> tf.Tensor:
-                # Two that no optimisation of graphs merges.
+                # Two operations that graph optimisation does not merge.
                 for _ in range(_CHAIN // 2):
                     x = tf.minimum(tf.maximum(x, low), high)
                 return x
@@ -138,11 +136,11 @@ class Machine:
 
 
 def _time(function: Callable[[], tf.Tensor], seconds: float) -> float:
-    """Seconds of one call, of which several are in flight at once on a GPU."""
+    """Returns the seconds of one call; on a GPU several are in flight at once."""
     function().numpy()
     start = time.perf_counter()
     function().numpy()
-    # So many between two waits that the waiting disappears.
+    # So many between two waits that the cost of waiting is negligible.
     several = int(min(1000, max(1, 0.02 / max(time.perf_counter() - start, 1e-6))))
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What is compared: one change at a time from a baseline; no TensorFlow here."""
+"""Plans what is compared: one change at a time from a baseline; no TensorFlow here."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tfgpu.cli.settings import as_typed
 from tfgpu.errors import RequestError
 from tfgpu.machine.runtime import PRECISIONS
 
-# Enough that the host's part of a step disappears.
+# Enough that the host's part of a step is negligible.
 _STEPS_CPU, _STEPS_GPU = 16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One configuration.
+    """One configuration of a benchmark.
 
     Attributes:
         factor: What it changes; "baseline" for the one without a change.
         name: For tables.
         config: Every setting.
         flags: What to add to the baseline's command line.
-        environment: Variables it needs beside the usual ones.
+        environment: Environment variables to add.
     """
 
     factor: str
@@ -36,14 +36,14 @@ class Cell:
 
 
 def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], list[str]]:
-    """The cells to measure, the baseline first, and remarks on what is left out.
+    """Plans the cells to measure, the baseline first, and remarks on what is left out.
 
     Args:
         config: The baseline's settings, and which factors.
         gpus: Names of the GPUs that TensorFlow shows, such as ("GPU:0", "GPU:1").
 
     Raises:
-        RequestError: A device is not there, or nothing is left to compare.
+        RequestError: A device does not exist, or nothing is left to compare.
     """
     device, others = _devices(config, gpus)
     on_gpu = device.startswith("GPU")
@@ -54,12 +54,14 @@ def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], lis
     cells = [Cell(factor="baseline", name="baseline", config=base, environment=hidden)]
     remarks = []
 
-    def add(factor: str, **changes: Any) -> None:
-        flags = " ".join(f"--{name}={as_typed(value)}" for name, value in changes.items())
-        name = ", ".join(as_typed(value) for value in changes.values())
+    def add(
+        factor: str, *, name: str = "", environment: dict[str, str] = hidden, **changes: Any
+    ) -> None:
+        flags = " ".join(f"--{key}={as_typed(value)}" for key, value in changes.items())
+        name = name or ", ".join(as_typed(value) for value in changes.values())
         changed = dataclasses.replace(base, **changes)
         cells.append(
-            Cell(factor=factor, name=name, config=changed, flags=flags, environment=hidden)
+            Cell(factor=factor, name=name, config=changed, flags=flags, environment=environment)
         )
 
     for factor in config.chosen_factors:
@@ -68,31 +70,25 @@ def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], lis
             if other is None:
                 remarks.append("device: TensorFlow shows no GPU here, so there is one device only")
                 continue
-            add(factor, devices=other)
-            # The other device has to be seen.
-            cells[-1] = dataclasses.replace(cells[-1], environment={})
+            add(factor, devices=other, environment={})  # It must not be hidden.
         elif factor == "precision":
             for precision in PRECISIONS:
                 if precision != base.precision:
                     add(factor, precision=precision)
         elif factor == "xla":
-            add(factor, jit_compile=not base.jit_compile)
-            cells[-1] = dataclasses.replace(
-                cells[-1], name="XLA off" if base.jit_compile else "XLA on"
-            )
+            name = "XLA off" if base.jit_compile else "XLA on"
+            add(factor, name=name, jit_compile=not base.jit_compile)
         elif factor == "steps_per_execution":
             several = _STEPS_GPU if on_gpu else _STEPS_CPU
             steps = several if base.steps_per_execution == 1 else 1
-            add(factor, steps_per_execution=steps)
             name = f"{steps} step{'s' if steps > 1 else ''} an execution"
-            cells[-1] = dataclasses.replace(cells[-1], name=name)
+            add(factor, name=name, steps_per_execution=steps)
         elif factor == "input":
             add(factor, input="resident" if base.input == "streaming" else "streaming")
         elif factor == "batch_size":
             for batch in (base.batch_size // 4, base.batch_size * 4):
                 if batch:
-                    add(factor, batch_size=batch)
-                    cells[-1] = dataclasses.replace(cells[-1], name=f"batch {batch}")
+                    add(factor, name=f"batch {batch}", batch_size=batch)
         elif factor == "replicas":
             parts = config.virtual_devices or 2
             cells += _replicas(base, others, parts=parts, hidden=hidden)
@@ -104,7 +100,7 @@ def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], lis
 
 
 def _devices(config: BenchSettings, gpus: Sequence[str]) -> tuple[str, list[str]]:
-    """The device of the baseline, and all that replicas may use."""
+    """Returns the device of the baseline, and all devices that replicas may use."""
     if config.devices == "all":
         return (gpus[0], list(gpus)) if gpus else ("CPU:0", ["CPU:0"])
     wanted = config.devices.split(",")
@@ -118,14 +114,14 @@ def _devices(config: BenchSettings, gpus: Sequence[str]) -> tuple[str, list[str]
 def _replicas(
     base: BenchSettings, others: Sequence[str], *, parts: int, hidden: dict[str, str]
 ) -> list[Cell]:
-    """Weak scaling (the same batch a replica) and strong scaling (the same batch over all)."""
+    """Plans weak scaling (the same batch per replica) and strong scaling (the same over all)."""
     counts: list[tuple[int, dict[str, Any]]]
     if len(others) > 1:
         sizes = sorted({*(2**power for power in range(1, 8) if 2**power <= len(others))})
         sizes = sorted({*sizes, len(others)})
         counts = [(size, {"devices": ",".join(others[:size])}) for size in sizes]
     else:
-        # Parts of one device: what several replicas cost, not what several devices gain.
+        # Virtual devices show what several replicas cost, not what several devices gain.
         counts = [(parts, {"devices": "all", "virtual_devices": parts})]
     cells = []
     for size, where in counts:

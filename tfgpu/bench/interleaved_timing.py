@@ -1,8 +1,8 @@
-"""Processes that are timed in turn, and the statistics of what they say; no TensorFlow here.
+"""Interleaved timing of several processes, and its statistics; no TensorFlow here.
 
-Each contestant is a process of its own that stays alive and works whenever it is told to. All are
-told in turn, A B C A B C ..., so that all of them meet the same weather on a shared machine, and
-ratios are those of neighbours: median, and the range of the middle half.
+Each subject is a process of its own that stays alive and works on request. They take turns,
+A B C A B C ..., so that all of them see the same load of a shared machine, and are compared by
+the ratios of neighbouring measurements: the median, and the range of the middle half.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-MARK = "tfgpu contest: "
+MARK = "tfgpu timing: "
 
 
 class Spread(TypedDict):
@@ -30,11 +30,11 @@ class Spread(TypedDict):
     high: float
 
 
-class Failed(Exception):
-    """A contestant answered with an error, ended, or did not answer in time.
+class MeasurementFailed(Exception):
+    """A measured process answered with an error, ended, or did not answer in time.
 
     Attributes:
-        exit_code: That the error calls for, when the contestant gave one.
+        exit_code: Of a command that ends with this error; None when the process gave none.
     """
 
     def __init__(self, message: str, *, exit_code: int | None = None):
@@ -42,25 +42,23 @@ class Failed(Exception):
         self.exit_code = exit_code
 
 
-class Contestant:
+class MeasuredProcess:
     """A process that answers each line of its standard input with one of standard output.
 
-    Lines are JSON; answers come from `answer`. What else it prints is passed over.
+    Lines are JSON; the process answers by `answer`. Its other output is ignored.
+
+    Args:
+        command: Program and arguments.
+        environment: Its whole environment.
     """
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str]):
-        """Starts the process.
-
-        Args:
-            command: Program and arguments.
-            environment: All of its variables.
-        """
-        self._said = tempfile.TemporaryFile("w+", errors="replace")
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             env=dict(environment),
         )
@@ -75,15 +73,6 @@ class Contestant:
                     self._lines.put(line.removeprefix(MARK))
         self._lines.put(None)
 
-    def tell(self, request: Any) -> None:
-        """Sends a request; `read` gives its answer."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # It has ended; `read` says how.
-
     def read(self, *, limit: float = 600.0) -> Any:
         """Waits for the next answer.
 
@@ -91,76 +80,73 @@ class Contestant:
             limit: Seconds.
 
         Raises:
-            Failed: There is none.
+            MeasurementFailed: There is none, or it is an error.
         """
         try:
             line = self._lines.get(timeout=limit)
         except queue.Empty:
-            raise Failed(f"no answer within {limit:g} s") from None
+            raise MeasurementFailed(f"no answer within {limit:g} s") from None
         if line is None:
-            raise Failed(self._last_words())
+            raise MeasurementFailed(self._exit_message())
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
-            raise Failed(answer["error"], exit_code=answer.get("exit_code"))
+            raise MeasurementFailed(answer["error"], exit_code=answer.get("exit_code"))
         return answer
 
     def ask(self, request: Any, *, limit: float = 600.0) -> Any:
-        """`tell` and `read`."""
-        self.tell(request)
+        """Sends a request and waits for the answer."""
+        assert self._process.stdin is not None
+        # A process that has ended takes nothing; `read` says so.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         return self.read(limit=limit)
 
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
         code = self._process.wait()
-        self._said.seek(0)
-        said = [line for line in self._said.read().splitlines() if line.strip()]
+        self._stderr.seek(0)
+        lines = [line for line in self._stderr.read().splitlines() if line.strip()]
         how = f"exit code {code}"
         if code < 0:
             how = signal.Signals(-code).name
             if -code == signal.SIGKILL:
                 how += ", which is how Linux ends what takes the last memory"
-        return f"its process ended with {how}" + (f": {said[-1][:300]}" if said else "")
+        return f"its process ended with {how}" + (f": {lines[-1][:300]}" if lines else "")
 
 
 def answer(value: Any) -> None:
-    """Answers, in a contestant's process."""
+    """Answers a request; called in the measured process."""
     print(MARK + json.dumps(value), flush=True)
 
 
-def race(
-    contestants: Sequence[Callable[[], float]],
-    *,
-    rounds: int,
-    after: Callable[[int], None] = lambda round_: None,
-) -> list[list[float]]:
-    """Lets each contestant work once a round, in turn.
+def interleave(subjects: Sequence[Callable[[], float]], *, rounds: int) -> list[list[float]]:
+    """Measures each subject once per round, in turn.
 
     Args:
-        contestants: Each works once and returns a rate.
+        subjects: Each does its work once and returns a rate.
         rounds: How often.
-        after: Called with the number of each round that is over.
 
     Returns:
-        A list of rates for each contestant, a rate a round.
+        A list of rates for each subject, one per round.
     """
-    rates: list[list[float]] = [[] for _ in contestants]
-    for number in range(rounds):
-        for place, contestant in enumerate(contestants):
-            rates[place].append(contestant())
-        after(number)
+    rates: list[list[float]] = [[] for _ in subjects]
+    for _ in range(rounds):
+        for measured, subject in zip(rates, subjects, strict=True):
+            measured.append(subject())
     return rates
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, and the quartiles, of measurements."""
+    """Returns the median and the quartiles of measurements."""
     if len(values) == 1:
         return {"median": values[0], "low": values[0], "high": values[0]}
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -168,7 +154,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def compare(rates: Sequence[float], base: Sequence[float]) -> Spread:
-    """Ratios of neighbouring measurements."""
+    """Returns the median and the quartiles of the ratios of neighbouring measurements."""
     return spread([a / b for a, b in zip(rates, base, strict=True)])
 
 
@@ -178,11 +164,11 @@ def repeat(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Median time of one call, after one that is not counted; at least three are.
+    """Returns the median time of at least three calls, after one that is not counted.
 
     Args:
         work: Returns when all of it is done.
-        seconds: To spend, about.
+        seconds: To spend in total, about.
         clock: Gives seconds.
     """
     work()

@@ -1,4 +1,4 @@
-"""What each layer of a model computes, moves and takes: the points of the roofline."""
+"""Operations, bytes and time of each layer of a model: the points of the roofline."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tfgpu.bench import interleaved_timing
 from tfgpu.machine import flops as flops_lib
 
 MOST = 12
-"""Layers that are timed: those with the most operations."""
+"""Layers that are timed, at most: those with the most operations."""
 
 _UPDATE_BYTES = 8 * 4
-"""A float32 weight is read in the forward and in the backward pass, its gradient written and read,
-and the update reads and writes it and one slot of the optimizer."""
+"""Bytes per weight: a float32 weight is read in the forward and in the backward pass, its gradient
+written and read, and the update reads and writes it and one slot of the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Layer:
         kind: Its class.
         flops: Floating-point operations; None where that is not known.
         traffic: Bytes of its input, output and weights, each moved once; None likewise.
-        seconds: Its forward pass takes, run alone, without the call from Python; None when it
-            was not timed, or takes too little beside the call to tell.
+        seconds: Of its forward pass alone, without the call from Python; None when it was not
+            timed, or takes too little time compared with the call.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Layer:
 
 
 def measure(model: keras.Model, *, batch: int, device: str, seconds: float) -> list[Layer]:
-    """Counts every layer, and times those with most operations.
+    """Measures every layer; only those with the most operations are timed.
 
     Args:
         model: Built.
@@ -52,7 +52,7 @@ def measure(model: keras.Model, *, batch: int, device: str, seconds: float) -> l
     """
     uses = list(flops_lib.layers(model))
     largest = sorted((use.flops for use in uses if use.flops), reverse=True)[:MOST]
-    share = seconds / max(1, len(largest))
+    seconds_each = seconds / max(1, len(largest))
     return [
         Layer(
             name=use.layer.name,
@@ -60,7 +60,7 @@ def measure(model: keras.Model, *, batch: int, device: str, seconds: float) -> l
             flops=None if use.flops is None else use.flops * batch,
             traffic=_traffic(use, batch),
             seconds=(
-                _time(use.layer, batch, device, share)
+                _time(use.layer, batch, device, seconds_each)
                 if use.flops and use.flops >= largest[-1]
                 else None
             ),
@@ -70,14 +70,14 @@ def measure(model: keras.Model, *, batch: int, device: str, seconds: float) -> l
 
 
 def step_traffic(layers: Sequence[Layer], *, parameters: int) -> float:
-    """Bytes that a training step reads and writes at least.
+    """Returns the bytes that a training step reads and writes at least.
 
-    The backward pass moves twice what the forward pass does: it makes a gradient for the input
+    The backward pass moves twice what the forward pass does: it computes a gradient for the input
     and one for the weights of each layer.
 
     Args:
         layers: Of the model, over the batch.
-        parameters: Trainable weights.
+        parameters: The number of trainable weights.
     """
     forward = sum(layer.traffic or 0.0 for layer in layers)
     return flops_lib.TRAINING * forward + _UPDATE_BYTES * parameters
@@ -94,7 +94,7 @@ def _traffic(use: flops_lib.Layer, batch: int) -> float | None:
 def _time(layer: keras.layers.Layer, batch: int, device: str, seconds: float) -> float | None:
     try:
         symbolic = layer.input
-    except (AttributeError, ValueError):  # Used at places of different shapes.
+    except (AttributeError, ValueError):  # Called on inputs of different shapes.
         return None
     with tf.device(device):
         inputs = tf.nest.map_structure(
@@ -102,7 +102,7 @@ def _time(layer: keras.layers.Layer, batch: int, device: str, seconds: float) ->
             symbolic,
         )
 
-        # Both give a number, so that waiting for it copies no picture.
+        # Both return one number, so that waiting for it copies no large tensor.
         @tf.function
         def forward(x: Any) -> Any:
             return _corner(layer(x, training=False))

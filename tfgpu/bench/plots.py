@@ -21,26 +21,26 @@ from tfgpu.artifacts import files
 _FACTOR_COLOURS = plt.get_cmap("tab10")
 
 
-def draw(told: Mapping[str, Any], place: Path) -> list[Path]:
-    """Draws what there is to draw.
+def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Draws the charts that have something on them.
 
     Args:
-        told: What bench.json holds.
-        place: The directory for the PNG files.
+        record: The contents of bench.json.
+        directory: The directory for the PNG files.
 
     Returns:
         The files.
     """
     charts = {
-        "throughput.png": throughput(told),
-        "scaling.png": scaling(told),
-        "roofline.png": roofline(told),
+        "throughput.png": throughput(record),
+        "scaling.png": scaling(record),
+        "roofline.png": roofline(record),
     }
     made = []
     for name, figure in charts.items():
         if figure is None:
             continue
-        path = place / name
+        path = directory / name
         with files.named(path):
             figure.savefig(path, dpi=120, metadata={"Software": None})
         plt.close(figure)
@@ -48,9 +48,9 @@ def draw(told: Mapping[str, Any], place: Path) -> list[Path]:
     return made
 
 
-def throughput(told: Mapping[str, Any]) -> Figure | None:
-    """Ratio to the baseline of each change, with its middle half."""
-    cells = [cell for cell in told["cells"][1:] if not cell["error"]]
+def throughput(record: Mapping[str, Any]) -> Figure | None:
+    """Draws the ratio of each change to the baseline, with its middle half."""
+    cells = [cell for cell in record["cells"][1:] if not cell["error"]]
     if not cells:
         return None
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(cells) + 1.6), layout="constrained")
@@ -71,20 +71,20 @@ def throughput(told: Mapping[str, Any]) -> Figure | None:
     axes.set_yticks(range(len(cells)), labels)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    base = told["cells"][0]["rate"]["median"]
+    base = record["cells"][0]["rate"]["median"]
     # Under and over the whole figure: the labels on the left leave the axes too little room.
     figure.supxlabel(
         f"throughput over the baseline's {base:,.0f} samples/s (median and middle half, "
-        f"n={told['rounds']})",
+        f"n={record['rounds']})",
         fontsize=10,
     )
-    figure.suptitle(_subject(told), fontsize=9)
+    figure.suptitle(_subject(record), fontsize=9)
     return figure
 
 
-def scaling(told: Mapping[str, Any]) -> Figure | None:
-    """Throughput by replicas: the same batch for each (weak), and the same over all (strong)."""
-    cells = [cell for cell in told["cells"] if cell["factor"] == "replicas" and not cell["error"]]
+def scaling(record: Mapping[str, Any]) -> Figure | None:
+    """Draws the throughput by replicas, in weak and in strong scaling."""
+    cells = [cell for cell in record["cells"] if cell["factor"] == "replicas" and not cell["error"]]
     if not cells:
         return None
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -106,17 +106,17 @@ def scaling(told: Mapping[str, Any]) -> Figure | None:
     where = "virtual replicas, which share one device" if virtual else "replicas"
     axes.set_xlabel(where)
     axes.set_ylabel("throughput over one replica's")
-    axes.set_title(_subject(told), fontsize=9, loc="left")
+    axes.set_title(_subject(record), fontsize=9, loc="left")
     axes.legend()
     return figure
 
 
-def roofline(told: Mapping[str, Any]) -> Figure | None:
-    """What each layer's forward pass reached, under the ceilings of memory and arithmetic."""
-    timings = told["timings"]
+def roofline(record: Mapping[str, Any]) -> Figure | None:
+    """Draws the roofline: each layer's forward pass under the ceilings of memory and arithmetic."""
+    timings = record["timings"]
     layers: Sequence[Mapping[str, Any]] = [
         layer
-        for layer in told["layers"]
+        for layer in record["layers"]
         if layer["flops"] and layer["traffic"] and layer["seconds"]
     ]
     if not layers:
@@ -150,17 +150,17 @@ def roofline(told: Mapping[str, Any]) -> Figure | None:
     axes.set_yscale("log")
     axes.set_xlabel("operations a byte moved (FLOP/B)")
     axes.set_ylabel("operations a second (FLOP/s)")
-    axes.set_title(_subject(told), fontsize=9, loc="left")
+    axes.set_title(_subject(record), fontsize=9, loc="left")
     axes.legend(fontsize=7, loc="lower right")
     return figure
 
 
-def _subject(told: Mapping[str, Any]) -> str:
-    environment = told["environment"]
+def _subject(record: Mapping[str, Any]) -> str:
+    environment = record["environment"]
     hardware = environment["devices"][0]["description"]
     versions = environment["versions"]
     return (
-        f"{told['model']} on {told['dataset']}; {hardware}; "
+        f"{record['model']} on {record['dataset']}; {hardware}; "
         f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; "
         f"{environment['time'][:10]}"
     )

@@ -1,10 +1,10 @@
-"""The process of a trial, or of the measurement of the machine.
+"""A measured process: of a trial, or of the measurement of the machine.
 
     python -m tfgpu.bench.process trial CONFIG_JSON
     python -m tfgpu.bench.process machine CONFIG_JSON
 
-says that it is ready once TensorFlow is imported, and then answers requests on standard input:
-JSON objects whose "kind" names a method and whose other members are its arguments.
+answers "ready" once TensorFlow is imported, and then requests on standard input: JSON objects
+whose "kind" names a method and whose other members are its arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfgpu.errors import Error, WorkError
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """An error as an answer: one line, and the exit code it would end a command with."""
+    """Returns an error as an answer: one line, and the exit code that a command would end with."""
     if isinstance(error, Error):
         return {"error": str(error), "exit_code": error.exit_code}
     text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -32,7 +32,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def main(kind: str, argument: str) -> None:
-    """Serves until standard input ends."""
+    """Answers requests until standard input ends."""
     try:
         startup.prepare_environment()
         startup.import_tensorflow()

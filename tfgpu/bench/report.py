@@ -1,25 +1,27 @@
-"""What a benchmark found, as a table, as `bench.json` and as charts."""
+"""The results of a benchmark and their report: tables, `bench.json` and charts."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import math
-import os
 import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich.box
 import rich.console
 from rich.table import Table
 
 from tfgpu.artifacts import files
+from tfgpu.artifacts.files import plain
+from tfgpu.bench import interleaved_timing
 from tfgpu.bench import verdict as verdict_lib
+from tfgpu.bench.factors import Cell
 from tfgpu.bench.interleaved_timing import Spread
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.bench.verdict import Timings, Verdict
@@ -27,36 +29,64 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console, duration
 from tfgpu.errors import RequestError
 
-if TYPE_CHECKING:
-    from tfgpu.bench.run import Result
-
 NO_PLOTS = "no charts are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
 # Wide enough that no cell is cut.
 _WIDTH = 140
 
 
-def make_place(config: BenchSettings) -> Path:
-    """Makes the directory for the files, before the minutes that fill them.
+@dataclass
+class Result:
+    """What was measured of a cell.
+
+    Attributes:
+        cell: The configuration.
+        error: Why it could not be measured; empty when it was.
+        built: What `Trial.build` returned.
+        rates: Examples per second, one of each round.
+        base: Those of the baseline in the same rounds.
+        extra: Other measurements, such as the bandwidth of its all-reduce.
+    """
+
+    cell: Cell
+    error: str = ""
+    built: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> Spread:
+        """Examples per second."""
+        return interleaved_timing.spread(self.rates)
+
+    @property
+    def gain(self) -> Spread:
+        """Throughput over the baseline's."""
+        return interleaved_timing.compare(self.rates, self.base)
+
+
+def make_directory(config: BenchSettings) -> Path:
+    """Makes the directory for the files, before minutes are spent on measuring.
 
     Raises:
         RequestError: It cannot be made or written.
     """
-    place = Path(config.run_dir or time.strftime("runs/bench-%Y%m%d-%H%M%S"))
+    directory = Path(config.run_dir or time.strftime("runs/bench-%Y%m%d-%H%M%S"))
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise RequestError(
-            f"--run_dir={place}: cannot be written ({error.strerror}); name another place"
+            f"--run_dir={directory}: cannot be written ({error.strerror}); name another place"
         ) from error
-    return place
+    return directory
 
 
 def write(
     config: BenchSettings,
-    place: Path,
+    directory: Path,
     *,
     console: Console,
     environment: Mapping[str, Any],
@@ -72,21 +102,21 @@ def write(
 
     Args:
         config: The baseline and what was compared.
-        place: What `make_place` gave.
-        console: Where to speak.
-        environment: Of the measured machine.
-        ceilings: What it can do at best.
+        directory: What `make_directory` returned.
+        console: Where messages go.
+        environment: What environment.json of a run would hold.
+        ceilings: What the machine can do at best.
         results: Of each cell, the baseline first.
-        remarks: On what was left out.
+        remarks: What was left out, and why.
         timings: Of the baseline.
         judged: The verdict on them.
         layers: Operations, bytes and time of each layer's forward pass.
-        seconds: The whole took.
+        seconds: What the whole benchmark took.
 
     Raises:
         OSError: It cannot be written; the error names the file.
     """
-    told = {
+    record = {
         "command": shlex.join(["tfgpu", "bench", *flags.to_argv(config, command="bench")]),
         "environment": environment,
         "dataset": config.dataset,
@@ -100,54 +130,31 @@ def write(
         "verdict": dataclasses.asdict(judged),
         "layers": list(layers),
     }
-    write_json(place / "bench.json", told)
+    with files.replacing(directory / "bench.json") as beside:
+        beside.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
     console.say(table(results, config.rounds))
     console.say(ceilings_text(ceilings))
     console.say(verdict_lib.describe(judged, timings))
-    drawn = draw(told, place)
+    drawn = draw(record, directory)
     if not drawn:
         console.say(NO_PLOTS)
     names = ", ".join(["bench.json", *(path.name for path in drawn)])
-    console.say(f"{duration(seconds)} in all; {names} are in {place}")
+    console.say(f"{duration(seconds)} in all; {names} are in {directory}")
 
 
-def draw(told: Mapping[str, Any], place: Path) -> list[Path]:
-    """Draws the charts, where matplotlib is installed."""
+def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Draws the charts, if matplotlib is installed; returns their files."""
     try:
         from tfgpu.bench import plots
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
         return []
-    return plots.draw(told, place)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with files.named(path):
-            with open(beside, "w", encoding="utf-8") as file:
-                json.dump(_plain(value), file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return plots.draw(record, directory)
 
 
 def _cell(result: Result) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "factor": result.cell.factor,
         "name": result.cell.name,
         "flags": result.cell.flags,
@@ -157,17 +164,17 @@ def _cell(result: Result) -> dict[str, Any]:
         **result.extra,
     }
     if not result.error:
-        told |= {
+        record |= {
             "unit": "samples/s",
             "runs": result.rates,
             "rate": result.rate,
             "gain": result.gain,
         }
-    return told
+    return record
 
 
 def table(results: Sequence[Result], rounds: int) -> str:
-    """Throughput of each cell and its ratio to the baseline's, in lines of text."""
+    """Formats the throughput of each cell and its ratio to the baseline's."""
     shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for head in ("factor", "", "batch", "XLA"):
         shown.add_column(head, no_wrap=True)
@@ -201,7 +208,7 @@ def table(results: Sequence[Result], rounds: int) -> str:
 
 
 def ceilings_text(ceilings: Mapping[str, Any]) -> str:
-    """What the machine can do at best, in lines of text."""
+    """Formats what the machine can do at best."""
     shown = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("ceiling")
     precisions = list(ceilings["matrix_product"])
@@ -217,7 +224,7 @@ def ceilings_text(ceilings: Mapping[str, Any]) -> str:
 
 
 def quantity(kind: str, value: float | None) -> str:
-    """A ceiling with its unit."""
+    """Formats a ceiling with its unit."""
     if value is None:
         return "-"
     if kind in ("matrix_product", "convolution"):

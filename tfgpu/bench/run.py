@@ -1,4 +1,4 @@
-"""One benchmark from beginning to end: machine, baseline and changes, verdict, files."""
+"""`tfgpu bench` from beginning to end: machine, baseline and changes, verdict, files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfgpu import errors
-from tfgpu.bench import factors, interleaved_timing, report, verdict
+from tfgpu.bench import factors, report, verdict
 from tfgpu.bench.factors import Cell
-from tfgpu.bench.interleaved_timing import Contestant, Failed, Spread
+from tfgpu.bench.interleaved_timing import MeasuredProcess, MeasurementFailed
+from tfgpu.bench.report import Result
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Console, Countdown
 from tfgpu.cli.startup import child_environment
@@ -25,44 +25,21 @@ from tfgpu.machine import hardware
 from tfgpu.machine.runtime import PRECISIONS
 
 SECONDS = 0.6
-"""Of training in a round, and of each other measurement, about."""
+"""Seconds of training in a round, and of each other measurement, about."""
 
-# What jobs take on two cores, to begin with: the time left is scaled by what they really take.
+# First estimates of the seconds that jobs take, on two cores; the countdown corrects them.
 _START, _BUILD, _CEILING = 5.0, 4.0, 1.0
 
-_MEMORY = 1 << 30
-"""Of a process that trains a small network; fewer are alive at once where there is less."""
+_TIMED = {
+    "input alone": {"kind": "data_alone"},
+    "computation alone": {"kind": "compute_alone"},
+    "a quarter of the batch": {"kind": "compute_alone"},
+    "training": {"kind": "train"},
+}
+"""What is timed for the verdict, `_VERDICT_ROUNDS` times, with the request for it."""
 
-
-@dataclass
-class Result:
-    """What became of a cell.
-
-    Attributes:
-        cell: Which.
-        error: Why it could not be measured; empty when it was.
-        built: What `Trial.build` told.
-        rates: Examples a second, a round each.
-        base: Those of the baseline in the same rounds.
-        extra: What else was measured, such as the bandwidth of its all-reduce.
-    """
-
-    cell: Cell
-    error: str = ""
-    built: dict[str, Any] = field(default_factory=dict)
-    rates: list[float] = field(default_factory=list)
-    base: list[float] = field(default_factory=list)
-    extra: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> Spread:
-        """Examples a second."""
-        return interleaved_timing.spread(self.rates)
-
-    @property
-    def gain(self) -> Spread:
-        """Over the baseline."""
-        return interleaved_timing.compare(self.rates, self.base)
+_VERDICT_ROUNDS = 3
+_MEMORY = 1 << 30  # Bytes of a process: they limit how many are alive at once.
 
 
 def run(config: BenchSettings, *, console: Console) -> Path:
@@ -70,7 +47,7 @@ def run(config: BenchSettings, *, console: Console) -> Path:
 
     Args:
         config: The baseline and what to compare.
-        console: Where to speak.
+        console: Where messages go.
 
     Returns:
         The directory with bench.json and the charts.
@@ -81,41 +58,35 @@ def run(config: BenchSettings, *, console: Console) -> Path:
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(_process("machine", config, {}))
-        _answer(machine)
-        gpus = _answer(machine, kind="look")["gpus"]
+        _ask(machine)
+        gpus = _ask(machine, kind="look")["gpus"]
         cells, remarks = factors.plan(config, gpus=gpus)
-        place = stack.enter_context(_kept_if_filled(report.make_place(config)))
+        directory = stack.enter_context(_removed_on_error(report.make_directory(config)))
         if importlib.util.find_spec("matplotlib") is None:
             remarks.append(report.NO_PLOTS)
         for remark in remarks:
             console.say(remark)
         ceilings = _ceiling_jobs()
         groups = _groups(cells[1:], room=hardware.host_free_memory() // _MEMORY)
-        jobs = [_CEILING] * len(ceilings)
-        jobs += [_START + _BUILD]
-        for group in groups:
-            jobs += [_START / _cores() + _BUILD] * len(group)
-            jobs += [SECONDS * (len(group) + 1)] * config.rounds
-        jobs += [_BUILD + SECONDS * len(_TIMED)] + [SECONDS * len(_TIMED)] * (_VERDICT_ROUNDS - 1)
-        jobs += [_BUILD]
+        jobs = _job_seconds(config, len(ceilings), groups)
         countdown = stack.enter_context(Countdown(console, jobs))
         device = cells[0].config.devices
-        environment = _answer(machine, kind="start", device=device)
+        environment = _ask(machine, kind="start", device=device)
         measured = _ceilings(machine, ceilings, countdown)
         machine.close()
 
         countdown.begin("building the baseline")
         base = stack.enter_context(_process("trial", cells[0].config, cells[0].environment))
         baseline = Result(cells[0])
-        _answer(base)
-        baseline.built = _answer(base, kind="build")
+        _ask(base)
+        baseline.built = _ask(base, kind="build")
         countdown.end(f"built the baseline ({baseline.built['compile_seconds']:.1f} s compiling)")
         results = [baseline]
         for group in groups:
             results += _measure(group, base, baseline, config.rounds, countdown)
-        moved = [r.extra["all_reduce_bandwidth"] for r in results if r.extra]
-        # The last has most replicas; None where there was one alone.
-        measured["all_reduce_bandwidth"] = moved[-1] if moved else None
+        bandwidths = [r.extra["all_reduce_bandwidth"] for r in results if r.extra]
+        # The last cell has the most replicas; None without replicas.
+        measured["all_reduce_bandwidth"] = bandwidths[-1] if bandwidths else None
         timings, layers = _timings(base, config, measured, countdown)
         if layers["uncounted"]:
             names = ", ".join(layers["uncounted"])
@@ -124,7 +95,7 @@ def run(config: BenchSettings, *, console: Console) -> Path:
     judged = verdict.judge(timings, _changes(results))
     report.write(
         config,
-        place,
+        directory,
         console=console,
         environment=environment,
         ceilings=measured,
@@ -135,57 +106,60 @@ def run(config: BenchSettings, *, console: Console) -> Path:
         layers=layers["layers"],
         seconds=time.perf_counter() - started,
     )
-    return place
+    return directory
+
+
+def _job_seconds(config: BenchSettings, ceilings: int, groups: list[list[Cell]]) -> list[float]:
+    """Estimates the seconds of each job that the countdown shows, in order."""
+    jobs = [_CEILING] * ceilings
+    jobs += [_START + _BUILD]
+    for group in groups:
+        jobs += [_START / _parallel_starts() + _BUILD] * len(group)
+        jobs += [SECONDS * (len(group) + 1)] * config.rounds
+    jobs += [_BUILD + SECONDS * len(_TIMED)] + [SECONDS * len(_TIMED)] * (_VERDICT_ROUNDS - 1)
+    return [*jobs, _BUILD]
 
 
 @contextlib.contextmanager
-def _kept_if_filled(place: Path) -> Iterator[Path]:
-    """Takes an empty directory away again when the benchmark does not end well."""
+def _removed_on_error(directory: Path) -> Iterator[Path]:
+    """Removes the directory again, if it is empty, when the benchmark fails."""
     try:
-        yield place
+        yield directory
     except BaseException:
-        with contextlib.suppress(OSError):  # It held something before.
-            place.rmdir()
+        with contextlib.suppress(OSError):  # It is not empty.
+            directory.rmdir()
         raise
 
 
-# ---- processes ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _process(kind: str, config: BenchSettings, environment: dict[str, str]) -> Iterator[Contestant]:
+def _process(
+    kind: str, config: BenchSettings, environment: dict[str, str]
+) -> contextlib.closing[MeasuredProcess]:
     variables = child_environment(os.environ | environment)
     variables.pop("TF_CONFIG", None)
     command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
-    process = Contestant(command, environment=variables)
-    try:
-        yield process
-    finally:
-        process.close()
+    return contextlib.closing(MeasuredProcess(command, environment=variables))
 
 
-def _answer(process: Contestant, **request: Any) -> Any:
-    """The answer to a request, or to being started; without it there is no benchmark."""
+def _ask(process: MeasuredProcess, **request: Any) -> Any:
+    """Asks a process, or reads its first answer; a failure ends the benchmark."""
     try:
         return process.ask(request) if request else process.read()
-    except Failed as failure:
+    except MeasurementFailed as failure:
         for kind in (errors.RequestError, errors.DataError, errors.ModelFileError):
             if failure.exit_code == kind.exit_code:
                 raise kind(str(failure)) from None
         raise errors.WorkError(f"the baseline cannot be measured: {failure}") from None
 
 
-def _cores() -> int:
+def _parallel_starts() -> int:
+    """Processes that import TensorFlow at the same time."""
     return max(1, min(4, hardware.usable_cores()))
 
 
 def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:
-    """Cells that are alive together, beside the baseline: as many as memory has room for."""
+    """Groups cells whose processes are alive together: as many as fit into memory."""
     size = max(1, int(room) - 2)
     return [list(cells[i : i + size]) for i in range(0, len(cells), size)]
-
-
-# ---- the machine ----------------------------------------------------------------------------
 
 
 def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
@@ -204,7 +178,7 @@ def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _ceilings(
-    machine: Contestant, jobs: list[tuple[str, dict[str, Any]]], countdown: Countdown
+    machine: MeasuredProcess, jobs: list[tuple[str, dict[str, Any]]], countdown: Countdown
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"matrix_product": {}, "convolution": {}}
     for name, request in jobs:
@@ -212,8 +186,8 @@ def _ceilings(
         kind = request["kind"]
         try:
             value = machine.ask(request)
-        except Failed as failure:
-            # Such as a type that the device does not know.
+        except MeasurementFailed as failure:
+            # Such as a dtype that the device does not support.
             value = None
             countdown.end(f"{name}: {failure}")
         else:
@@ -225,20 +199,18 @@ def _ceilings(
     return found
 
 
-# ---- baseline and changes -------------------------------------------------------------------
-
-
 def _measure(
-    group: list[Cell], base: Contestant, baseline: Result, rounds: int, countdown: Countdown
+    group: list[Cell], base: MeasuredProcess, baseline: Result, rounds: int, countdown: Countdown
 ) -> list[Result]:
-    """Builds the cells of a group, and times them and the baseline in turn."""
+    """Builds the cells of a group, and times them interleaved with the baseline."""
     results = [Result(cell) for cell in group]
-    alive: list[tuple[Result, Contestant]] = []
+    alive: list[tuple[Result, MeasuredProcess]] = []
     with contextlib.ExitStack() as stack:
-        waves = [results[i : i + _cores()] for i in range(0, len(results), _cores())]
+        parallel = _parallel_starts()
+        waves = [results[i : i + parallel] for i in range(0, len(results), parallel)]
         for wave in waves:
-            # They import TensorFlow side by side, but compile one after another, so that the
-            # times of compilation are true.
+            # They import TensorFlow in parallel, but compile one after another, so that the
+            # compilation times are not those of a loaded machine.
             processes = [
                 (
                     result,
@@ -263,9 +235,9 @@ def _measure(
                 countdown.end(f"built {result.cell.name} ({seconds:.1f} s compiling)")
         for number in range(rounds):
             countdown.begin(f"round {number + 1} of {rounds}")
-            before = _answer(base, kind="train", seconds=SECONDS)
-            baseline.rates.append(before)
-            baseline.base.append(before)
+            base_rate = _ask(base, kind="train", seconds=SECONDS)
+            baseline.rates.append(base_rate)
+            baseline.base.append(base_rate)
             for result, process in list(alive):
                 rate = _try(result, process, kind="train", seconds=SECONDS)
                 if rate is None:
@@ -273,21 +245,21 @@ def _measure(
                     alive.remove((result, process))
                     continue
                 result.rates.append(rate)
-                result.base.append(before)
+                result.base.append(base_rate)
             countdown.end(f"round {number + 1} of {rounds}")
         for result, process in alive:
             if result.cell.factor == "replicas":
-                moved = _try(result, process, kind="all_reduce", seconds=SECONDS)
-                if moved is not None:
-                    result.extra["all_reduce_bandwidth"] = moved
+                bandwidth = _try(result, process, kind="all_reduce", seconds=SECONDS)
+                if bandwidth is not None:
+                    result.extra["all_reduce_bandwidth"] = bandwidth
     return results
 
 
-def _try(result: Result, process: Contestant, **request: Any) -> Any:
-    """An answer, or None with the reason noted: one cell's failure is its own."""
+def _try(result: Result, process: MeasuredProcess, **request: Any) -> Any:
+    """Asks the process of a cell; a failure is noted in the result, and gives None."""
     try:
         return process.ask(request) if request else process.read()
-    except Failed as failure:
+    except MeasurementFailed as failure:
         result.error = str(failure)
         return None
 
@@ -296,27 +268,15 @@ def _changes(results: Sequence[Result]) -> list[verdict.Measured]:
     return [
         verdict.Measured(factor=result.cell.factor, flags=result.cell.flags, gain=result.gain)
         for result in results[1:]
-        # Virtual replicas are for trying out: they share one device.
+        # Not virtual replicas: they run on one device, and gain nothing.
         if not result.error and not result.cell.config.virtual_devices
     ]
 
 
-# ---- the verdict ----------------------------------------------------------------------------
-
-_TIMED = {
-    "input alone": {"kind": "data_alone"},
-    "computation alone": {"kind": "compute_alone"},
-    "a quarter of the batch": {"kind": "compute_alone"},
-    "training": {"kind": "train"},
-}
-
-_VERDICT_ROUNDS = 3
-
-
 def _timings(
-    base: Contestant, config: BenchSettings, ceilings: dict[str, Any], countdown: Countdown
+    base: MeasuredProcess, config: BenchSettings, ceilings: dict[str, Any], countdown: Countdown
 ) -> tuple[verdict.Timings, dict[str, Any]]:
-    """What the verdict judges, measured in turn too, with the other processes gone."""
+    """Measures the timings of the baseline that the verdict needs, also interleaved."""
     batch, quarter = config.batch_size, config.batch_size // 4
     times: dict[str, list[float]] = {name: [] for name in _TIMED}
     for number in range(_VERDICT_ROUNDS):
@@ -328,16 +288,16 @@ def _timings(
                 if not quarter:
                     continue
                 request["batch_size"] = quarter
-            value = _answer(base, **request)
+            value = _ask(base, **request)
             times[name].append(batch / value if name == "training" else value)
         countdown.end(what)
     countdown.begin("layers")
-    layers = _answer(base, kind="layers", seconds=SECONDS)
+    layers = _ask(base, kind="layers", seconds=SECONDS)
     countdown.end("layers")
     medians = {name: statistics.median(values) for name, values in times.items() if values}
     compute = medians["computation alone"]
     part = medians.get("a quarter of the batch")
-    # A straight line through the times of the batch and of a quarter of it.
+    # The intercept of a line through the times of the batch and of a quarter of it.
     fixed = None if part is None else (part * batch - compute * quarter) / (batch - quarter)
     timings = verdict.Timings(
         data=medians["input alone"],

@@ -1,6 +1,6 @@
-"""One configuration: built once, and timed whenever somebody wants.
+"""A trial of a benchmark: one configuration, built once and timed on request.
 
-It lives in a process of its own; see `process`.
+It runs in a process of its own; see `tfgpu.bench.process`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ ALL_REDUCE_BYTES = 16 << 20
 
 
 class Trial:
-    """A model with its data, ready to be trained for as long as somebody wants.
+    """A model with its data, to be trained on request.
 
     Attributes:
-        config: With every setting resolved.
+        config: The settings, resolved.
         machine: Devices and strategy.
+        data: The data set.
         model: Compiled.
         examples: The training split.
     """
@@ -98,10 +99,10 @@ class Trial:
         self._held: dict[int, _Running] = {}
 
     def build(self) -> dict[str, Any]:
-        """Reads the data where it is resident, traces, compiles, and finds a pace.
+        """Loads resident data, traces and compiles the training step.
 
         Returns:
-            "compile_seconds" of the first executions, and what the configuration came to.
+            "compile_seconds" of the first executions, and the resolved configuration.
         """
         config = self.config
         batches = training_batches(
@@ -117,8 +118,7 @@ class Trial:
         )
         self._batches = batches
         start = time.perf_counter()
-        # From the end of an epoch on: its last batch may be another shape, and one more
-        # compilation.
+        # From the end of an epoch on: its last batch may have another shape, which is compiled too.
         first_step = max(0, batches.steps_per_epoch - config.steps_per_execution)
         self._running = self._run(batches, first_step=first_step)
         for _ in range(2):
@@ -135,12 +135,12 @@ class Trial:
         }
 
     def train(self, seconds: float) -> float:
-        """Trains for about that long; returns examples a second."""
+        """Trains for about that long; returns examples per second."""
         assert self._running is not None
         return self._running.rate(seconds)
 
     def data_alone(self, seconds: float) -> float:
-        """Seconds that the input pipeline takes for a step, when nothing else runs."""
+        """Returns the seconds that the input pipeline alone takes for a step."""
         assert self._batches is not None
         iterator = iter(Batches(self._batches, self.machine.strategy))
 
@@ -148,15 +148,15 @@ class Trial:
             for _ in range(steps):
                 next(iterator)
 
-        read(8)  # Fills what was read ahead.
+        read(8)  # Starts the pipeline and its prefetching.
         return _per_step(read, seconds)
 
     def compute_alone(self, seconds: float, *, batch_size: int | None = None) -> float:
-        """Seconds of a step on a batch that is on the device already.
+        """Returns the seconds of a step on a batch that is on the device already.
 
         Args:
             seconds: To spend.
-            batch_size: Of the global batch; the configuration's by default.
+            batch_size: The global batch size; the configuration's by default.
         """
         size = batch_size or self.config.batch_size
         if size not in self._held:
@@ -165,9 +165,9 @@ class Trial:
         return running.time(seconds) / self.config.steps_per_execution
 
     def all_reduce(self, seconds: float) -> float:
-        """Bytes a second that a sum over all replicas moves, of tensors of 16 MiB."""
+        """Returns the bytes per second of a sum over all replicas, of tensors of 16 MiB."""
         strategy = self.machine.strategy
-        # One for each replica: of a value that all share TensorFlow knows the sum without asking.
+        # A value per replica: the sum of a common one TensorFlow computes without communication.
         values = strategy.experimental_distribute_values_from_function(
             lambda context: tf.fill(
                 [ALL_REDUCE_BYTES // 4], float(context.replica_id_in_sync_group)
@@ -180,15 +180,15 @@ class Trial:
                 context = tf.distribute.get_replica_context()
                 return context.all_reduce(tf.distribute.ReduceOp.SUM, value)[:1]
 
-            shares = strategy.experimental_local_results(strategy.run(replica, args=(values,)))
-            return tf.concat(shares, axis=0)
+            sums = strategy.experimental_local_results(strategy.run(replica, args=(values,)))
+            return tf.concat(sums, axis=0)
 
         return ALL_REDUCE_BYTES / interleaved_timing.repeat(
             lambda: reduce().numpy(), seconds=seconds
         )
 
     def layers(self, seconds: float) -> dict[str, Any]:
-        """Operations, bytes and times of the layers, and those of a whole step."""
+        """Returns operations, bytes and times of the layers, and of a whole step."""
         found = layers_lib.measure(
             self.model,
             batch=self.config.batch_size,
@@ -205,7 +205,7 @@ class Trial:
         }
 
     def _fixed(self, size: int) -> DeviceDataset:
-        """A data set that is the same batch for ever, held by the devices."""
+        """Makes an endless data set of one batch, which the devices hold."""
         names = recipe.augmentations(self.config)
         some = np.arange(size) % self.examples.num_examples
         batch: Examples = self.examples.take(some)
@@ -233,7 +233,7 @@ class Trial:
 
 
 class _Running:
-    """A training that goes on where it stopped: the executions of one endless `fit`."""
+    """A training that continues where it stopped: the executions of one endless `fit`."""
 
     def __init__(
         self,
@@ -249,23 +249,23 @@ class _Running:
         self._position = first_step
         self._iterator: BatchIterator = iter(Batches(batches, strategy))
         if model.train_function is None:
-            # One step of Keras' own `fit` makes the optimizer's variables and the metrics'.
+            # One step of `fit` creates the variables of the optimizer and the metrics.
             model.fit(batches, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)
         self._execution: Callable[[Any], Any] = model.make_train_function()
         self._last: Any = None
 
     def execute(self) -> None:
-        """Starts one execution; a GPU goes on by itself."""
+        """Starts one execution, which a GPU runs asynchronously."""
         self._last = self._execution(self._iterator)
         self._position += self._steps
 
     def wait(self) -> None:
-        """Waits until the device has done all that it was given."""
+        """Waits until the device has finished all executions."""
         if self._last is not None:
             float(self._last["loss"])
 
     def time(self, seconds: float) -> float:
-        """Median seconds of an execution, of several runs of it."""
+        """Returns the median seconds of an execution."""
 
         def work() -> None:
             self.execute()
@@ -274,12 +274,12 @@ class _Running:
         return interleaved_timing.repeat(work, seconds=seconds)
 
     def rate(self, seconds: float) -> float:
-        """Examples a second over about that many seconds."""
+        """Returns examples per second, over about that many seconds."""
         self.wait()
         begin, start = self._position, time.perf_counter()
         elapsed = 0.0
         while elapsed < seconds:
-            # A few at once: a GPU is not to be waited for after each.
+            # A few at once, so that a GPU is not waited for after each.
             for _ in range(4):
                 self.execute()
             self.wait()
@@ -287,13 +287,13 @@ class _Running:
         return self._seen(self._position) / elapsed - self._seen(begin) / elapsed
 
     def _seen(self, steps: int) -> int:
-        """Examples in the first steps; the last batch of an epoch may be smaller."""
+        """Returns the examples in the first steps; the last batch of an epoch may be smaller."""
         epochs, rest = divmod(steps, self._epoch)
         return epochs * self._examples + rest * self._batch
 
 
 def _per_step(work: Callable[[int], object], seconds: float) -> float:
-    """Seconds of a step, from runs of more and more of them."""
+    """Returns the seconds of a step, from runs of more and more steps."""
     steps, elapsed = 1, 0.0
     while True:
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What bounds a training step, from its timings; no TensorFlow here.
+"""The verdict: what bounds a training step, from its timings; no TensorFlow here.
 
-A step's time is taken apart into waiting for input, a fixed part that does not shrink with the
-batch (calls from Python, launches of operations, filling the device), and work. What of the
-three is largest bounds the step; work is bound by memory or by arithmetic, whichever of the two
-the machine's ceilings make the slower: the roofline model (S. Williams, A. Waterman, D.
+A step's time consists of waiting for input, a fixed part that does not shrink with the batch
+(calls from Python, launches of operations, filling the device), and work. The largest of the
+three bounds the step; work is bound by memory or by arithmetic, whichever is slower by the
+machine's ceilings: the roofline model (S. Williams, A. Waterman, D.
 Patterson, "Roofline: an insightful visual performance model for multicore architectures",
 Communications of the ACM 52(4), 2009).
 """
@@ -29,16 +29,14 @@ REMEDIES: Mapping[Bound, tuple[str, ...]] = {
 WORTH = 1.03
 """Gains below this are not worth a flag: repeated runs differ by as much."""
 
-_LIKE = 1.05
-"""Gains that differ by less than this are taken for alike."""
+_LIKE = 1.05  # Gains whose ratio is below this count as equal.
 
-_OTHER_TRAINING = 1.1
-"""How much more another batch size has to gain: the other changes leave what is learnt as it is."""
+_OTHER_TRAINING = 1.1  # How much more another batch size has to gain: it changes what is learnt.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """What was measured of one configuration; seconds are of one step.
+    """The timings of one configuration; seconds are of one step.
 
     Attributes:
         data: Seconds the input pipeline alone takes.
@@ -46,9 +44,9 @@ class Timings:
         both: Seconds a step takes in training.
         fixed: Seconds of `compute` that do not shrink with the batch; None when not known.
         flops: Floating-point operations in a step.
-        traffic: Bytes a step reads and writes at least.
-        peak_flops: Floating-point operations a second that the device reached.
-        bandwidth: Bytes a second that its memory reached.
+        traffic: Bytes that a step reads and writes at least.
+        peak_flops: Floating-point operations per second that the device reached.
+        bandwidth: Bytes per second that its memory reached.
     """
 
     data: float
@@ -63,10 +61,10 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A change of one setting that was measured.
+    """A measured change of one setting.
 
     Attributes:
-        factor: What it belongs to, such as "precision".
+        factor: The factor that it belongs to, such as "precision".
         flags: How to ask for it, such as "--precision=mixed_bfloat16".
         gain: Throughput over the baseline's.
     """
@@ -78,16 +76,15 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What bounds the step.
+    """What bounds the step, and what to change.
 
     Attributes:
-        bound: By what.
-        waiting: Share of the step that waits for input, in [0, 1].
-        launching: Share that does not shrink with the batch.
+        bound: What bounds it.
+        waiting: Fraction of the step that waits for input, in [0, 1].
+        launching: Fraction that does not shrink with the batch.
         working: The rest.
-        utilisation: Floating-point operations a second in training, over the ceiling.
-        advice: The changes worth making, the next one first; empty when none that was measured
-            helps.
+        utilisation: Floating-point operations per second in training, over the ceiling.
+        advice: The changes worth making, the best first; empty when no measured one helps.
         at_most: The gain if the bound disappeared altogether.
     """
 
@@ -101,13 +98,13 @@ class Verdict:
 
 
 def judge(timings: Timings, measured: Sequence[Measured] = ()) -> Verdict:
-    """Says what bounds a step and what to change.
+    """Judges what bounds a step and what to change.
 
     Args:
         timings: Of the configuration.
-        measured: Changes that were tried.
+        measured: Changes that were measured.
     """
-    # Noise can make training as a whole faster than its computation alone.
+    # By noise, a whole step may take less time than its computation alone.
     step = max(timings.both, timings.compute)
     waiting = step - timings.compute
     launching = min(max(timings.fixed or 0.0, 0.0), timings.compute)
@@ -135,9 +132,9 @@ def judge(timings: Timings, measured: Sequence[Measured] = ()) -> Verdict:
 
 
 def _worth(bound: Bound, measured: Sequence[Measured]) -> tuple[Measured, ...]:
-    """The changes that help, largest gain first.
+    """Returns the changes that help, largest gain first.
 
-    Of like gains the one that lifts the bound goes first, and one that changes what is learnt last.
+    Of equal gains, those that lift the bound come first, and those that affect what is learnt last.
     """
     worth = [
         change for change in measured if change.gain["median"] >= WORTH and change.gain["low"] > 1
@@ -153,7 +150,7 @@ def _worth(bound: Bound, measured: Sequence[Measured]) -> tuple[Measured, ...]:
 
 
 def describe(verdict: Verdict, timings: Timings) -> str:
-    """The verdict in a few lines."""
+    """Formats the verdict in a few lines."""
 
     def milliseconds(seconds: float) -> str:
         return f"{seconds * 1e3:.2f} ms"

@@ -1,5 +1,5 @@
-"""What this machine has, what of it TensorFlow can use, and how to mend the rest.
+"""The diagnosis of a machine: what keeps a training from starting, or from using the GPU.
 
-`driver`, `libraries` and `framework` ask and return plain data; `checks` judges that data and
-asks nothing of a GPU itself; `probe` tries the combinations out.
+`driver`, `libraries` and `framework` ask and return plain data; the modules `*_checks` turn it into
+`findings`; `probe` tries out combinations of settings.
 """

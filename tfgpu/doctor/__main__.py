@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
         0 when a training can start, 1 when not.
     """
     config = cast(DoctorSettings, flags.parse(argv, command="doctor"))
-    # Not at the top: `--help` shall answer at once.
+    # Not at the top, so that `--help` answers at once.
     from tfgpu.doctor.run import run
 
     with interrupts.caught():

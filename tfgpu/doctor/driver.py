@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says, asked of its own library (NVML), without CUDA or TensorFlow."""
+"""Asks the NVIDIA driver for its GPUs, through its library NVML, without CUDA or TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# From nvml.h: values of nvmlReturn_t that have a remedy of their own.
+# Values of nvmlReturn_t, from nvml.h, for which the checks know a remedy.
 SUCCESS = 0
 NO_PERMISSION = 4
 DRIVER_NOT_LOADED = 9
@@ -19,15 +19,15 @@ LIBRARY = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU as the driver knows it, whatever CUDA_VISIBLE_DEVICES says.
+    """A GPU as the driver reports it, whatever CUDA_VISIBLE_DEVICES says.
 
     Attributes:
         index: Its number in PCI order.
         name: Such as "NVIDIA A100-SXM4-40GB".
         uuid: Such as "GPU-8f2c…".
-        capability: CUDA compute capability, such as (8, 0); None when it is not told.
-        total: Memory in bytes; None when it is not told, as for parts of a GPU under MIG.
-        free: Memory in bytes that nobody uses now; None likewise.
+        capability: CUDA compute capability, such as (8, 0); None when unknown.
+        total: Memory in bytes; None when unknown, as for parts of a GPU under MIG.
+        free: Unused memory in bytes; None likewise.
         prohibited: Whether its compute mode forbids every CUDA program.
     """
 
@@ -42,15 +42,15 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """What the driver's library answered.
+    """The answers of the driver's library.
 
     Attributes:
         version: Of the driver, such as "535.104.05"; None when it did not answer.
         cuda: The newest CUDA it can run, such as (12, 2); None likewise.
         gpus: In PCI order.
-        cards: NVIDIA display controllers on the PCI bus, which are there without a driver too.
-        code: The nvmlReturn_t that ended the conversation, SUCCESS when nothing did, None when
-            there is no library to ask.
+        cards: NVIDIA display controllers on the PCI bus, which are seen without a driver too.
+        code: The nvmlReturn_t of the call that failed, SUCCESS when none did, None when there
+            is no library to ask.
         error: What went wrong, empty when nothing did.
     """
 
@@ -69,7 +69,7 @@ class _Failed(Exception):
 
 
 def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
-    """Asks the driver; never fails.
+    """Asks the driver; never raises.
 
     Args:
         library: Name or path of NVML.
@@ -83,6 +83,7 @@ def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
     version: str | None = None
     cuda: tuple[int, int] | None = None
     gpus: list[Gpu] = []
+    code, error_text = SUCCESS, ""
     try:
         _call(nvml, "nvmlInit_v2")
         try:
@@ -96,17 +97,12 @@ def ask(*, library: str = LIBRARY, root: Path = Path("/")) -> Driver:
         finally:
             nvml.nvmlShutdown()
     except _Failed as failure:
-        return Driver(
-            version=version,
-            cuda=cuda,
-            gpus=tuple(gpus),
-            cards=cards,
-            code=failure.code,
-            error=str(failure),
-        )
+        code, error_text = failure.code, str(failure)
     except AttributeError as error:  # A library without one of the functions.
         return Driver(cards=cards, code=None, error=str(error))
-    return Driver(version=version, cuda=cuda, gpus=tuple(gpus), cards=cards)
+    return Driver(
+        version=version, cuda=cuda, gpus=tuple(gpus), cards=cards, code=code, error=error_text
+    )
 
 
 class _Memory(ctypes.Structure):
@@ -130,13 +126,8 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     major, minor = ctypes.c_int(), ctypes.c_int()
     capability: tuple[int, int] | None = None
     try:
-        _call(
-            nvml,
-            "nvmlDeviceGetCudaComputeCapability",
-            handle,
-            ctypes.byref(major),
-            ctypes.byref(minor),
-        )
+        pair = ctypes.byref(major), ctypes.byref(minor)
+        _call(nvml, "nvmlDeviceGetCudaComputeCapability", handle, *pair)
         capability = (major.value, minor.value)
     except _Failed:
         pass
@@ -157,7 +148,7 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
 
 
 def _text(nvml: ctypes.CDLL, function: str, *arguments: object) -> str:
-    buffer = ctypes.create_string_buffer(96)  # The longest that nvml.h names.
+    buffer = ctypes.create_string_buffer(96)  # The largest buffer size in nvml.h.
     _call(nvml, function, *arguments, buffer, ctypes.c_uint(len(buffer)))
     return buffer.value.decode(errors="replace")
 

@@ -1,9 +1,9 @@
-"""What TensorFlow finds on this machine, in a process that may crash without harm.
+"""Asks TensorFlow what it finds on this machine, in a child process that may crash.
 
     python -m tfgpu.doctor.framework '{"data_dir": null}'
 
-imports TensorFlow, Keras and TFDS in the environment that tfgpu sets up, multiplies two
-matrices on every GPU, writes and reads a small TFDS set, and prints what it found as JSON.
+imports TensorFlow, Keras and TFDS in the environment that tfgpu sets up, multiplies two matrices
+on every GPU, writes and reads a small data set with TFDS, and prints what it found as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from tfgpu.cli.startup import child_environment
 
 LIMIT = 180.0
-"""Seconds: the first start on a GPU without kernels of its own compiles them all."""
+"""Seconds for the process: the first start on a GPU that runs the wheel's PTX compiles it."""
 
 _MARK = "tfgpu framework: "
 
@@ -46,15 +46,15 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
-    """What the process found.
+    """What TensorFlow found.
 
     Attributes:
         versions: Of "tensorflow", "keras", "tensorflow-datasets" as imported.
-        build: What `tf.sysconfig.get_build_info()` gives.
-        gpus: That TensorFlow shows.
+        build: What `tf.sysconfig.get_build_info()` returns.
+        gpus: The GPUs that TensorFlow shows.
         onednn: Whether oneDNN's kernels are on.
         tfds_error: Why a TFDS set could not be written and read; empty when it could.
-        said: What the libraries wrote on standard error.
+        stderr: What the libraries printed on standard error.
         error: Why the process ended early; empty when it did not.
     """
 
@@ -63,18 +63,18 @@ class Framework:
     gpus: tuple[Device, ...] = ()
     onednn: bool = False
     tfds_error: str = ""
-    said: str = ""
+    stderr: str = ""
     error: str = ""
 
 
 def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -> Framework:
-    """Starts the process; never fails.
+    """Starts the process and reads its answers; never raises.
 
     Args:
         data_dir: Where a TFDS set is to be written and read; None for nowhere.
         environment: Of the process; this one's by default.
     """
-    # Its messages say why a GPU is not used, and whether oneDNN is on.
+    # TensorFlow's messages say why a GPU is not used, and whether oneDNN is on.
     variables = child_environment(environment) | {"TF_CPP_MIN_LOG_LEVEL": "0"}
     request = json.dumps({"data_dir": data_dir})
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
@@ -98,18 +98,18 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
             for line in out.read().splitlines()
             if line.startswith(_MARK)
         ]
-        said = err.read()
+        stderr = err.read()
     found: dict[str, Any] = {}
-    for answer in answers:  # Each holds more than the one before.
+    for answer in answers:  # The GPUs come twice: before and after the matrix product.
         found |= answer
     gpus = tuple(
         Device(**gpu | {"capability": tuple(gpu["capability"]) if gpu["capability"] else None})
         for gpu in found.pop("gpus", ())
     )
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in stderr.splitlines() if line.strip()]
     if ended and lines:
         ended += f": {' '.join(lines[-1].split())}"
-    return Framework(**found, gpus=gpus, said=said, error=ended)
+    return Framework(**found, gpus=gpus, stderr=stderr, error=ended)
 
 
 def _ended(code: int) -> str:
@@ -121,10 +121,7 @@ def _ended(code: int) -> str:
     return f"it ended with exit code {code}"
 
 
-# ---- what runs in that process --------------------------------------------------------------
-
-
-def _tell(**found: Any) -> None:
+def _print(**found: Any) -> None:
     print(_MARK + json.dumps(found), flush=True)
 
 
@@ -136,7 +133,7 @@ def _main(data_dir: str | None) -> None:
     import tensorflow as tf
     from tensorflow.python.util import _pywrap_util_port
 
-    _tell(
+    _print(
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
         build={key: _plain(value) for key, value in tf.sysconfig.get_build_info().items()},
         onednn=bool(_pywrap_util_port.IsMklEnabled()),
@@ -153,7 +150,7 @@ def _main(data_dir: str | None) -> None:
                 capability=details.get("compute_capability"),
             )
         )
-    _tell(gpus=[asdict(gpu) for gpu in gpus])
+    _print(gpus=[asdict(gpu) for gpu in gpus])
     tried = []
     for gpu in gpus:
         error = ""
@@ -163,9 +160,9 @@ def _main(data_dir: str | None) -> None:
         except Exception as failure:
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
         tried.append(asdict(gpu) | {"error": error})
-    _tell(gpus=tried)
+    _print(gpus=tried)
     if data_dir is not None:
-        _tell(tfds_error=_write_and_read(data_dir))
+        _print(tfds_error=_write_and_read(data_dir))
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_and_read(data_dir: str) -> str:
-    """Prepares `digits` in a folder of its own below `data_dir` and reads one image of it."""
+    """Prepares `digits` in a temporary folder in `data_dir` and reads it; returns the error."""
     import tensorflow_datasets as tfds
 
     from tfgpu.data.digits import Digits

@@ -1,13 +1,13 @@
-"""Which shared libraries TensorFlow's wheel looks for, and whether the loader finds them.
+"""The CUDA libraries that TensorFlow's wheel looks for, and whether the loader finds them.
 
-TensorFlow opens them by name when it first looks for GPUs, and goes on without any GPU when
-one does not open. Which names those are follows from the version macros in the wheel's own
-`cuda_config.h` and the list in XLA's `tsl/platform/default/dlopen_checker.cc`; where it looks,
-from the RUNPATH of `libtensorflow_framework.so.2`.
+TensorFlow opens them by name when it first looks for GPUs, and continues without any GPU if one
+does not open. Their names follow from the version macros in the wheel's `cuda_config.h` and the
+list in XLA's `tsl/platform/default/dlopen_checker.cc`; the places where it looks, from the
+RUNPATH of `libtensorflow_framework.so.2`.
 
     python -m tfgpu.doctor.libraries '["libcudart.so.12"]'
 
-opens them in a process of its own, since a broken library may end the process that opens it.
+opens them in a process of its own: a broken library may crash the process that opens it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pathlib import Path
 
 from tfgpu.cli.startup import child_environment
 
-# What `open_all` may take: the largest, cuBLAS and cuDNN, are read from disk the first time.
 LIMIT = 120.0
+"""Seconds for `open_all`: the first time, large libraries are read from disk."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Library:
     """A shared library that the wheel looks for.
 
     Attributes:
-        soname: Under which it is opened.
-        package: The distribution that brings it.
-        folder: Of that distribution, below `site-packages/nvidia`.
+        soname: The name under which it is opened.
+        package: The distribution that it is part of.
+        folder: The distribution's folder below `site-packages/nvidia`.
         lost: What does not work without it.
     """
 
@@ -54,10 +54,10 @@ class Opened:
     """The outcome of opening one library.
 
     Attributes:
-        soname: What was asked for.
+        soname: Of the library.
         path: The file that was opened; None when none was.
         error: Why not, in the loader's words; empty when it was.
-        version: What the library itself gives as its version, where it is asked.
+        version: The library's own version number; None when it was not asked.
     """
 
     soname: str
@@ -67,10 +67,10 @@ class Opened:
 
 
 def wanted(config: Mapping[str, str]) -> tuple[Library, ...]:
-    """The libraries that the wheel opens.
+    """Returns the libraries that the wheel opens.
 
     Args:
-        config: The macros of `cuda_config.h`, as `read_config` gives them.
+        config: The macros of `cuda_config.h`, as `read_config` returns them.
     """
     gpus = "no GPU is used"
     rows = (
@@ -96,12 +96,12 @@ def wanted(config: Mapping[str, str]) -> tuple[Library, ...]:
     )
 
 
-# Not opened by TensorFlow but by the libraries above, so that only the loader's words name them.
+# Opened by the libraries above, not by TensorFlow: only messages of the loader name them.
 _INDIRECT = {"libnvJitLink": "nvidia-nvjitlink", "libnvrtc": "nvidia-cuda-nvrtc"}
 
 
 def read_config(tensorflow: Path | None) -> dict[str, str]:
-    """The macros that the wheel was compiled with.
+    """Reads the version macros that the wheel was compiled with.
 
     Args:
         tensorflow: The folder of the installed module; None when there is none.
@@ -120,23 +120,23 @@ def read_config(tensorflow: Path | None) -> dict[str, str]:
 
 
 def tensorflow_folder() -> Path | None:
-    """Where TensorFlow is installed; it is not imported. None when it is not."""
+    """Returns the folder of TensorFlow without importing it; None if it is not installed."""
     try:
         spec = importlib.util.find_spec("tensorflow")
     except (ImportError, ValueError):
         return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
+    found = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(found[0]) if found else None
 
 
 def open_all(
     libraries: Sequence[Library], *, environment: Mapping[str, str] | None = None
 ) -> list[Opened]:
-    """Opens each library, in a process of its own, in the places where TensorFlow looks.
+    """Opens each library in a child process, in the places where TensorFlow looks.
 
     Args:
-        libraries: What `wanted` gave.
-        environment: Of that process; this one's by default.
+        libraries: What `wanted` returned.
+        environment: Of the process; this one's by default.
 
     Returns:
         An outcome for each, in order.
@@ -148,7 +148,7 @@ def open_all(
     ]
     variables = child_environment(environment)
     found: dict[str, Opened] = {}
-    # One that takes the process with it is noted, and the others are opened in another process.
+    # After a library that crashes the process, the others are opened in another one.
     while remaining := [request for request in requests if request[0] not in found]:
         try:
             done = subprocess.run(
@@ -180,35 +180,35 @@ def _ended(code: int) -> str:
 
 
 def remedy(library: Library, opened: Opened, *, python: str = sys.executable) -> str:
-    """The command that mends a library that does not open.
+    """Returns the command that fixes a library that does not open.
 
     Args:
-        library: Which.
-        opened: What opening it gave, with an error.
-        python: The interpreter whose packages are to be mended.
+        library: The library.
+        opened: The outcome of opening it, with an error.
+        python: The interpreter whose packages are to be fixed.
     """
     package = library.package
-    # A library may be there and miss one of its own.
+    # The library may be there, but not one that it depends on.
     missing = re.match(r"(lib\w+)\.so[.\d]*: cannot open", opened.error)
     if missing and missing[1] in _INDIRECT:
         package = f"{_INDIRECT[missing[1]]}-{library.package.rpartition('-')[2]}"
     command = f"{shlex.quote(python)} -m pip install"
     if is_installed(package):
-        # Its file is gone or damaged, which pip does not notice by itself.
+        # Its file is missing or damaged, which pip does not notice.
         version = importlib.metadata.version(package)
         return f"{command} --force-reinstall --no-deps {package}=={version}"
     return f"{command} {shlex.quote(requirement(package))}"
 
 
 def remedy_for_all(*, python: str = sys.executable) -> str:
-    """The command that installs every library at once, for the TensorFlow that is installed."""
+    """Returns the command that installs all libraries, for the installed TensorFlow."""
     version = importlib.metadata.version("tensorflow") if is_installed("tensorflow") else ""
     what = f"tensorflow[and-cuda]=={version}" if version else "tensorflow[and-cuda]"
     return f"{shlex.quote(python)} -m pip install {shlex.quote(what)}"
 
 
 def requirement(package: str) -> str:
-    """The versions of a CUDA package that the installed TensorFlow asks for, as pip takes them."""
+    """Returns the requirement of the installed TensorFlow for a CUDA package, as pip takes it."""
     try:
         declared = importlib.metadata.requires("tensorflow") or []
     except importlib.metadata.PackageNotFoundError:
@@ -221,7 +221,7 @@ def requirement(package: str) -> str:
 
 
 def is_installed(package: str) -> bool:
-    """Whether pip knows the package here."""
+    """Whether a distribution is installed."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -230,7 +230,7 @@ def is_installed(package: str) -> bool:
 
 
 def compiler_folder(tensorflow: Path | None, environment: Mapping[str, str]) -> str | None:
-    """Where XLA finds `libdevice`, without which it compiles nothing for a GPU.
+    """Returns where XLA finds `libdevice`, without which it compiles nothing for a GPU.
 
     Args:
         tensorflow: The folder of the installed module.
@@ -240,24 +240,21 @@ def compiler_folder(tensorflow: Path | None, environment: Mapping[str, str]) -> 
         The folder, or None when there is none.
     """
     flag = re.search(r"--xla_gpu_cuda_data_dir=(\S+)", environment.get("XLA_FLAGS", ""))
-    places = [flag[1]] if flag else []
+    candidates = [flag[1]] if flag else []
     if tensorflow is not None:
-        places.append(str(tensorflow.parent / "nvidia/cuda_nvcc"))
-    places += [environment[name] for name in ("CUDA_HOME", "CUDA_DIR") if environment.get(name)]
-    places += ["/usr/local/cuda", "."]
-    for place in places:
-        if (Path(place) / "nvvm/libdevice/libdevice.10.bc").is_file():
-            return place
+        candidates.append(str(tensorflow.parent / "nvidia/cuda_nvcc"))
+    candidates += [environment[name] for name in ("CUDA_HOME", "CUDA_DIR") if environment.get(name)]
+    candidates += ["/usr/local/cuda", "."]
+    for folder in candidates:
+        if (Path(folder) / "nvvm/libdevice/libdevice.10.bc").is_file():
+            return folder
     return None
 
 
-# ---- what runs in the process that opens them -----------------------------------------------
-
-
 def _open(soname: str, folder: str) -> Opened:
-    """Opens one as TensorFlow does: LD_LIBRARY_PATH, the wheel's RUNPATH, then the system."""
+    """Opens a library as TensorFlow does: LD_LIBRARY_PATH, the wheel's RUNPATH, then the system."""
     searched = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    candidates = [str(Path(place) / soname) for place in [*filter(None, searched), folder] if place]
+    candidates = [str(Path(each) / soname) for each in [*filter(None, searched), folder] if each]
     errors = []
     for candidate in [*(path for path in candidates if os.path.exists(path)), soname]:
         try:
@@ -266,7 +263,7 @@ def _open(soname: str, folder: str) -> Opened:
             errors.append(str(error))
             continue
         return Opened(soname, path=_path(soname) or candidate, version=_version(library, soname))
-    # The first says most: that of a file which is there.
+    # The first error is the most specific one: that of an existing file.
     return Opened(soname, error=errors[0])
 
 
@@ -280,7 +277,7 @@ def _path(soname: str) -> str | None:
 
 
 def _version(library: ctypes.CDLL, soname: str) -> int | None:
-    """What a library says of itself: 12050 for CUDA 12.5, 90300 for cuDNN 9.3.0, 22707 for NCCL."""
+    """Asks a library for its version: 12050 for CUDA 12.5, 90300 for cuDNN 9.3.0."""
     number = ctypes.c_int()
     try:
         if soname.startswith("libcudnn."):

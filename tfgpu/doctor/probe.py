@@ -1,10 +1,10 @@
-"""Which combinations train here: each tried in a process of its own, with a time limit.
+"""Tries which combinations of settings train here, each in its own process, with a time limit.
 
     python -m tfgpu.doctor.probe '{"library": "tfgpu", ...}'
 
-trains one combination and prints its outcome; several workers of it are several such processes.
-The network is a small CNN with batch normalisation and dropout, the last batch of an epoch is
-partial, and two epochs are trained: what usually breaks is in it.
+trains one combination and prints its outcome; a combination with several workers runs in several
+processes. To cover what usually breaks, the network is a small CNN with batch normalisation and
+dropout, the last batch of an epoch is partial, and two epochs are trained.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from tfgpu.cli.startup import child_environment
 from tfgpu.doctor.settings import PROBE_AXES
 
 REPLICAS = 2
-"""Of a strategy with several: virtual devices where there are fewer GPUs."""
+"""Replicas of a distributed strategy: virtual devices where there are fewer GPUs."""
 
-EXAMPLES, BATCH = 88, 16  # Five whole batches and a half.
+EXAMPLES, BATCH = 88, 16  # Five batches and a half.
 
 _MARK = "tfgpu probe: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One combination.
+    """One combination of settings.
 
     Attributes:
         library: "keras" for stock `keras.Model`, or "tfgpu".
-        strategy: One of `tfgpu.machine.strategy.STRATEGIES`.
-        precision: One of `tfgpu.machine.runtime.PRECISIONS`.
+        strategy: One of `tfgpu.cli.config.STRATEGIES`.
+        precision: One of `tfgpu.cli.config.PRECISIONS`.
         jit_compile: Whether XLA compiles the step.
-        steps_per_execution: Steps for each call from Python.
-        gradient_accumulation_steps: Steps for each update.
-        input: Of tfgpu "resident" or "streaming"; of Keras always "tf.data".
+        steps_per_execution: Steps per call from Python.
+        gradient_accumulation_steps: Steps per update of the weights.
+        input: "resident" or "streaming" for tfgpu, "tf.data" for Keras.
     """
 
     library: str
@@ -67,10 +67,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a combination went.
+    """The outcome of a combination.
 
     Attributes:
-        status: What became of it.
+        status: Whether it works.
         seconds: From the start of its process to its end.
         loss: Of the last epoch; None unless it works.
         error: Why it fails; empty otherwise.
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def cells(words: str) -> list[Cell]:
-    """The combinations that `--probe` names.
+    """Returns the combinations that `--probe` names.
 
     Args:
         words: "all", or words of `PROBE_AXES` joined by commas.
@@ -115,12 +115,12 @@ def cells(words: str) -> list[Cell]:
 
 
 def run(cell: Cell, *, gpus: int = 0, limit: float = 120) -> Outcome:
-    """Trains one combination in processes of its own.
+    """Trains one combination in child processes.
 
     Args:
-        cell: Which.
+        cell: The combination.
         gpus: How many of this machine's GPUs to use; 0 trains on the CPU.
-        limit: Seconds after which it hangs.
+        limit: Seconds after which it counts as hanging.
     """
     workers = REPLICAS if cell.strategy == "multi_worker_mirrored" else 1
     addresses = _free_addresses(workers)
@@ -162,16 +162,14 @@ def run(cell: Cell, *, gpus: int = 0, limit: float = 120) -> Outcome:
 
 
 def _environment(index: int, addresses: Sequence[str], *, gpus: int) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = child_environment()
     environment.pop("TF_CONFIG", None)
     if addresses:
         environment["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
         )
     if not gpus or (addresses and gpus < len(addresses)):
-        # NCCL refuses two workers on one GPU, so they meet on the CPU.
+        # NCCL refuses two workers on one GPU, so they train on the CPU.
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
     elif addresses:
         shown = [part for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
@@ -191,13 +189,13 @@ def _free_addresses(count: int) -> list[str]:
 
 
 def first_words(error: object) -> str:
-    """The beginning of a message, without the places in files that it names."""
+    """Returns the beginning of a message, without the file names and lines of a traceback."""
     text = re.sub(r'File "[^"]*", line \d+, in \S+|\x1b\[\d*m', "", str(error))
     return " ".join(text.split())[:200]
 
 
 def table(results: Iterable[tuple[Cell, Outcome]]) -> str:
-    """What works, fails and hangs: Keras and tfgpu side by side, and each error once.
+    """Formats what works, fails and hangs: Keras and tfgpu side by side, and each error once.
 
     Args:
         results: Combinations with their outcomes.
@@ -248,9 +246,6 @@ def table(results: Iterable[tuple[Cell, Outcome]]) -> str:
     return "\n".join(lines)
 
 
-# ---- what runs in the processes -------------------------------------------------------------
-
-
 def _train(cell: Cell) -> float:
     """Trains and returns the loss of the last epoch."""
     import numpy as np
@@ -267,9 +262,7 @@ def _train(cell: Cell) -> float:
     gpus = len(tf.config.list_physical_devices("GPU"))
     split = cell.strategy == "mirrored" and gpus < REPLICAS
     strategy = runtime.start(
-        strategy=cell.strategy,
-        virtual_devices=REPLICAS if split else 0,
-        precision=cell.precision,
+        strategy=cell.strategy, virtual_devices=REPLICAS if split else 0, precision=cell.precision
     ).strategy
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (EXAMPLES, 12, 12, 3), dtype=np.uint8)
@@ -332,7 +325,7 @@ def _main(cell: Cell) -> None:
         text = f"{type(error).__name__}: {first_words(error)}"
         outcome = {"status": "fails", "error": text}
     print(_MARK + json.dumps(outcome), flush=True)
-    # A failed step may leave threads that wait for another worker for ever.
+    # A failed step may leave threads that wait forever for another worker.
     os._exit(0)
 
 

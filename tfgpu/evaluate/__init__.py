@@ -1,1 +1,1 @@
-"""What `tfgpu evaluate` measures of a model, and what it writes about it."""
+"""The evaluation of a finished run's model: `tfgpu evaluate`."""

@@ -6,20 +6,16 @@ from tfgpu.cli import entry, flags, interrupts, startup
 from tfgpu.evaluate.settings import EvaluateSettings
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
     """Reads the flags and evaluates.
 
     Args:
         argv: The arguments, without the program's name.
 
-    Returns:
-        None, for exit code 0.
-
     Raises:
-        tfgpu.errors.Error: With the exit code that the outcome calls for.
+        tfgpu.errors.Error: With the exit code of the command.
     """
     evaluate(flags.parse(argv, command="evaluate"))
-    return None
 
 
 def evaluate(config: EvaluateSettings) -> dict[str, object]:
@@ -29,12 +25,12 @@ def evaluate(config: EvaluateSettings) -> dict[str, object]:
         config: The settings.
 
     Returns:
-        What `evaluation.json` holds.
+        The contents of `evaluation.json`.
 
     Raises:
         tfgpu.errors.Error: The request, the run, the data or the work is at fault.
     """
-    # Not at the top: `--help` shall answer at once.
+    # Not at the top, so that `--help` answers at once.
     from tfgpu.artifacts.trained_run import TrainedRun
     from tfgpu.cli.console import Console
 
@@ -43,7 +39,7 @@ def evaluate(config: EvaluateSettings) -> dict[str, object]:
     startup.prepare_environment(verbosity=config.verbosity)
     with interrupts.caught():
         startup.import_tensorflow(verbosity=config.verbosity)
-        # Imports TensorFlow, so not before.
+        # It imports TensorFlow, so not earlier.
         from tfgpu.evaluate.run import evaluate as run_evaluation
 
         return run_evaluation(config, run, console=console)

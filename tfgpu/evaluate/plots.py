@@ -1,4 +1,4 @@
-"""The confusion matrix and the reliability diagram as pictures.
+"""Charts of an evaluation: the confusion matrix and the reliability diagram.
 
 Importing this needs matplotlib (the extra `plots`).
 """
@@ -15,16 +15,15 @@ from matplotlib.figure import Figure
 
 from tfgpu.artifacts import files
 
-_READABLE = 25
-"""Classes up to which each cell shows its number and each class its name."""
+_READABLE = 25  # Classes up to which each cell shows its number and each class its name.
 
 
-def draw(result: Mapping[str, Any], place: Path) -> list[Path]:
-    """Draws both.
+def draw(result: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Draws both charts.
 
     Args:
-        result: What evaluation.json holds.
-        place: The directory for the PNG files.
+        result: The contents of evaluation.json.
+        directory: The directory for the PNG files.
 
     Returns:
         The files.
@@ -39,7 +38,7 @@ def draw(result: Mapping[str, Any], place: Path) -> list[Path]:
     }
     made = []
     for name, figure in pictures.items():
-        path = place / name
+        path = directory / name
         with files.replacing(path) as beside:
             # The version of matplotlib in the file would make equal results differ.
             FigureCanvasAgg(figure).print_png(beside, metadata={"Software": None})
@@ -48,19 +47,19 @@ def draw(result: Mapping[str, Any], place: Path) -> list[Path]:
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """Rows: the labels; columns: what was predicted; coloured by the share of the row.
+    """Draws the confusion matrix, coloured relative to the sum of the row.
 
     Args:
-        counts: (classes, classes).
+        counts: (classes, classes): rows are labels, columns predictions.
         names: One a class.
     """
     total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    fractions = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     readable = len(names) <= _READABLE
     side = 2.5 + 0.4 * len(names) if readable else 9
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if readable:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
@@ -73,7 +72,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color="white" if share[row, column] > 0.5 else "black",
+                    color="white" if fractions[row, column] > 0.5 else "black",
                 )
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
@@ -82,7 +81,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
-    """Accuracy over confidence, bin by bin; below it, how many examples each bin has.
+    """Draws accuracy over confidence by bins, and below it the number of examples in each.
 
     Args:
         bins: `reliability` of evaluation.json.

@@ -1,7 +1,4 @@
-"""One evaluation: from the settings to the files and lines that say how good a model is.
-
-Reads top to bottom: run, devices, data, model, `evaluate`, files, lines.
-"""
+"""`tfgpu evaluate` from beginning to end: devices, model, data, evaluation, files, report."""
 
 from __future__ import annotations
 
@@ -24,30 +21,30 @@ from tfgpu.data import sources
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.inputs import evaluation_batches
 from tfgpu.errors import RequestError, WorkError
-from tfgpu.evaluate.metrics import Counts, Tally
+from tfgpu.evaluate.metrics import ClassificationMetrics, Counts
 from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.machine import runtime
 from tfgpu.models.classification_loss import classification_loss
 
 BATCH = 256
-"""Examples in a batch, over all replicas; its size changes no result."""
+"""Examples per batch, over all replicas; the results do not depend on it."""
 
 SHOWN = 25
-"""Classes up to which the table shows all of them; of more, those with the least recall."""
+"""Classes in the table, at most: of more, those with the least recall are shown."""
 
 NO_PLOTS = "no pictures are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
 
 def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> dict[str, Any]:
-    """Evaluates and writes what was found.
+    """Evaluates the model of a run, and writes and prints the result.
 
     Args:
         config: The settings.
-        run: What `--run_dir` holds.
-        console: Where the command speaks.
+        run: The run in `--run_dir`.
+        console: Where messages go.
 
     Returns:
-        What `evaluation.json` holds.
+        The contents of `evaluation.json`.
 
     Raises:
         tfgpu.errors.Error: The request, the run, the data or the work is at fault.
@@ -63,9 +60,9 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
     with machine.strategy.scope():
         model = run.load_model(builder=config.model)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
-    place = _make_place(config, run, dataset=data.name)
-    chosen = _chosen(data, config.split)
-    tally = _compile(model, run, machine)
+    directory = _make_directory(config, run, dataset=data.name)
+    chosen = _choose_splits(data, config.split)
+    metrics = _compile(model, run, machine)
     if data.name == run.dataset.get("name") and data.fingerprint != run.dataset["fingerprint"]:
         print(
             f"tfgpu: warning: {data.name} has changed since the run: the test split may hold "
@@ -79,7 +76,7 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
             batches = evaluation_batches(examples, batch_size=batch_size)
             logs = model.evaluate(batches, verbose=0, return_dict=True)
             loss += logs["loss"] * examples.num_examples
-            counts = tally.counts() if counts is None else counts + tally.counts()
+            counts = metrics.counts() if counts is None else counts + metrics.counts()
     assert counts is not None
     loss /= counts.examples
     if not math.isfinite(loss):
@@ -101,7 +98,7 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
         "reliability": counts.reliability(),
         "confusion_matrix": [[round(count) for count in row] for row in counts.confusion.tolist()],
     }
-    written = _write(result, place)
+    written = _write(result, directory)
     console.say(json.dumps(result) if config.json else describe(result))
     if not config.json:
         console.say(f"written: {', '.join(str(path) for path in written)}")
@@ -111,13 +108,10 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """The lines for a person.
+    """Formats a result as lines of text.
 
     Args:
-        result: What `evaluation.json` holds.
-
-    Returns:
-        Lines without a newline at the end.
+        result: The contents of `evaluation.json`.
     """
     lines = [
         f"{result['dataset']}, split {result['split']}: {result['examples']:,} examples",
@@ -145,15 +139,15 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _make_place(config: EvaluateSettings, run: TrainedRun, *, dataset: str) -> Path:
-    """Makes the directory for the files, before the work whose result is to go there."""
-    place = (
+def _make_directory(config: EvaluateSettings, run: TrainedRun, *, dataset: str) -> Path:
+    """Makes the directory for the files, before the evaluation."""
+    directory = (
         Path(config.out).expanduser()
         if config.out
         else run.path / "evaluation" / f"{files.file_name(dataset)}-{config.split}"
     )
-    files.make_directory(place, flag="out")
-    return place
+    files.make_directory(directory, flag="out")
+    return directory
 
 
 def _batch_size(config: EvaluateSettings, replicas: int) -> int:
@@ -167,22 +161,24 @@ def _batch_size(config: EvaluateSettings, replicas: int) -> int:
     return config.batch_size
 
 
-def _compile(model: keras.Model, run: TrainedRun, machine: runtime.Runtime) -> Tally:
-    """Gives the model the run's loss, and what is to be counted."""
+def _compile(
+    model: keras.Model, run: TrainedRun, machine: runtime.Runtime
+) -> ClassificationMetrics:
+    """Compiles the model with the run's loss and the metrics."""
     classes = len(run.class_names)
     with machine.strategy.scope():
-        tally = Tally(num_classes=classes, k=min(5, classes))
+        metrics = ClassificationMetrics(num_classes=classes, k=min(5, classes))
         model.compile(
             loss=classification_loss(
                 num_classes=classes, label_smoothing=run.config["label_smoothing"]
             ),
-            metrics=[tally],
+            metrics=[metrics],
             jit_compile=machine.jit_compile,
         )
-    return tally
+    return metrics
 
 
-def _chosen(data: sources.ImageDataset, split: str) -> list[Examples]:
+def _choose_splits(data: sources.ImageDataset, split: str) -> list[Examples]:
     if split == "all":
         return [each for each in (data.train, data.validation, data.test) if each is not None]
     chosen = {"train": data.train, "validation": data.validation, "test": data.test}[split]
@@ -194,12 +190,12 @@ def _chosen(data: sources.ImageDataset, split: str) -> list[Examples]:
     return [chosen]
 
 
-def _write(result: Mapping[str, Any], place: Path) -> list[Path]:
-    """Writes the files; those that were written."""
-    path = place / "evaluation.json"
+def _write(result: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Writes the files, and returns them."""
+    path = directory / "evaluation.json"
     with files.replacing(path) as beside:
         beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = place / "confusion_matrix.csv"
+    table = directory / "confusion_matrix.csv"
     names = [each["name"] for each in result["classes"]]
     with files.replacing(table) as beside:
         with open(beside, "w", encoding="utf-8", newline="") as file:
@@ -213,12 +209,12 @@ def _write(result: Mapping[str, Any], place: Path) -> list[Path]:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
         return [path, table]
-    return [path, table, *plots.draw(result, place)]
+    return [path, table, *plots.draw(result, directory)]
 
 
 @contextmanager
 def _failures(batch_size: int) -> Iterator[None]:
-    """Turns what TensorFlow says of memory and damaged data into one line."""
+    """Turns TensorFlow's errors of memory and damaged data into errors of one line."""
     try:
         with data_errors():
             yield

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training: metrics, the graph, pictures, settings, the profile."""
+"""The TensorBoard callback: metrics, performance, the graph, pictures, settings, the profile."""
 
 from tfgpu.tensorboard.callback import TensorBoard
 

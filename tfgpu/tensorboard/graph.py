@@ -1,14 +1,13 @@
-"""The graph of one training step as TensorBoard shows it: flat, without the functions around it.
+"""The graph of one training step for TensorBoard: flat, with all function calls inlined.
 
 A traced training function is a loop around a body that calls functions (XLA's is one of them), each
-of which TensorBoard would show as a node that does not open. Here the loop is left out and every
-call is replaced by what it does, so that forward pass, gradients, all-reduce and update lie side by
-side under the names they were given.
+of which TensorBoard would show as a node that does not open. Here the loop is left out and calls
+are inlined, so that forward pass, gradients, all-reduce and update are side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -21,13 +20,13 @@ _LOOPS = ("While", "StatelessWhile")
 
 
 def step_graph(model: keras.Model) -> graph_pb2.GraphDef | None:
-    """The graph of one training step.
+    """Returns the graph of one training step.
 
     Args:
         model: A `tfgpu.Model` that has trained.
 
     Returns:
-        The graph, on its own: what a step reads from outside are placeholders in it. None when
+        The graph, in which placeholders stand for what a step reads from outside. None when
         nothing was traced, such as under `run_eagerly`.
     """
     functions = [
@@ -50,9 +49,9 @@ def step_graph(model: keras.Model) -> graph_pb2.GraphDef | None:
 
 
 def _rename(graph: graph_pb2.GraphDef, model: str, layers: Iterable[str]) -> None:
-    """Takes the loop and the model out of the names, and the numbers from those of layers.
+    """Removes loop and model from the names, and the numbers from the names of layers.
 
-    Keras calls each layer once to build the model, so its name comes with a number here.
+    Keras calls each layer once to build the model, so its name has a number here.
     """
     numbered = {f"{name}_1": name for name in layers}
     present = {part for node in graph.node for part in node.name.split("/")}
@@ -88,7 +87,7 @@ def _body(library: Mapping[str, Any], name: str) -> tf.Graph:
 
 
 class _Inliner:
-    """Copies nodes into one graph, and those of called functions in the place of the calls."""
+    """Copies nodes into one graph, with the nodes of called functions instead of the calls."""
 
     def __init__(self, library: Mapping[str, Any], flat: graph_pb2.GraphDef):
         self._library = library
@@ -100,8 +99,8 @@ class _Inliner:
 
         Args:
             graph: Of the function.
-            scope: Under which its names go.
-            outside: What its inputs are outside, or None to show them as placeholders.
+            scope: The prefix of the names of its nodes.
+            outside: The tensors that its inputs are, or None to show them as placeholders.
 
         Returns:
             Its outputs, named as nodes name their inputs.
@@ -157,10 +156,3 @@ class _Inliner:
 
 def _join(*parts: str) -> str:
     return "/".join(part for part in parts if part)
-
-
-def operations(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, str]]:
-    """The (name, type) of every node of a graph, those of its functions too."""
-    yield from ((node.name, node.op) for node in graph.node)
-    for function in graph.library.function:
-        yield from ((node.name, node.op) for node in function.node_def)

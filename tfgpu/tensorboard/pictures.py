@@ -10,12 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 _CELL, _MARGIN = 96, 4
 _TEXT = (32, 32, 32)
 _PAPER = (255, 255, 255)
-# A confusion matrix of more classes is drawn without numbers and names, a pixel or more a cell.
-_NAMED_CLASSES = 30
+_NAMED_CLASSES = 30  # A confusion matrix of more classes is drawn without numbers and names.
 
 
 def grid(images: np.ndarray, captions: Sequence[Sequence[str]] | None = None) -> np.ndarray:
-    """Images side by side, about as many rows as columns, each with lines of text below it.
+    """Arranges images in a square grid, each with lines of text below it.
 
     Args:
         images: uint8 (n, height, width, 1 or 3), n at least 1.
@@ -50,28 +49,28 @@ def grid(images: np.ndarray, captions: Sequence[Sequence[str]] | None = None) ->
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """A confusion matrix: true classes downwards, predicted ones across, darker for more.
+    """Draws a confusion matrix: true classes downwards, predicted ones across, darker for more.
 
     Args:
         matrix: (classes, classes) counts, true class first.
-        class_names: As many.
+        class_names: One for each class.
 
     Returns:
         uint8 (height, width, 3).
     """
     classes = len(matrix)
-    # By the examples of the true class, so that a rare class is as visible as a frequent one.
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # Relative to the true class, so that a rare class is as visible as a frequent one.
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if classes > _NAMED_CLASSES:
         factor = max(1, 600 // classes)
-        return np.kron(_blues(shares), np.ones((factor, factor, 1), np.uint8))
+        return np.kron(_blues(fractions), np.ones((factor, factor, 1), np.uint8))
     font = ImageFont.load_default(11)
     cell, names, head = 40, 84, 34
     size = (names + classes * cell + _MARGIN, head + classes * cell + _MARGIN)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 2), "true \\ predicted", _TEXT, font=font)
-    colours = _blues(shares)
+    colours = _blues(fractions)
     for i in range(classes):
         name = str(class_names[i])
         row, column = head + i * cell, names + i * cell
@@ -83,15 +82,15 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
             draw.rectangle((left, row, left + cell - 2, row + cell - 2), fill=colour)
             if matrix[i, j]:
                 text = f"{int(matrix[i, j])}"
-                ink = _PAPER if shares[i, j] > 0.5 else _TEXT
+                ink = _PAPER if fractions[i, j] > 0.5 else _TEXT
                 draw.text((left + 4, row + 13), text, ink, font=font)
     return np.asarray(sheet)
 
 
-def _blues(shares: np.ndarray) -> np.ndarray:
-    """White for 0 to dark blue for 1."""
+def _blues(fractions: np.ndarray) -> np.ndarray:
+    """Maps [0, 1] to colours from white to dark blue."""
     dark = np.array([8, 48, 107])
-    colours = 255 + shares[..., None] * (dark - 255)
+    colours = 255 + fractions[..., None] * (dark - 255)
     return colours.round().astype(np.uint8)
 
 

@@ -8,17 +8,14 @@ from tfgpu.cli import entry, flags, startup
 from tfgpu.errors import RequestError
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
     """Reads the flags and searches.
 
     Args:
         argv: The arguments, without the program's name.
 
-    Returns:
-        None, for exit code 0.
-
     Raises:
-        tfgpu.errors.Error: With the exit code that the outcome calls for.
+        tfgpu.errors.Error: With the exit code of the command.
     """
     config = flags.parse(argv, command="tune")
     for package in ("keras_tuner", "grpc"):
@@ -26,17 +23,16 @@ def main(argv: list[str]) -> int | None:
             raise RequestError(
                 f"a search needs {package}, which is not installed: pip install 'tfgpu[tune]'"
             )
-    # Not at the top: `--help` shall answer at once.
+    # Not at the top, so that `--help` answers at once.
     from tfgpu.cli.console import Console
 
     console = Console(progress=config.progress)
     startup.prepare_environment(verbosity=config.verbosity)
     startup.import_tensorflow(verbosity=config.verbosity)
-    # Imports TensorFlow, so not before.
+    # It imports TensorFlow, so not earlier.
     from tfgpu.tune.run import run
 
     run(config, console=console)
-    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Which part of a search over several machines a process plays, and where its chief is.
+"""The role of a process in a search over several machines, and the address of its chief.
 
-The variables are KerasTuner's own.
+They come from the environment variables that KerasTuner uses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ ORACLE_PORT = "KERASTUNER_ORACLE_PORT"
 
 @dataclass(frozen=True)
 class Role:
-    """What the environment says of this process.
+    """The role of this process, read from the environment.
 
     Attributes:
-        chief: Whether it holds the oracle.
-        name: Its id, the beginning of those of its workers.
-        ip: Of the chief.
-        port: Of the chief; 0 for any that is free.
+        chief: Whether it is the chief, which holds the oracle.
+        name: Its tuner id, with which those of its workers begin.
+        ip: The chief's address.
+        port: The chief's port; 0 for any that is free.
     """
 
     chief: bool = True
@@ -35,7 +35,7 @@ class Role:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other machine."""
+        """Whether the search runs on this machine only."""
         return self.port == 0
 
 
@@ -46,7 +46,7 @@ def read(environ: Mapping[str, str]) -> Role:
         environ: Such as `os.environ`.
 
     Raises:
-        RequestError: One is missing, or is not what it has to be.
+        RequestError: One is missing or invalid.
     """
     given = {name: environ.get(name, "") for name in (TUNER_ID, ORACLE_IP, ORACLE_PORT)}
     if not any(given.values()):
@@ -62,7 +62,7 @@ def read(environ: Mapping[str, str]) -> Role:
     if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise RequestError(f"{ORACLE_PORT}={port}: must be a port, 1 to 65535")
     return Role(
-        # As KerasTuner tells it.
+        # The same test as KerasTuner's.
         chief="chief" in given[TUNER_ID],
         name=given[TUNER_ID],
         ip=given[ORACLE_IP],
@@ -71,12 +71,12 @@ def read(environ: Mapping[str, str]) -> Role:
 
 
 def target(ip: str, port: int) -> str:
-    """The address as gRPC takes it."""
+    """Returns the address in the form that gRPC takes."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def taken(ip: str, port: int) -> RequestError:
-    """The error of a port that cannot be listened on."""
+    """Returns the error of a port that cannot be listened on."""
     return RequestError(
         f"{ORACLE_PORT}={port}: cannot be listened on at {ip}; choose a free port, and for "
         f"{ORACLE_IP} an address of this machine"
@@ -84,7 +84,7 @@ def taken(ip: str, port: int) -> RequestError:
 
 
 def check_free(role: Role) -> None:
-    """Sees, before anything is written, that the chief can listen.
+    """Checks that the chief can listen, before anything is written.
 
     Raises:
         RequestError: The port is taken, or the address is another machine's.
@@ -102,12 +102,7 @@ def check_free(role: Role) -> None:
 
 
 def variables(*, tuner_id: str, ip: str, port: int) -> dict[str, str]:
-    """The environment variables of a worker."""
-    # A proxy of the network's is nothing for the machine next to it.
+    """Returns the environment variables of a worker."""
+    # Not through a proxy: the chief is on the same network.
     direct = ",".join(filter(None, [os.environ.get("no_grpc_proxy"), ip]))
-    return {
-        TUNER_ID: tuner_id,
-        ORACLE_IP: ip,
-        ORACLE_PORT: str(port),
-        "no_grpc_proxy": direct,
-    }
+    return {TUNER_ID: tuner_id, ORACLE_IP: ip, ORACLE_PORT: str(port), "no_grpc_proxy": direct}

@@ -1,4 +1,4 @@
-"""A command of tfgpu's that ends with the process that started it: `python -m tfgpu.tune.child`.
+"""Runs a command of tfgpu that ends when its parent process does: `python -m tfgpu.tune.child`.
 
 The first argument is the command's name, the others are its own.
 """
@@ -15,15 +15,15 @@ from tfgpu.cli import entry
 
 
 def end_with_parent() -> None:
-    """Has this process stop, as by SIGTERM, when its standard input ends.
+    """Sends this process SIGTERM when its standard input ends.
 
-    The parent holds the other end open as long as it lives, however it ends.
+    The parent keeps the other end of the pipe open as long as it lives, however it ends.
     """
-    threading.Thread(target=_wait, daemon=True).start()
+    threading.Thread(target=_watch_stdin, daemon=True).start()
 
 
-def _wait() -> None:
-    # Not through sys.stdin, whose lock the interpreter wants at its end.
+def _watch_stdin() -> None:
+    # Not through sys.stdin, whose lock the interpreter takes at exit.
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,8 @@
-"""A worker's end of the line to its chief."""
+"""The gRPC client through which a worker talks to its chief."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from keras_tuner.engine import trial as trial_module
@@ -18,31 +19,23 @@ from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from tfgpu.errors import Error, RequestError, WorkError
 from tfgpu.tune import address
-from tfgpu.tune.chief import HELD, LEASE, PROCESS, REPORT, SENDER
+from tfgpu.tune.chief import LEASE, PROCESS, REPORT, SENDER, TRIAL
 
-BEAT = 3.0
-"""Seconds between two signs of life."""
+HEARTBEAT = 3.0
+"""Seconds between two heartbeats."""
 
 
 class _Call(
-    NamedTuple(
-        "_Call",
-        [
-            ("method", str),
-            ("timeout", Any),
-            ("metadata", Any),
-            ("credentials", Any),
-            ("wait_for_ready", Any),
-            ("compression", Any),
-        ],
+    collections.namedtuple(
+        "_Call", "method timeout metadata credentials wait_for_ready compression"
     ),
     grpc.ClientCallDetails,
 ):
-    """The details of a call, with metadata added."""
+    """The details of a gRPC call, with metadata added."""
 
 
 class _Signed(grpc.UnaryUnaryClientInterceptor):
-    """Puts the worker's name on each call, and what tells this process from others."""
+    """Adds the worker's name and a unique id of its process to each call."""
 
     def __init__(self, name: str):
         self._signature = [(SENDER, name), (PROCESS, uuid.uuid4().hex)]
@@ -61,23 +54,19 @@ class _Signed(grpc.UnaryUnaryClientInterceptor):
 
 
 class Client(OracleClient):
-    """KerasTuner's client, with signs of life.
+    """KerasTuner's client, with heartbeats.
 
-    Used as a context, it sends one every `BEAT` seconds. A chief that does not answer for `LEASE`
-    seconds, or says that the trial or the name is another worker's, ends this process by SIGTERM,
-    which saves the trial.
+    Used as a context, it sends one every `HEARTBEAT` seconds. If the chief does not answer for
+    `LEASE` seconds, or says that the trial or the name belongs to another worker, the client ends
+    this process by SIGTERM, which saves the trial.
 
     Attributes:
         dismissed: Why the process was ended; None when it was not.
-        code: The status that told it; None when the chief did not answer.
+        code: The gRPC status that ended it; None when the chief did not answer.
     """
 
     def __init__(self, oracle: Any):
-        """Connects to the chief that the environment names.
-
-        Args:
-            oracle: KerasTuner's, for the settings of the search.
-        """
+        """Connects to the chief that the environment names; `oracle` has the search's settings."""
         super().__init__(oracle)
         ip, port = os.environ[address.ORACLE_IP], int(os.environ[address.ORACLE_PORT])
         target = address.target(ip, port)
@@ -87,9 +76,9 @@ class Client(OracleClient):
         self.stub = protos.get_service_grpc().OracleStub(self._channel)
         self.dismissed: Error | None = None
         self.code: grpc.StatusCode | None = None
-        self._held = ""
+        self._trial_id = ""
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def __enter__(self) -> Client:
         self._thread.start()
@@ -99,25 +88,25 @@ class Client(OracleClient):
         self._ended.set()
 
     @contextlib.contextmanager
-    def holding(self, trial_id: str) -> Any:
-        """Says with each sign of life which trial is being trained."""
-        self._held = trial_id
+    def training(self, trial_id: str) -> Any:
+        """Names the trial that is being trained in each heartbeat."""
+        self._trial_id = trial_id
         try:
             yield
         finally:
-            self._held = ""
+            self._trial_id = ""
 
-    def tell(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
-        """Passes an epoch's metrics on, for people to see.
+    def report_epoch(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
+        """Sends the metrics of an epoch, which are only shown.
 
-        Nothing depends on it, so a chief that does not answer is left to the signs of life.
+        Nothing depends on them, so a chief that does not answer is left to the heartbeats.
         """
         with contextlib.suppress(grpc.RpcError):
             self.stub.UpdateTrial(
                 protos.get_service().UpdateTrialRequest(
                     trial_id=trial_id, metrics=metrics, step=step
                 ),
-                timeout=BEAT,
+                timeout=HEARTBEAT,
             )
 
     def finish(self, trial: trial_module.Trial, report: dict[str, Any]) -> None:
@@ -138,13 +127,13 @@ class Client(OracleClient):
                 metadata=((REPORT, json.dumps(report).encode()),),
             )
         except grpc.RpcError as error:
-            raise lost(error) from error
+            raise as_error(error) from error
 
-    def _beat(self) -> None:
-        answered: float | None = None  # A chief that has not begun yet is waited for.
-        while not self._ended.wait(BEAT):
-            held = self._held
-            metadata = ((HELD, held),) if held else ()
+    def _send_heartbeats(self) -> None:
+        answered: float | None = None  # Until its first answer the chief may take its time.
+        while not self._ended.wait(HEARTBEAT):
+            trial_id = self._trial_id
+            metadata = ((TRIAL, trial_id),) if trial_id else ()
             try:
                 self.stub.GetBestTrials(
                     protos.get_service().GetBestTrialsRequest(num_trials=0),
@@ -153,25 +142,25 @@ class Client(OracleClient):
                 )
                 answered = time.monotonic()
             except grpc.RpcError as error:
-                told = error.code() in _LAST_WORDS
+                final = error.code() in _FINAL
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    # Of a trial that has ended meanwhile it says nothing about the next one.
-                    told = held == self._held
+                    # It says nothing about the next trial, if that has begun meanwhile.
+                    final = trial_id == self._trial_id
                 silent = answered is not None and time.monotonic() - answered > LEASE
-                if told or silent:
-                    self.dismissed = lost(error)
-                    self.code = error.code() if told else None
+                if final or silent:
+                    self.dismissed = as_error(error)
+                    self.code = error.code() if final else None
                     if not self._ended.is_set():
                         os.kill(os.getpid(), signal.SIGTERM)
                     return
 
 
-_LAST_WORDS = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ALREADY_EXISTS)
-"""The search stops; the name is another process's."""
+_FINAL = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ALREADY_EXISTS)
+"""Statuses that end a worker: the search stops, or the name belongs to another process."""
 
 
-def lost(error: grpc.RpcError) -> Error:
-    """What a failed call means."""
+def as_error(error: grpc.RpcError) -> Error:
+    """Returns the error that a failed call stands for."""
     what = error.details() or error.code().name.lower()
     kind = RequestError if error.code() is grpc.StatusCode.ALREADY_EXISTS else WorkError
     return kind(f"the chief of the search: {what}")

@@ -1,9 +1,9 @@
-"""KerasTuner's oracles, made to survive a kill at any moment.
+"""KerasTuner's oracles, whose state survives a kill at any moment.
 
-As they come, an oracle writes its state and each trial to a file of its own, in place: a kill
-between two of them loses a trial or leaves a file that cannot be read, a grid forgets where it
-was, and a Bayesian search its random numbers. Here all of it is one file that is replaced at
-once, and the score of a trial is that of the model it ends with, not of its luckiest epoch.
+KerasTuner's own write their state and each trial to separate files, in place: a kill between two
+of them loses a trial or leaves an unreadable file, a grid search forgets its position, and a
+Bayesian search its random state. Here all of it is one file that is replaced atomically, and the
+score of a trial is that of the model it ends with, not of its best epoch.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ FILE = "oracle.json"
 RUNNING, IDLE, STOPPED = "RUNNING", "IDLE", "STOPPED"
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 
-# It prints a value of each condition that it sends.
+# KerasTuner prints a value of each condition that it sends.
 conditions.print = lambda *_: None
 
-_NEVER = 2**31
-"""Failures on end that KerasTuner is to stop at: it would do so with its lock held."""
+_NEVER = 2**31  # Consecutive failures at which KerasTuner stops: it would do so with its lock held.
 
 
-class Kept(keras_tuner.Oracle):
-    """What is added to each of KerasTuner's oracles.
+class PersistentOracle(keras_tuner.Oracle):
+    """A mixin for KerasTuner's oracles that keeps their whole state in `oracle.json`.
 
     Attributes:
-        place: The directory of `oracle.json`.
+        directory: Where `oracle.json` is.
         limit: Trials to make at most; None for as many as the algorithm wants.
-        records: What is known of each trial beside KerasTuner's own, by its id.
-        seconds: That the search has taken, in all processes together.
+        records: By trial id, what is known beside KerasTuner's own fields.
+        seconds: Seconds that the search has taken, in all processes together.
+        save_error: Why the latest `save` failed; None when it did not.
     """
 
-    place: Path
+    directory: Path
     limit: int | None = None
     trials: dict[str, trial_module.Trial]
     ongoing_trials: dict[str, trial_module.Trial]
@@ -54,14 +54,12 @@ class Kept(keras_tuner.Oracle):
         self.records: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
         self.verbose = 0
-        self.unsaved: OSError | None = None
-        self._halfway = False
-
-    # ---- the file ------------------------------------------------------------------------
+        self.save_error: OSError | None = None
+        self._ending_trial = False
 
     def save(self) -> None:
-        """Writes oracle.json; on a full disk it is left for the next time."""
-        if self._halfway:
+        """Writes oracle.json; an error is kept in `save_error`, and the next save tries again."""
+        if self._ending_trial:
             return
         state = {
             "state": self.get_state(),
@@ -70,27 +68,24 @@ class Kept(keras_tuner.Oracle):
             "seconds": self.seconds,
         }
         try:
-            with files.replacing(self.place / FILE) as beside:
+            with files.replacing(self.directory / FILE) as beside:
                 beside.write_text(json.dumps(state), encoding="utf-8")
-            self.unsaved = None
+            self.save_error = None
         except OSError as error:
             # KerasTuner holds its lock now, and would keep it.
-            self.unsaved = error
+            self.save_error = error
 
-    def reload(self) -> bool:
-        """Reads oracle.json; trials that were under way wait to be gone on with.
-
-        Returns:
-            Whether there was one.
+    def reload(self) -> None:
+        """Reads oracle.json, if there is one, and puts the trials that were running into the queue.
 
         Raises:
             ModelFileError: It is damaged.
         """
-        path = self.place / FILE
+        path = self.directory / FILE
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return False
+            return
         except (OSError, ValueError) as error:
             raise ModelFileError(
                 f"{path} cannot be read ({error}); put it back, or search in another --run_dir"
@@ -109,12 +104,9 @@ class Kept(keras_tuner.Oracle):
         for trial in self.ongoing_trials.values():
             self._retry_queue.append(trial.trial_id)
         self.ongoing_trials = {}
-        return True
 
     def _save_trial(self, trial: trial_module.Trial) -> None:
-        """Nothing: `save` writes it with the rest."""
-
-    # ---- the search ----------------------------------------------------------------------
+        """Does nothing: `save` writes all trials."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Chooses values for the next trial, unless there have been enough."""
@@ -128,25 +120,25 @@ class Kept(keras_tuner.Oracle):
         return answer
 
     def end_trial(self, trial: trial_module.Trial) -> None:
-        """Ends a trial; KerasTuner saves before it is through with that."""
-        self._halfway = True
+        """Ends a trial, and saves then: KerasTuner would save before all of it is done."""
+        self._ending_trial = True
         if trial.trial_id in self._retry_queue:
             self._retry_queue.remove(trial.trial_id)
         try:
             super().end_trial(trial)
         finally:
-            self._halfway = False
+            self._ending_trial = False
         self.save()
 
     def score_trial(self, trial: trial_module.Trial) -> None:
-        """Takes over the score that the worker reported."""
+        """Sets the score that the worker reported."""
         record = self.records.get(trial.trial_id, {})
         score = record.get("score")
         trial.score = score if score is not None and math.isfinite(score) else math.nan
         trial.best_step = record.get("epochs") or 0
 
-    def give_back(self, tuner_id: str) -> str | None:
-        """Takes a worker's trial from it, for the next worker that asks.
+    def requeue(self, tuner_id: str) -> str | None:
+        """Takes a worker's trial from it and puts it into the queue.
 
         Returns:
             The trial's id; None when the worker had none.
@@ -159,34 +151,34 @@ class Kept(keras_tuner.Oracle):
         return str(trial.trial_id)
 
     @property
-    def waiting(self) -> tuple[str, ...]:
-        """Ids of trials that were begun and wait to be gone on with."""
+    def pending(self) -> tuple[str, ...]:
+        """Ids of the trials in the queue: they were begun, and are to be continued."""
         return tuple(self._retry_queue)
 
 
-class RandomSearchOracle(Kept, keras_tuner.oracles.RandomSearchOracle):
-    """Values at random."""
+class RandomSearchOracle(PersistentOracle, keras_tuner.oracles.RandomSearchOracle):
+    """Random search."""
 
 
-class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
-    """Many short trials, of which the better ones go on.
+class HyperbandOracle(PersistentOracle, keras_tuner.oracles.HyperbandOracle):
+    """Hyperband: many short trials, of which the better ones are continued.
 
-    Another trial takes the place of one that failed, and a bracket for which no values are left
-    makes do with those it has: KerasTuner's own would promote fewer, or none.
+    A trial that failed is replaced by another, and a bracket for which no values are left makes do
+    with the trials it has: KerasTuner's own would promote fewer, or none.
     """
 
     hyperband_iterations: float
 
     def __init__(self, **settings: Any):
-        self._drawn: dict[int, int] = {}  # Trials in the first round of a bracket, where fewer.
+        self._drawn: dict[int, int] = {}  # Trials in the first round of brackets that are smaller.
         super().__init__(**settings)
 
     def get_state(self) -> dict[str, Any]:
-        """KerasTuner's, and which brackets are smaller."""
+        """Returns KerasTuner's state, and which brackets are smaller."""
         return super().get_state() | {"drawn": list(self._drawn.items())}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes back to a state, but for how often to go through the brackets.
+        """Restores a state, except for `hyperband_iterations`.
 
         A search may be continued with other limits than it was begun with.
         """
@@ -198,16 +190,16 @@ class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Chooses values for the next trial: new ones, or those of a trial to be promoted."""
         for bracket in self._brackets:
-            self._vacate(bracket["rounds"])
+            self._drop_failed(bracket["rounds"])
         return super().populate_space(trial_id)
 
-    def _vacate(self, rounds: list[list[dict[str, str | None]]]) -> None:
-        """Frees the places of the trials that failed, and of those that they went on from."""
+    def _drop_failed(self, rounds: list[list[dict[str, str | None]]]) -> None:
+        """Frees the slots of trials that failed, and of those that they continued."""
         failed = {trial.trial_id for trial in self.trials.values() if trial.status == FAILED}
-        for places in reversed(rounds):
-            lost = [place for place in places if place["id"] in failed]
-            failed |= {place["past_id"] for place in lost}
-            places[:] = [place for place in places if place not in lost]
+        for slots in reversed(rounds):
+            lost = [slot for slot in slots if slot["id"] in failed]
+            failed |= {slot["past_id"] for slot in lost}
+            slots[:] = [slot for slot in slots if slot not in lost]
 
     def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = super()._random_trial(trial_id, bracket)
@@ -223,26 +215,26 @@ class HyperbandOracle(Kept, keras_tuner.oracles.HyperbandOracle):
         return min(size, math.ceil(drawn / self.factor**round_num))
 
 
-class BayesianOptimizationOracle(Kept, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Values that a Gaussian process expects most of."""
+class BayesianOptimizationOracle(PersistentOracle, keras_tuner.oracles.BayesianOptimizationOracle):
+    """Bayesian optimization with a Gaussian process."""
 
     def get_state(self) -> dict[str, Any]:
-        """KerasTuner's, and the random numbers'."""
+        """Returns KerasTuner's state, and that of the random generator."""
         kind, keys, *rest = self._random_state.get_state()
         return super().get_state() | {"random_state": [kind, keys.tolist(), *rest]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes back to what `get_state` returned."""
+        """Restores what `get_state` returned."""
         super().set_state(state)
         kind, keys, *rest = state["random_state"]
         self._random_state.set_state((kind, np.array(keys, np.uint32), *rest))
 
 
-class GridSearchOracle(Kept, keras_tuner.oracles.GridSearchOracle):
-    """Every combination in turn."""
+class GridSearchOracle(PersistentOracle, keras_tuner.oracles.GridSearchOracle):
+    """Grid search: every combination in turn."""
 
     def get_state(self) -> dict[str, Any]:
-        """KerasTuner's, and where the grid is."""
+        """Returns KerasTuner's state, and the position in the grid."""
         order = self._ordered_ids
         return super().get_state() | {
             "ids": order._memory,
@@ -252,7 +244,7 @@ class GridSearchOracle(Kept, keras_tuner.oracles.GridSearchOracle):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes back to what `get_state` returned."""
+        """Restores what `get_state` returned."""
         super().set_state(state)
         order = self._ordered_ids
         order._memory = list(state["ids"])
@@ -263,11 +255,15 @@ class GridSearchOracle(Kept, keras_tuner.oracles.GridSearchOracle):
 
 
 DEFAULT_TRIALS = {"random": 20, "bayesian": 20}
-"""For the tuners that never come to an end by themselves."""
+"""Trials of the tuners that would never end by themselves."""
 
 
 def make(
-    config: TuneSettings, hyperparameters: keras_tuner.HyperParameters, *, epochs: int, place: Path
+    config: TuneSettings,
+    hyperparameters: keras_tuner.HyperParameters,
+    *,
+    epochs: int,
+    directory: Path,
 ) -> Any:
     """Makes the oracle that `--tuner` names.
 
@@ -275,7 +271,7 @@ def make(
         config: The settings of the search.
         hyperparameters: All of them.
         epochs: Of a whole training.
-        place: Where it keeps its state.
+        directory: Where it keeps its state.
 
     Returns:
         One of the oracles above.
@@ -293,17 +289,14 @@ def make(
     }
     oracle: Any
     if config.tuner == "hyperband":
-        # Once over all its brackets, or as often as trials or time allow.
+        # All brackets once, or as often as trials or time allow.
         limited = limit is not None or config.max_minutes is not None
         oracle = HyperbandOracle(
-            max_epochs=epochs,
-            factor=3,
-            hyperband_iterations=2**31 if limited else 1,
-            **common,
+            max_epochs=epochs, factor=3, hyperband_iterations=2**31 if limited else 1, **common
         )
     elif config.tuner == "bayesian":
         dimensions = len(hyperparameters.space)
-        # KerasTuner's own number is three for each dimension, which may be all that are asked for.
+        # KerasTuner draws three for each dimension, which may be all the trials there are.
         first = max(3, min(3 * dimensions, (limit or 0) // 3))
         try:
             oracle = BayesianOptimizationOracle(num_initial_points=first, **common)
@@ -312,11 +305,11 @@ def make(
                 f"--tuner=bayesian needs packages that are missing ({error}): "
                 "pip install 'tfgpu[tune]'"
             ) from None
-        # As for the others: the ids of trials are then as long as theirs.
+        # As for the others, so that the ids of trials are as long as theirs.
         oracle.max_trials = None
     elif config.tuner == "grid":
         oracle = GridSearchOracle(**common)
     else:
         oracle = RandomSearchOracle(max_trials=None, **common)
-    oracle.place, oracle.limit = place, limit
+    oracle.directory, oracle.limit = directory, limit
     return oracle

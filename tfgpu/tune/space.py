@@ -1,4 +1,4 @@
-"""The space of a search: a function of KerasTuner's `hp` that returns settings of a run."""
+"""The search space: a function of KerasTuner's `hp` that returns settings of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from tfgpu.train.settings import TrainSettings
 
 DEFAULT = "default"
 
-_RANDOM_SAMPLES = 200
-"""Points at random, checked beside the ends of each range: for what does not go together."""
+_RANDOM_SAMPLES = 200  # Checked beside the ends of each range, for values that conflict.
 
 
 def default(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
-    """The space that comes with `lenet`: optimizer and rate, batch, augmentation, architecture."""
+    """The default space, for `lenet`: optimizer and rate, batch, augmentation, architecture."""
     optimizer = hp.Choice("optimizer", ["sgd", "adamw"])
-    # A good rate of Adam's is far below a good one of gradient descent.
+    # Adam needs a far lower rate than gradient descent.
     with hp.conditional_scope("optimizer", ["sgd"]):
         sgd_rate = hp.Float("sgd_learning_rate", 3e-3, 0.3, sampling="log", default=0.06)
     with hp.conditional_scope("optimizer", ["adamw"]):
@@ -43,11 +42,11 @@ def default(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
 
 
 class Space:
-    """A function of `hp`, and what it declares.
+    """A search space: a function of `hp`, and the hyperparameters it declares.
 
     Attributes:
         name: The value of `--space`.
-        hyperparameters: KerasTuner's, all of them declared.
+        hyperparameters: Those of KerasTuner, all of them declared.
     """
 
     def __init__(self, name: str, function: Callable[[keras_tuner.HyperParameters], Any]):
@@ -67,7 +66,7 @@ class Space:
 
     @classmethod
     def load(cls, name: str) -> Space:
-        """Finds the space that `--space` names.
+        """Loads the space that `--space` names.
 
         Args:
             name: "default", or a Python file that defines `space(hp)`, which is run.
@@ -114,20 +113,20 @@ class Space:
         }
 
     def settings(self, config: TrainSettings, hp: keras_tuner.HyperParameters) -> TrainSettings:
-        """The settings of a trial.
+        """Returns the settings of a trial.
 
         Args:
-            config: What the space does not change.
+            config: Settings, of which the space changes some.
             hp: The trial's values.
 
         Raises:
-            RequestError: The space names a setting that there is not or that is the same for all
-                trials, or gives one a value that it refuses.
+            RequestError: The space names an unknown setting or one that is the same for all
+                trials, or gives one an invalid value.
         """
         hp = hp.copy()
         changes = self.changes(hp)
         known = [field.name for field in dataclasses.fields(TrainSettings)]
-        # Of the process, of the data that trials are compared on, and of what they write.
+        # Of the process, of the data that trials are compared on, and of the files they write.
         fixed = TrainSettings.names(tunable=False)
         for name in changes:
             if name not in known:
@@ -146,10 +145,10 @@ class Space:
             raise RequestError(f"--space={self.name}: {error}{_with(hp)}") from error
 
     def check(self, config: TrainSettings, resolve: Callable[[TrainSettings], Any]) -> None:
-        """Tries values from all over the space.
+        """Checks values from all over the space.
 
         Args:
-            config: What the space does not change.
+            config: Settings, of which the space changes some.
             resolve: Raises RequestError for settings that data and devices refuse.
 
         Raises:
@@ -171,9 +170,9 @@ class Space:
                 raise RequestError(f"--space={self.name}: {error}{_with(hp)}") from error
 
     def identity(self) -> dict[str, str]:
-        """What a search is told by: each hyperparameter's declaration, and the function's values.
+        """Returns what two equal spaces have in common: declarations and resulting settings.
 
-        The text of the file is not in it: a comment makes no other search.
+        The text of the file is not part of it: a changed comment is still the same search.
         """
         declared = {
             hp.name: f"{type(hp).__name__} {json.dumps(hp.get_config(), sort_keys=True)}"
@@ -184,7 +183,7 @@ class Space:
         return declared | {"(settings)": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def values(self) -> dict[str, list[Any]]:
-        """The settings that the space gives, each with the values it was seen to have, sorted."""
+        """Returns the settings that the space gives, each with its sorted values."""
         found: dict[str, list[Any]] = {}
         for hp in self._points():
             for name, value in self.changes(hp).items():
@@ -205,7 +204,7 @@ class Space:
             attempt.values = dict(waiting.pop())
             self.changes(attempt)
             hp.merge(attempt.space)
-            # What stands under a condition may declare more, once the condition holds.
+            # Code under a condition may declare more, once the condition holds.
             for conditions in attempt.inactive_scopes:
                 key = [condition.get_config() for condition in conditions]
                 if key not in tried:
@@ -214,7 +213,7 @@ class Space:
         return hp
 
     def _points(self) -> Iterator[keras_tuner.HyperParameters]:
-        """The defaults, each end of each range, and points at random: always the same ones."""
+        """Yields the defaults, each end of each range, and random points: always the same ones."""
         yield self._point({})
         for hp in self.hyperparameters.space:
             under = {condition.name: condition.values[0] for condition in hp.conditions}

@@ -1,4 +1,4 @@
-"""What is seen of a search while it runs: a table of its trials, or a line for each change."""
+"""The table of trials that is shown while a search runs, or a line for each change."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from tfgpu.cli.console import Console, duration
 from tfgpu.cli.settings import as_typed
 from tfgpu.tune.oracle import COMPLETED, FAILED, RUNNING
 
-_ROWS = 15
-"""Trials shown: those under way, the best, and the latest."""
+_ROWS = 15  # Trials shown: the running ones, the best, and the latest.
 
 
 def shown_settings(values: Mapping[str, Any]) -> str:
-    """Hyperparameters for people, without KerasTuner's own."""
+    """Formats hyperparameters as text, without those that KerasTuner adds."""
     return ", ".join(
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={as_typed(value)}"
         for name, value in values.items()
@@ -26,26 +25,24 @@ def shown_settings(values: Mapping[str, Any]) -> str:
     )
 
 
-class Board:
-    """The table on a terminal; a line when a trial begins and ends elsewhere.
+class TrialsTable:
+    """Shows the trials of a search: as a live table on a terminal, as lines elsewhere.
 
     Use it as a context.
+
+    Args:
+        console: Where to show them.
+        objective: The metric by which trials are compared.
     """
 
     def __init__(self, console: Console, objective: str):
-        """Makes it.
-
-        Args:
-            console: Where to show it.
-            objective: What trials are compared by.
-        """
         self._console = console
         self._objective = objective
         self._best: float | None = None
-        self._seen: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._live: Live | None = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TrialsTable:
         if self._console.mode == "bar":
             self._live = Live(console=self._console.rich, auto_refresh=False, transient=True)
             self._live.start()
@@ -67,24 +64,24 @@ class Board:
         """
         for trial in list(oracle.trials.values()):
             record = oracle.records.get(trial.trial_id, {})
-            before = self._seen.get(trial.trial_id)
+            previous = self._shown.get(trial.trial_id)
             now = trial.status
-            if now == RUNNING and trial.trial_id in oracle.waiting:
+            if now == RUNNING and trial.trial_id in oracle.pending:
                 now = "WAITING"
-            if now != before:
-                self._seen[trial.trial_id] = now
-                if before is not None or now == RUNNING:
-                    self._tell(trial, record, now)
+            if now != previous:
+                self._shown[trial.trial_id] = now
+                if previous is not None or now == RUNNING:
+                    self._print(trial, record, now)
         if self._live is not None:
             self._live.update(self.table(oracle, left=left), refresh=True)
 
-    def remember(self, oracle: Any) -> None:
-        """Takes what an earlier process has shown for shown."""
-        self._seen = {trial.trial_id: trial.status for trial in oracle.trials.values()}
-        for trial_id in oracle.waiting:
-            self._seen[trial_id] = "WAITING"
+    def mark_shown(self, oracle: Any) -> None:
+        """Marks the trials as shown, as an earlier process has shown them."""
+        self._shown = {trial.trial_id: trial.status for trial in oracle.trials.values()}
+        for trial_id in oracle.pending:
+            self._shown[trial_id] = "WAITING"
 
-    def _tell(self, trial: Any, record: Mapping[str, Any], status: str) -> None:
+    def _print(self, trial: Any, record: Mapping[str, Any], status: str) -> None:
         number = f"trial {trial.trial_id}"
         if status == COMPLETED:
             text = (
@@ -103,35 +100,29 @@ class Board:
         self._console.progress_line(text)
 
     def table(self, oracle: Any, *, left: float | None) -> rich.table.Table:
-        """The table: running trials, the best ones, and then the latest."""
+        """Makes the table: running trials, the best ones, and then the latest."""
         trials = list(oracle.trials.values())
         ended = [trial for trial in trials if trial.status == COMPLETED]
         lowest = oracle.objective.direction == "min"
         ended.sort(key=lambda trial: trial.score if lowest else -trial.score)
-        under_way = list(oracle.ongoing_trials.values())
-        rows = [*under_way, *ended[: _ROWS - 5]]
+        running = list(oracle.ongoing_trials.values())
+        rows = [*running, *ended[: _ROWS - 5]]
         rows += [trial for trial in reversed(trials) if trial not in rows]
         failed = sum(trial.status == FAILED for trial in trials)
         title = f"{len(trials)} trials, {len(ended)} completed, {failed} failed"
         if left is not None:
             title += f", {duration(max(0.0, left))} left"
         table = rich.table.Table(title=title, title_justify="left", expand=False)
-        for name, justify in (
-            ("trial", "left"),
-            ("status", "left"),
-            ("epochs", "right"),
-            (self._objective, "right"),
-            ("time", "right"),
-            ("settings", "left"),
-        ):
-            table.add_column(name, justify=justify, no_wrap=name != "settings")  # type: ignore[arg-type]
+        for name in ("trial", "status", "epochs", self._objective, "time", "settings"):
+            right = name in ("epochs", self._objective, "time")
+            table.add_column(name, justify="right" if right else "left", no_wrap=name != "settings")
         for trial in rows[:_ROWS]:
             record = oracle.records.get(trial.trial_id, {})
             score = trial.score
-            if trial in under_way:
+            if trial in running:
                 score = record.get("metrics", {}).get(self._objective)
             seconds = record.get("seconds")
-            if seconds is None and trial in under_way:
+            if seconds is None and trial in running:
                 seconds = time.time() - record.get("started", time.time())
             table.add_row(
                 trial.trial_id,

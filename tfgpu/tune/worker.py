@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tfgpu.cli import entry, interrupts, startup
+from tfgpu.cli.console import Console, Stopwatch
 from tfgpu.errors import DataError, Error, Interrupted, RequestError
 from tfgpu.train.settings import TrainSettings
-from tfgpu.tune import child
+from tfgpu.tune import child, worker_pool
 from tfgpu.tune.settings import TuneSettings
 
 TRIALS = "trials"
-"""The folder of the trials' run directories, in that of the search."""
+"""Where the run directories of the trials are, below the directory of the search."""
 
-_LONGEST = 800
-"""Characters of a failure's reason."""
-
-_IDLE = 0.5
-"""Seconds before a worker asks again for a trial that there was none of."""
+_LONGEST = 800  # Characters of a failure's reason, at most.
+_IDLE = 0.5  # Seconds before a worker that got no trial asks again.
 
 
 def main(argv: list[str]) -> int | None:
@@ -44,7 +42,7 @@ def main(argv: list[str]) -> int | None:
 
 class _Worker:
     def __init__(self, config: TuneSettings):
-        # They import TensorFlow, so not before.
+        # They import TensorFlow, so not earlier.
         from tfgpu.tune import oracle
         from tfgpu.tune.space import Space
 
@@ -55,19 +53,17 @@ class _Worker:
             config,
             self._space.hyperparameters,
             epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
-            place=Path(str(config.run_dir)),
+            directory=Path(str(config.run_dir)),
         )
 
     def work(self) -> int | None:
         import grpc
 
-        from tfgpu.cli.console import Stopwatch
         from tfgpu.train.session import Session
         from tfgpu.tune import client as clients
-        from tfgpu.tune import worker_pool
         from tfgpu.tune.oracle import IDLE, STOPPED
 
-        # Before the first trial: what is wrong with this machine or its data is not the trial's.
+        # Before the first trial, so that an error of this machine or its data fails no trial.
         self._session = Session.open(self._config.training, stopwatch=Stopwatch())
         with clients.Client(self._oracle) as client:
             try:
@@ -78,17 +74,17 @@ class _Worker:
                     if trial.status == IDLE:
                         time.sleep(_IDLE)
                         continue
-                    with client.holding(trial.trial_id):
+                    with client.training(trial.trial_id):
                         clean = self._train(client, trial)
                     if not clean:
-                        return worker_pool.AGAIN
+                        return worker_pool.RESTART
             except grpc.RpcError as error:
-                raise clients.lost(error) from error
+                raise clients.as_error(error) from error
             except (KeyboardInterrupt, Interrupted) as error:
                 if client.code is grpc.StatusCode.CANCELLED:
                     return None
                 if client.code is grpc.StatusCode.FAILED_PRECONDITION:
-                    return worker_pool.AGAIN  # For another trial.
+                    return worker_pool.RESTART  # For another trial.
                 if client.dismissed is not None:
                     raise client.dismissed from None
                 raise error
@@ -97,27 +93,29 @@ class _Worker:
         """Trains a trial and reports on it.
 
         Returns:
-            Whether the process is fit for another.
+            Whether the process can train another trial.
         """
+        import grpc
+
         from tfgpu.tune.oracle import COMPLETED, FAILED
 
         began = time.perf_counter()
-        root = self._root(client, trial)
-        place = Path(str(self._config.run_dir)) / TRIALS / root
+        root = self._root_trial(client, trial)
+        directory = Path(str(self._config.run_dir)) / TRIALS / root
         report: dict[str, Any] = {"directory": f"{TRIALS}/{root}", "worker": client.tuner_id}
         clean = True
         try:
             settings = self._space.settings(self._config.training, trial.hyperparameters)
             report["settings"] = self._space.changes(trial.hyperparameters.copy())
-            result, seconds = self._run(client, trial, settings, place)
-            report["score"] = _score(result, settings, place, self._config.objective)
+            result, seconds = self._run(client, trial, settings, directory)
+            report["score"] = _score(result, settings, directory, self._config.objective)
         except (KeyboardInterrupt, Interrupted, DataError):
-            raise  # No trial's fault.
+            raise  # Not the fault of the trial.
         except Exception as error:
-            if _of_the_chief(error):
-                raise
+            if isinstance(error, grpc.RpcError):
+                raise  # The fault of the chief or the network.
             trial.status = FAILED
-            # TensorFlow tells whole graphs, and what goes with a call is limited.
+            # TensorFlow's messages may hold whole graphs, and the size of a call is limited.
             text = " ".join(str(error).split())[:_LONGEST]
             report["reason"] = (
                 text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
@@ -137,8 +135,8 @@ class _Worker:
         client.finish(trial, report)
         return clean
 
-    def _root(self, client: Any, trial: Any) -> str:
-        """The trial whose run this one goes on with, or its own id."""
+    def _root_trial(self, client: Any, trial: Any) -> str:
+        """Returns the id of the trial whose run this one continues, or its own id."""
         values = trial.hyperparameters.values
         name = str(trial.trial_id)
         while "tuner/trial_id" in values:
@@ -147,13 +145,12 @@ class _Worker:
         return name
 
     def _run(
-        self, client: Any, trial: Any, settings: TrainSettings, place: Path
+        self, client: Any, trial: Any, settings: TrainSettings, directory: Path
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        from tfgpu.cli.console import Console, Stopwatch
         from tfgpu.train import run
 
-        wait_until_free(place)
-        settings = dataclasses.replace(settings, run_dir=str(place), resume="auto")
+        wait_until_free(directory)
+        settings = dataclasses.replace(settings, run_dir=str(directory), resume="auto")
         stopwatch = Stopwatch(phase="start-up")
         with open(os.devnull, "w") as nothing:
             result = run.run(
@@ -163,7 +160,7 @@ class _Worker:
                 session=self._session,
                 until_epoch=trial.hyperparameters.values.get("tuner/epochs"),
                 test=False,
-                # The best settings get them, when they are trained again.
+                # The retrainings of the best settings write them.
                 pictures=self._config.tensorboard == "full",
                 callbacks=[_report(client, trial.trial_id)],
             )
@@ -175,48 +172,42 @@ def _report(client: Any, trial_id: str) -> Any:
     import keras
 
     class Report(keras.callbacks.Callback):
-        """Tells the chief each epoch's validation."""
+        """Sends the validation metrics of each epoch to the chief."""
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             names = ("val_accuracy", "val_loss")
             metrics = {name: float(logs[name]) for name in names if logs and name in logs}
-            client.tell(trial_id, metrics, step=epoch + 1)
+            client.report_epoch(trial_id, metrics, step=epoch + 1)
 
     return Report()
 
 
 def _score(
-    result: dict[str, Any], settings: TrainSettings, place: Path, objective: str
+    result: dict[str, Any], settings: TrainSettings, directory: Path, objective: str
 ) -> float | None:
-    """The objective of the model that a run ended with."""
+    """Returns the objective of the model that a run ended with."""
     if settings.early_stopping is None:
         return result[objective]
-    # Which is then that of the epoch with the lowest validation loss.
-    lines = (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    # The model is then that of the epoch with the lowest validation loss.
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [epoch for line in lines if (epoch := json.loads(line))["val_loss"] is not None]
     return min(epochs, key=lambda epoch: epoch["val_loss"])[objective] if epochs else None
 
 
-def wait_until_free(place: Path) -> None:
-    """Waits while a process that was given up still saves in a trial's directory."""
+def wait_until_free(directory: Path) -> None:
+    """Waits while the process that had a trial before still saves in its directory."""
     from tfgpu.artifacts.lock import DirectoryLock
     from tfgpu.tune.chief import LEASE
 
     until = time.monotonic() + LEASE
-    while place.is_dir():
+    while directory.is_dir():
         try:
-            with DirectoryLock(place):
+            with DirectoryLock(directory):
                 return
         except RequestError:
             if time.monotonic() > until:
                 return  # The run says what is wrong.
             time.sleep(0.2)
-
-
-def _of_the_chief(error: Exception) -> bool:
-    import grpc
-
-    return isinstance(error, grpc.RpcError)
 
 
 if __name__ == "__main__":

@@ -1,76 +1,32 @@
-"""The worker processes of this machine: started, watched, and started again when one dies."""
+"""The worker processes of one machine: started, watched, and restarted when they die."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tfgpu import errors
 from tfgpu.cli.startup import child_environment
-from tfgpu.errors import Error, RequestError, WorkError
-from tfgpu.machine import hardware
+from tfgpu.errors import DataError, Error, ModelFileError, RequestError, WorkError
 from tfgpu.tune import address
+from tfgpu.tune.devices import WorkerDevices
 from tfgpu.tune.settings import TuneSettings
 
-AGAIN = 75
-"""Exit code of a worker that asks to be started anew, after something that may have left TensorFlow
-in disorder (EX_TEMPFAIL of sysexits.h)."""
+POLL_SECONDS = 0.2
+"""Seconds between two polls of child processes."""
 
-PATIENCE = 60.0
-"""Seconds that a worker has to save its trial before it is killed."""
+RESTART = 75
+"""Exit code of a worker that asks to be restarted, after an error that may have left TensorFlow in
+a bad state (EX_TEMPFAIL of sysexits.h)."""
 
-
-@dataclass(frozen=True)
-class Place:
-    """What one worker computes on.
-
-    Attributes:
-        gpu: Its value of CUDA_VISIBLE_DEVICES; None for what this process sees.
-        cores: Processors it may run on; empty for all.
-    """
-
-    gpu: str | None = None
-    cores: tuple[int, ...] = ()
-
-
-def places(workers: int, *, gpus: Sequence[str], cores: Sequence[int]) -> list[Place]:
-    """Divides a machine among workers.
-
-    Args:
-        workers: How many.
-        gpus: As CUDA_VISIBLE_DEVICES names them.
-        cores: Numbers of the processors this process may run on.
-
-    Raises:
-        RequestError: There are more workers than GPUs.
-    """
-    if workers == 1:
-        return [Place()]
-    if gpus:
-        if workers > len(gpus):
-            count = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}"
-            raise RequestError(
-                f"--workers={workers}: there are {count} here, and each worker takes one; use at "
-                f"most {len(gpus)}, or --devices=CPU:0"
-            )
-        return [Place(gpu=gpu) for gpu in gpus[:workers]]
-    share = len(cores) / workers
-    return [
-        Place(
-            # More workers than cores have to share them.
-            cores=tuple(cores[int(i * share) : int((i + 1) * share)]) or (cores[int(i * share)],)
-        )
-        for i in range(workers)
-    ]
+_PERMANENT = frozenset({RequestError.exit_code, DataError.exit_code})  # Not worth a restart.
+_GRACE_SECONDS = 60.0  # Seconds that a worker has to save its trial before it is killed.
 
 
 class Worker:
@@ -78,27 +34,26 @@ class Worker:
 
     Attributes:
         name: The tuner id.
-        starts: How often it has been started.
     """
 
-    def __init__(self, name: str, place: Place, *, config: TuneSettings, ip: str, port: int):
+    def __init__(
+        self, name: str, devices: WorkerDevices, *, config: TuneSettings, ip: str, port: int
+    ):
         self.name = name
-        self.starts = 0
-        self._place = place
+        self._devices = devices
         self._config = config
         self._log = Path(str(config.run_dir)) / "logs" / f"{name}.log"
         self._environment = child_environment() | address.variables(tuner_id=name, ip=ip, port=port)
-        if place.gpu is not None:
-            self._environment["CUDA_VISIBLE_DEVICES"] = place.gpu
+        if devices.gpu is not None:
+            self._environment["CUDA_VISIBLE_DEVICES"] = devices.gpu
         self._process: subprocess.Popen[bytes] | None = None
         self._offset = 0
         self._asked: float | None = None
         self._trials_ended = self._deaths = 0
 
     def start(self) -> None:
-        """Starts the process; what it says goes to `logs/<name>.log` of the search."""
+        """Starts the process; its output goes to `logs/<name>.log` of the search."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.starts += 1
         self._asked = None
         self._close_stdin()
         with open(self._log, "ab") as log:
@@ -109,27 +64,41 @@ class Worker:
                     "-m",
                     "tfgpu.tune.worker",
                     json.dumps(dataclasses.asdict(self._config)),
-                    ",".join(map(str, self._place.cores)),
+                    ",".join(map(str, self._devices.cores)),
                 ],
-                # Its end tells the worker that this process is gone.
+                # When this process is gone the pipe closes, and the worker ends.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                # Ctrl-C is this process's: it has each trial saved first.
+                # Ctrl-C goes to this process only, which has each trial saved first.
                 start_new_session=True,
             )
 
-    def idle_deaths(self, trials_ended: int) -> int:
-        """Notes that the process has died; how often it has without a trial ending meanwhile."""
+    def check_restart(self, code: int, *, trials_ended: int = 0, attempts: int) -> None:
+        """Checks that it makes sense to restart the process.
+
+        Args:
+            code: The exit code that it has ended with, not 0.
+            trials_ended: Trials of the search that have ended so far.
+            attempts: How often it may die without a trial ending meanwhile.
+
+        Raises:
+            tfgpu.errors.Error: It does not; the error that the process ended with.
+        """
+        if code == RESTART:
+            return
+        if code in _PERMANENT:
+            raise self.failure(code)
         if trials_ended != self._trials_ended:
             self._trials_ended, self._deaths = trials_ended, 0
+        # One more than `attempts`: the chief first gives up a trial that kills its workers.
+        if self._deaths >= attempts:
+            raise self.failure(code)
         self._deaths += 1
-        # A trial that kills its workers is given up first.
-        return self._deaths - 1
 
     def poll(self) -> int | None:
-        """The exit code of a process that has ended, None while it runs."""
+        """Returns the exit code of a process that has ended, None while it runs."""
         assert self._process is not None
         return self._process.poll()
 
@@ -145,10 +114,10 @@ class Worker:
             self._process.kill()
 
     def wait(self) -> None:
-        """Waits for the process, for `PATIENCE` seconds since it was asked to stop."""
+        """Waits for the process, up to `_GRACE_SECONDS` after it was asked to stop."""
         if self._process is None:
             return
-        left = PATIENCE - (time.monotonic() - (self._asked or time.monotonic()))
+        left = _GRACE_SECONDS - (time.monotonic() - (self._asked or time.monotonic()))
         try:
             self._process.wait(max(left, 0.0))
         except subprocess.TimeoutExpired:
@@ -162,7 +131,7 @@ class Worker:
                 self._process.stdin.close()
 
     def last_words(self) -> str:
-        """The error that the process ended with, or the last line it said."""
+        """Returns the error that the process ended with, or the last line it printed."""
         try:
             with open(self._log, "rb") as log:
                 log.seek(self._offset)
@@ -174,30 +143,60 @@ class Worker:
         return (own or lines or [""])[-1].removeprefix("tfgpu: ")
 
     def failure(self, code: int) -> Error:
-        """The error that an exit code stands for."""
+        """Returns the error that an exit code stands for."""
         words = self.last_words() or f"it ended with exit code {code}; {self._log} has more"
-        for kind in (
-            errors.RequestError,
-            errors.DataError,
-            errors.ModelFileError,
-        ):
+        for kind in (RequestError, DataError, ModelFileError):
             if code == kind.exit_code:
                 return kind(words)
-        return WorkError(f"{self.name} {how(code)}: {words}")
+        return WorkError(f"{self.name} {describe_exit(code)}: {words}")
 
 
-def how(code: int) -> str:
-    """How a process ended: "was killed by SIGKILL", "ended with exit code 1"."""
+class WorkerPool:
+    """The worker processes of one machine, started and stopped together.
+
+    Attributes:
+        workers: By tuner id.
+        active: Those that may still train: the others know that the search is over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        devices: Sequence[WorkerDevices],
+        *,
+        config: TuneSettings,
+        ip: str,
+        port: int,
+    ):
+        names = [f"{name}-{number}" for number in range(len(devices))]
+        self.workers = {
+            each: Worker(each, its, config=config, ip=ip, port=port)
+            for each, its in zip(names, devices, strict=True)
+        }
+        self.active = set(self.workers.values())
+
+    def start(self) -> None:
+        """Starts every process."""
+        for worker in self.workers.values():
+            worker.start()
+
+    def exited(self) -> list[tuple[Worker, int]]:
+        """Returns the active workers whose processes have ended, with their exit codes."""
+        return [(each, code) for each in self.active if (code := each.poll()) is not None]
+
+    def stop(self) -> None:
+        """Asks every process to save its trial and end, and waits until all have."""
+        for worker in self.workers.values():
+            worker.stop()
+        for worker in self.workers.values():
+            worker.wait()
+
+
+def describe_exit(code: int) -> str:
+    """Says how a process ended: "was killed by SIGKILL", "ended with exit code 1"."""
     if code < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name
             why = " (out of memory?)" if -code == signal.SIGKILL else ""
             return f"was killed by {name}{why}"
     return f"ended with exit code {code}"
-
-
-def cores() -> tuple[int, ...]:
-    """Numbers of the processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(hardware.usable_cores()))

@@ -1,0 +1,174 @@
+"""A search: its directory, held by a lock, with the oracle and the time that it has taken."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfgpu.artifacts import files
+from tfgpu.artifacts.lock import DirectoryLock
+from tfgpu.cli import flags
+from tfgpu.cli.console import Console
+from tfgpu.data import sources
+from tfgpu.errors import Interrupted, RequestError
+from tfgpu.models.builders import find_builder
+from tfgpu.train import recipe
+from tfgpu.train.settings import TrainSettings
+from tfgpu.tune import devices, oracle, search_directory
+from tfgpu.tune.devices import WorkerDevices
+from tfgpu.tune.search_directory import RESULT, SEARCH
+from tfgpu.tune.settings import TuneSettings
+from tfgpu.tune.space import Space
+
+
+@dataclass
+class Search:
+    """A search in its directory. As a context it holds the directory's lock and the oracle.
+
+    Attributes:
+        config: The settings, with the directory as `run_dir`.
+        directory: Where the files of the search go.
+        space: The search space.
+        epochs: Of a whole training.
+        gpus: GPUs for its workers, as CUDA_VISIBLE_DEVICES names them.
+        worker_devices: The devices of each worker of this machine.
+        console: Where messages go.
+        oracle: One of `tfgpu.tune.oracle`, within the context.
+    """
+
+    config: TuneSettings
+    directory: Path
+    space: Space
+    epochs: int
+    gpus: Sequence[str]
+    worker_devices: Sequence[WorkerDevices]
+    console: Console
+    oracle: Any = None
+
+    def __post_init__(self) -> None:
+        self._lock = DirectoryLock(self.directory)
+        self._earlier_seconds = 0.0
+        self.start_clock()
+
+    @classmethod
+    def open(cls, config: TuneSettings, *, console: Console) -> Search:
+        """Checks all that can be wrong with a search, before anything is written.
+
+        Raises:
+            tfgpu.errors.Error: The space, the data, the devices or the directory is at fault.
+        """
+        space = Space.load(config.space)
+        builder = find_builder(config.model)
+        # Without workers here, trials run on the devices of other machines.
+        gpus, replicas = devices.find(config) if config.workers else ([], 1)
+        worker_devices = devices.divide(config.workers, gpus=gpus, cores=devices.usable_cores())
+        data = sources.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            image_size=config.image_size,
+            seed=config.seed,
+        )
+
+        def resolve(settings: TrainSettings) -> recipe.Resolved:
+            if settings.model == config.model:
+                recipe.check_builder(settings, builder)
+            return recipe.resolve(
+                settings, num_examples=data.train.num_examples, replicas=replicas, on_gpu=bool(gpus)
+            )
+
+        epochs = resolve(config.training).epochs
+        if config.tuner == "hyperband" and "epochs" in space.values():
+            raise RequestError(
+                f"--space={config.space}: 'epochs' is what --tuner=hyperband decides; leave it "
+                "out, or choose another tuner"
+            )
+        space.check(config.training, resolve)
+        directory = search_directory.choose(config, data.name)
+        config = dataclasses.replace(config, run_dir=str(directory))
+        search_directory.check(directory, config, space)
+        return cls(config, directory, space, epochs, gpus, worker_devices, console)
+
+    def __enter__(self) -> Search:
+        files.make_directory(self.directory, flag="run_dir")
+        self._lock.__enter__()
+        try:
+            # search.json first: without it the other files would not be those of a search.
+            if not (self.directory / SEARCH).exists():
+                identity = search_directory.identity(self.config, self.space)
+                search_directory.write_json(self.directory / SEARCH, identity)
+            if not (self.directory / "tensorboard").exists():
+                values = self.space.values()
+                search_directory.write_hparams(values, self.directory / "tensorboard")
+            self.console.log_to(self._log)
+            self.oracle = oracle.make(
+                self.config,
+                self.space.hyperparameters,
+                epochs=self.epochs,
+                directory=self.directory,
+            )
+            self.oracle.reload()
+            self._earlier_seconds = self.oracle.seconds
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.console.log_to(None)
+        self._lock.__exit__()
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError), open(self.directory / "log.txt", "a") as log:
+            log.write(text if text.endswith("\n") else text + "\n")
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The settings that say when a search is finished: with larger ones it is continued."""
+        return {
+            name: getattr(self.config, name)
+            for name in ("max_trials", "max_minutes", "final_seeds")
+        }
+
+    def finished_result(self) -> dict[str, Any] | None:
+        """Returns the result of this search if it has nothing left to do, else None."""
+        path = self.directory / RESULT
+        if not path.exists():
+            return None
+        result = search_directory.read_json(path)
+        finished = result.get("status") == "finished" and result.get("asked") == self.limits
+        return result if finished else None
+
+    def start_clock(self) -> None:
+        """Counts the time of this process from now on."""
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the search has taken, in all processes together."""
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until --max_minutes are over; None without a limit."""
+        if self.config.max_minutes is None:
+            return None
+        return self.config.max_minutes * 60 - self.seconds
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that continues the search."""
+        again = dataclasses.replace(self.config, resume="auto")
+        return shlex.join(["tfgpu", "tune", *flags.to_argv(again, command="tune")])
+
+    def interrupted(self, number: int) -> Interrupted:
+        """Returns the error of a search that a signal has stopped."""
+        name = signal.Signals(number).name
+        return Interrupted(number, f"stopped by {name}; continue with: {self.resume_command}")

@@ -1,0 +1,165 @@
+"""The directory of a search: its files, and whether it holds the search that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tfgpu.artifacts import files
+from tfgpu.artifacts.files import plain
+from tfgpu.artifacts.run_directory import differences
+from tfgpu.errors import RequestError
+from tfgpu.tune.settings import TuneSettings
+from tfgpu.tune.space import Space
+
+SEARCH = "search.json"
+RESULT = "result.json"
+BEST = "best_config.json"
+TABLE = "trials.jsonl"
+FINAL = "final"
+
+_RECORDED = (
+    "settings directory worker parameters samples_per_second started ended seconds where"
+).split()
+"""Fields of the chief's record of a trial that are copied to trials.jsonl."""
+
+
+def choose(config: TuneSettings, dataset: str) -> Path:
+    """Returns the directory that --run_dir names, or a new one below `runs/`, not made yet."""
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser()
+    name = (
+        f"tune-{files.file_name(dataset)}-{files.file_name(config.model)}-"
+        f"{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    directory, number = Path("runs") / name, 1
+    while directory.exists():
+        number += 1
+        directory = Path("runs") / f"{name}-{number}"
+    return directory
+
+
+def identity(config: TuneSettings, space: Space) -> dict[str, Any]:
+    """Returns what makes two searches the same one: settings and hyperparameters."""
+    # Where the data lie is no part of it either.
+    free = config.names(on_resume="ignored") | {"data_dir"}
+    settings = {name: value for name, value in config.to_json().items() if name not in free}
+    return settings | {f"space {name}": text for name, text in space.identity().items()}
+
+
+def check_same(directory: Path, config: TuneSettings, space: Space) -> None:
+    """Compares the settings with those of the search in a directory.
+
+    Raises:
+        RequestError: It is another search; names the differences.
+    """
+    saved = read_json(directory / SEARCH)
+    found = differences(saved, identity(config, space), ignoring=frozenset())
+    if found:
+        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if found[5:] else "")
+        raise RequestError(
+            f"run_dir {str(directory)!r} holds another search ({shown}); name another --run_dir, "
+            "or give the same settings"
+        )
+
+
+def check(directory: Path, config: TuneSettings, space: Space) -> None:
+    """Checks that the directory is free or holds this search, and that --resume allows that.
+
+    Raises:
+        RequestError: The directory holds something else, or --resume rules it out.
+    """
+    if not (directory / SEARCH).exists():
+        # Hidden files are tfgpu's: the lock, and what a kill left half written.
+        if directory.exists() and any(file.name[0] != "." for file in directory.iterdir()):
+            raise RequestError(
+                f"run_dir {str(directory)!r} holds files but no search (no {SEARCH}); name another"
+            )
+        if config.resume == "must":
+            raise RequestError(
+                f"run_dir {str(directory)!r} holds no search that --resume=must could continue; "
+                "check the name, or leave --resume out to start one"
+            )
+        return
+    check_same(directory, config, space)
+    if config.resume == "never":
+        raise RequestError(
+            f"run_dir {str(directory)!r} holds this search already, and --resume=never "
+            "overwrites nothing; name another --run_dir"
+        )
+
+
+def write_hparams(values: dict[str, list[Any]], directory: Path) -> None:
+    """Writes the settings and their ranges, from `Space.values`, for TensorBoard's HParams tab."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
+
+    settings = []
+    for name, found in values.items():
+        kinds = {type(value) for value in found}
+        domain: Any = None
+        if kinds == {float}:
+            domain = api.RealInterval(found[0], found[-1])
+        elif kinds == {int}:
+            domain = api.IntInterval(found[0], found[-1])
+        elif len(kinds) == 1 and kinds <= {str, bool}:
+            domain = api.Discrete(found)
+        settings.append(api.HParam(name, domain))
+    metrics = [
+        api.Metric(f"result/{name}", display_name=name)
+        for name in ("val_accuracy", "val_loss", "accuracy", "loss", "samples_per_second")
+    ]
+    writer = tf.summary.create_file_writer(str(directory))
+    with writer.as_default():
+        api.hparams_config(hparams=settings, metrics=metrics)
+    writer.close()
+
+
+def write_trials(directory: Path, oracle: Any, *, objective: str) -> None:
+    """Writes trials.jsonl: a line for each trial, in the order of their start."""
+    lines = []
+    for trial in oracle.trials.values():
+        record = oracle.records.get(trial.trial_id, {})
+        values = trial.hyperparameters.values
+        line = {
+            "trial": trial.trial_id,
+            "status": trial.status.lower(),
+            "reason": record.get("reason"),
+            objective: trial.score,
+            "metrics": record.get("metrics"),
+            "epochs": record.get("epochs"),
+            "values": {k: v for k, v in values.items() if not k.startswith("tuner/")},
+            "tuner": {
+                k.removeprefix("tuner/"): v for k, v in values.items() if k.startswith("tuner/")
+            },
+        }
+        line |= {name: record.get(name) for name in _RECORDED}
+        lines.append(json.dumps(plain(line)) + "\n")
+    with contextlib.suppress(OSError), files.replacing(directory / TABLE) as beside:
+        beside.write_text("".join(lines), "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        RequestError: The file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{str(path)!r} cannot be read ({error}); name another --run_dir, or put it back"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{str(path)!r} holds no JSON object; name another --run_dir")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    with files.replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
