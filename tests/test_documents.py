@@ -1,5 +1,6 @@
 """What the documents name is there: files, headings, flags, commands; and their code is code."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -151,3 +152,10 @@ def test_what_the_architecture_names_is_in_the_package():
             assert (folder / name).is_file(), line
     for name in re.findall(r"`([a-z]+/[a-z_]+\.py)`", _prose(page)):
         assert (package / name).is_file(), name
+
+
+def test_the_tables_of_settings_are_those_of_the_declarations():
+    command = [sys.executable, str(ROOT / "docs" / "update_settings.py"), "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -1,16 +1,22 @@
-"""Properties of settings: what it refuses, what it says then, and its JSON form."""
+"""Properties of settings: what they refuse, what they say then, and their JSON form."""
 
 import dataclasses
+import inspect
 import json
 import math
 
 import pytest
 
+from tfgpu.bench.settings import BenchSettings
+from tfgpu.cli import flags
+from tfgpu.cli import settings as settings_module
 from tfgpu.errors import RequestError
 from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.export.settings import EXPORT_FORMATS, ExportSettings
 from tfgpu.predict.settings import PredictSettings
 from tfgpu.train.settings import TrainSettings
+
+COMMANDS = ("train", "evaluate", "predict", "export", "tune", "bench", "doctor")
 
 # One value for every field, none of them the default.
 EVERYTHING = {
@@ -288,3 +294,56 @@ def test_the_commands_after_training_refuse_what_is_impossible(settings, values,
 )
 def test_formats_are_written_in_one_order(formats, chosen):
     assert ExportSettings(run_dir="a", formats=formats).chosen_formats == chosen
+
+
+def test_a_run_is_continued_with_what_decides_how_it_is_computed():
+    """These words are in run directories that exist: a setting must not change sides unseen."""
+    assert TrainSettings.names(on_resume="ignored") == {
+        *("run_dir", "resume", "verbosity", "progress")
+    }
+    assert TrainSettings.names(on_resume="allowed") == {
+        *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
+        *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
+        *("checkpoint_every", "tensorboard", "profile"),
+    }
+
+
+def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
+    assert TrainSettings.names(tunable=False) == {
+        *("strategy", "devices", "virtual_devices", "intra_op_threads", "deterministic"),
+        *("dataset", "data_dir", "validation_fraction", "image_size", "seed", "run_dir", "resume"),
+        *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_of_a_command_has_help_and_a_section(command):
+    taken = flags.command_of(command)
+    for title, section in taken.page().items():
+        assert title
+        for name in section:
+            assert taken.settings.help(name), name
+
+
+def test_help_is_that_of_the_nearest_class_that_has_any():
+    assert TrainSettings.help("run_dir") != BenchSettings.help("run_dir")
+    assert TrainSettings.help("seed") == BenchSettings.help("seed")
+
+
+def test_without_its_source_a_command_has_no_help_and_still_works(monkeypatch):
+    def no_source(module):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", no_source)
+    settings_module._documented.cache_clear()
+    try:
+        assert "--epochs=auto|N" in flags.help_text("train")
+        assert flags.parse(["--epochs=3"]).epochs == 3
+    finally:
+        settings_module._documented.cache_clear()
+
+
+def test_another_default_keeps_the_declaration():
+    assert BenchSettings.setting("input") == TrainSettings.setting("input")
+    with pytest.raises(RequestError, match="--input=memory: must be one of"):
+        BenchSettings(input="memory")
