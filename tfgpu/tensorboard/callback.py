@@ -18,9 +18,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.util import tensor_util
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
-from tfgpu.engine.step_statistics import Gauges
+from tfgpu.engine.step_statistics import StepStatistics
 from tfgpu.machine import flops
 from tfgpu.machine.peak_rate import peak_flops
 from tfgpu.tensorboard import pictures
@@ -42,7 +43,7 @@ class _Interval:
     executing: float = 0.0
 
 
-class TensorBoard(keras.callbacks.TensorBoard):
+class TensorBoard(private.TensorBoardHooks):
     """Writes event files that TensorBoard shows; for `tfgpu.Model.fit`, and for Keras' own.
 
     Tags and folders are those of `keras.callbacks.TensorBoard`: `train/` and `validation/` with
@@ -103,7 +104,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._class_names = tuple(class_names)
         self._hparams = dict(hparams) if hparams is not None else None
         self._write_batches = write_batches
-        self._gauges: Gauges | None = None
+        self._statistics: StepStatistics | None = None
         self._interval: _Interval | None = None
         self._lengths: set[int] = set()  # Of executions that were traced.
         self._base = self._consumed = self._written = 0
@@ -120,7 +121,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def get_state(self) -> dict[str, Any]:
         """Returns the size of each event file, in bytes, and what need not be written again."""
-        for writer in self._writers.values():
+        for writer in self.open_writers.values():
             writer.flush()
         return {
             "files": {
@@ -135,7 +136,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def set_state(self, state: dict[str, Any]) -> None:
         """Cuts the event files back to those sizes and removes the ones that were not there."""
         # `on_train_begin` has opened a file already; the next event opens another.
-        self._close_writers()
+        self.close_writers()
         for file in self._event_files():
             size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
             if size == 0:
@@ -151,34 +152,37 @@ class TensorBoard(keras.callbacks.TensorBoard):
             return []
         return sorted(self._directory.rglob("events.out.tfevents.*"))
 
-    def _close_writers(self) -> None:
-        super()._close_writers()
-        self._writers: dict[str, Any] = {}  # What is written later opens new files.
+    def close_writers(self) -> None:
+        """Closes all event files."""
+        super().close_writers()
+        self.open_writers = {}  # What is written later opens new files.
 
-    def _push_writer(self, writer: Any, step: int) -> None:
+    def push_writer(self, writer: Any, step: int) -> None:
+        """Makes `writer` the one of summaries that a step writes."""
         # Keras goes on to record only every `update_freq`-th batch, also what it writes itself at
         # the end of an epoch. Of a model's own summaries it records all or, above 1, none.
         entered = contextlib.ExitStack()
         if self.update_freq == 1:
             entered.enter_context(writer.as_default(step))
-        self._prev_summary_state.append(entered)
+        self.entered_writers.append(entered)
 
-    def _pop_writer(self) -> None:
-        self._prev_summary_state.pop().close()
+    def pop_writer(self) -> None:
+        """Takes back what `push_writer` did last."""
+        self.entered_writers.pop().close()
 
     @property
     def _root_writer(self) -> Any:
-        if "root" not in self._writers:
-            self._writers["root"] = tf.summary.create_file_writer(str(self._directory))
-        return self._writers["root"]
+        if "root" not in self.open_writers:
+            self.open_writers["root"] = tf.summary.create_file_writer(str(self._directory))
+        return self.open_writers["root"]
 
     # ---- Keras' hooks ----------------------------------------------------------------------
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        self._should_write_train_graph = False  # Keras' way to do it finds no graph.
-        if hasattr(model, "_gauges"):
-            self._gauges = Gauges.of(model)
+        self.writes_train_graph = False  # Keras' way to do it finds no graph.
+        if hasattr(model, "tfgpu_statistics"):
+            self._statistics = StepStatistics.of(model)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._base = self._consumed = self._written = 0
@@ -193,10 +197,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._flops = counted.training if counted.forward and not counted.uncounted else None
         if self._flops is not None:
             self._peak = self._peak_of_replicas()
-        self._batches = batches = getattr(self.model, "_latest_batches", None)
-        if self._should_trace and batches is not None:
+        self._batches = batches = getattr(self.model, "tfgpu_batches", None)
+        if self.is_to_profile and batches is not None:
             # From the step before on, so that nothing is traced or compiled in the profile.
-            batches.alone = range(max(0, self._start_batch - 2), self._stop_batch)
+            batches.alone = range(max(0, self.first_profiled - 2), self.last_profiled)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
@@ -210,12 +214,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._first_of_execution = batch
-        self._global_train_batch = self._base + batch + 1
+        self.global_batch = self._base + batch + 1
         # For summaries that the model itself writes.
-        self._pop_writer()
-        self._push_writer(self._train_writer, self._global_train_batch)
-        if self._should_trace:
-            self._profile(self._global_train_batch)
+        self.pop_writer()
+        self.push_writer(self.train_writer, self.global_batch)
+        if self.is_to_profile:
+            self._profile(self.global_batch)
         self._execution_began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -229,8 +233,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self._marker is not None:
             self._marker.__exit__(None, None, None)
             self._marker = None
-        if self._profiler_started and self._consumed >= self._stop_batch:
-            self._stop_profiler()
+        if self.is_profiling and self._consumed >= self.last_profiled:
+            self.stop_profiler()
         if not self._graph_written:
             self._write_step_graph()
         if length not in self._lengths:
@@ -255,18 +259,18 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._interval = None
-        self._stop_profiler()
+        self.stop_profiler()
         if self._hparams is not None:
             self._end_hparams()
         super().on_train_end(logs)
 
-    def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
+    def collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Returns `logs` with the learning rate of the optimizer's updates."""
         optimizer = update.inner(self.model.optimizer)
         if hasattr(optimizer, "optimizers"):  # One that hands variables to others.
-            collected: dict[str, Any] = super()._collect_learning_rate(logs)
-            return collected
+            return super().collect_learning_rate(logs)
         rate = optimizer.learning_rate
-        schedule = getattr(optimizer, "_learning_rate", None)
+        schedule = private.given_learning_rate(optimizer)
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             # Of its updates: with accumulated gradients Keras asks for the rate of its calls.
             rate = schedule(optimizer.iterations)
@@ -293,8 +297,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """Writes a point of everything that is not an epoch's."""
         # Not left out where the times are: a resumed run has other first executions.
         point = {f"batch_{name}": (value, "") for name, value in _floats(logs).items()}
-        if self._gauges is not None and self._gauges.has_norm:
-            norm = _number(self._gauges.gradient_norm)
+        if self._statistics is not None and self._statistics.has_norm:
+            norm = _number(self._statistics.gradient_norm)
             point["training/gradient_norm"] = (norm, "Of the latest step, unclipped.")
         scale = update.loss_scale(self.model.optimizer) if self.model.optimizer else None
         if scale is not None:
@@ -355,24 +359,24 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 tensor=tensor_util.make_tensor_proto(np.float32(value)),
                 metadata=scalar_metadata.create_summary_metadata("", description),
             )
-        with self._train_writer.as_default():
+        with self.train_writer.as_default():
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=self._consumed)
 
     def _examples(self) -> float:
         """Examples of this epoch so far; the loss weighs by them."""
-        tracker = getattr(self.model, "_loss_tracker", None)
+        tracker = private.loss_tracker(self.model)
         if tracker is None:
             return 0.0
         # Of this worker's replicas: to ask the others for theirs they would have to ask too.
         strategy = self.model.distribute_strategy
-        parts = strategy.experimental_local_results(tracker.count._value)
+        parts = strategy.experimental_local_results(tracker.count.value)
         return sum(map(_number, parts)) * strategy.num_replicas_in_sync / len(parts)
 
     def _waited(self) -> float:
-        return 0.0 if self._gauges is None else float(self._gauges.input_seconds.numpy())
+        return 0.0 if self._statistics is None else float(self._statistics.input_seconds.numpy())
 
     def _saving(self) -> float:
-        callbacks = getattr(self.model, "_fit_callbacks", None) or ()
+        callbacks = getattr(self.model, "tfgpu_callbacks", None) or ()
         callbacks = getattr(callbacks, "callbacks", callbacks)
         if not isinstance(callbacks, list | tuple):
             callbacks = (callbacks,)
@@ -395,7 +399,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def _write_step_graph(self) -> None:
         graph = step_graph(self.model)
         if graph is not None:
-            with self._train_writer.as_default():
+            with self.train_writer.as_default():
                 tf.summary.graph(graph)
             self._graph_written = True
 
@@ -409,7 +413,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if images.shape[-1] not in (1, 3):
             return
         captions = [[self._name(label)] for label in labels]
-        with self._train_writer.as_default():
+        with self.train_writer.as_default():
             tf.summary.image(
                 "batch",
                 pictures.grid(images, captions)[None],
@@ -444,7 +448,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 (heapq.heappush if len(worst) < _SHOWN else heapq.heappushpop)(worst, entry)
             seen += len(labels)
         names = [self._name(label) for label in range(classes)]
-        with self._val_writer.as_default():
+        with self.validation_writer.as_default():
             tf.summary.image(
                 "confusion_matrix",
                 pictures.confusion(matrix, names)[None],
@@ -464,7 +468,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                     step=step,
                     description="The mistakes the model is surest of: true class, predicted class.",
                 )
-        self._val_writer.flush()
+        self.validation_writer.flush()
 
     def show_result(self, metrics: Mapping[str, float | None], *, step: int) -> None:
         """Writes final metrics, which the HParams tab shows beside the settings.
@@ -477,7 +481,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for name, value in metrics.items():
                 if value is not None:
                     tf.summary.scalar(f"result/{name}", value, step=step)
-        self._close_writers()
+        self.close_writers()
 
     def _name(self, label: Any) -> str:
         label = int(label)
@@ -505,9 +509,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def _profile(self, step: int) -> None:
         """Starts the profiler where it is to start, and marks the step for it."""
-        if not self._profiler_started and self._start_batch <= step <= self._stop_batch:
-            self._start_profiler(logdir=self._train_dir)
-        if self._profiler_started:
+        if not self.is_profiling and self.first_profiled <= step <= self.last_profiled:
+            self.start_profiler(logdir=self.train_directory)
+        if self.is_profiling:
             self._marker = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
             self._marker.__enter__()
 
@@ -537,7 +541,7 @@ def _finished(dataset: Any, element: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _local_devices(model: keras.Model) -> list[str]:
-    if model._distribute_strategy is not None:
+    if private.own_strategy(model) is not None:
         devices = model.distribute_strategy.extended.worker_devices
     else:  # The default strategy, which names none.
         devices = [d.name for d in tf.config.list_logical_devices("GPU")[:1]] or ["device:CPU:0"]
