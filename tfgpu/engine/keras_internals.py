@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfgpu.engine.private_names import Attribute, Method, require, require_use, versions
+from tfgpu.engine.private_names import Attribute, Method, calling, require, versions
 from tfgpu.errors import VersionError
 
 try:
@@ -57,7 +57,7 @@ as_array = require(tensorflow_trainer, "convert_to_np_if_not_ragged", "x")
 own_strategy = Attribute(TensorFlowTrainer, "_distribute_strategy")  # None: the default one.
 compile_loss = Attribute(trainer.Trainer, "_compile_loss")
 compile_metrics = Attribute(trainer.Trainer, "_compile_metrics")
-compile_config = Attribute(trainer.Trainer, "_compile_config", used_in="compile")
+compile_config = Attribute(trainer.Trainer, "_compile_config")
 loss_tracker = Attribute(trainer.Trainer, "_loss_tracker")
 given_jit_compile = Attribute(trainer.Trainer, "_jit_compile")
 initial_epoch = Attribute(trainer.Trainer, "_initial_epoch")
@@ -72,13 +72,14 @@ symbolic_build = Method(keras.Model, "_symbolic_build", "self", "iterator", "dat
 for _step in ("train", "test", "predict"):
     require(TensorFlowTrainer, f"{_step}_step", "self", "data")
     require(TensorFlowTrainer, f"make_{_step}_function", "self", "force")
-    require_use(TensorFlowTrainer, f"make_{_step}_function", f"{_step}_function")
-for _user in ("fit", "evaluate"):
-    require_use(TensorFlowTrainer, _user, "_maybe_symbolic_build", "_get_metrics_result_or_logs")
-require(TensorFlowTrainer, "_maybe_symbolic_build", "self", "iterator", "data_batch")
-require(TensorFlowTrainer, "_get_metrics_result_or_logs", "self", "logs")
-require(TensorFlowTrainer, "_resolve_auto_jit_compile", "self")
-require_use(TensorFlowTrainer, "compile", "_resolve_auto_jit_compile")
+    require(TensorFlowTrainer, f"{_step}_function")
+for _caller in ("fit", "evaluate"):
+    for _hook in (
+        ("_maybe_symbolic_build", "self", "iterator", "data_batch"),
+        ("_get_metrics_result_or_logs", "self", "logs"),
+    ):
+        require(TensorFlowTrainer, *_hook, called_by=_caller)
+require(TensorFlowTrainer, "_resolve_auto_jit_compile", "self", called_by="compile")
 
 # The mixin has no base; to a type checker it is what it is mixed into.
 _Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object
@@ -90,14 +91,11 @@ class TrainerHooks(_Trainer):
     The names begin with `tfgpu_` because users derive from that class in turn.
     """
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        self.tfgpu_prepare(iterator, data_batch)
+    _maybe_symbolic_build = calling("tfgpu_prepare")
+    _resolve_auto_jit_compile = calling("tfgpu_resolve_jit_compile")
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         return super()._get_metrics_result_or_logs(self.tfgpu_logs(logs))
-
-    def _resolve_auto_jit_compile(self) -> Any:
-        return self.tfgpu_resolve_jit_compile()
 
 
 def written_as(ours: type, theirs: type) -> None:
@@ -118,21 +116,18 @@ TFEpochIterator = require(tensorflow_trainer, "TFEpochIterator")
 epoch_dataset = Attribute(TFEpochIterator, "_distributed_dataset")
 current_iterator = Attribute(EpochIterator, "_current_iterator")
 known_batches = Attribute(EpochIterator, "_num_batches")
-enumerate_epoch = Method(EpochIterator, "_enumerate_iterator", "self")
+enumerate_epoch = Method(EpochIterator, "_enumerate_iterator", "self", called_by="__iter__")
 warn_of_interruption = Method(EpochIterator, "_interrupted_warning", "self")
 dataset_inputs = Method(tf.data.Dataset, "_inputs", "self")
 create_device_dataset = Method(multi_device_iterator_ops, "_create_device_dataset")
 
-require(TFEpochIterator, "_get_iterator", "self")
+require(EpochIterator, "_get_iterator", "self", called_by="_enumerate_iterator")
+for _name in ("data_adapter", "steps_per_epoch", "steps_per_execution"):
+    require(EpochIterator, _name)
+require(TFEpochIterator, "_distribute_strategy")
+require(GeneratorDataAdapter, "generator")
 require(tf.data.Dataset, "_variant_tensor")
-require_use(EpochIterator, "__iter__", "_enumerate_iterator")
-require_use(EpochIterator, "__init__", "data_adapter", "steps_per_epoch", "steps_per_execution")
-require_use(EpochIterator, "_enumerate_iterator", "_get_iterator")
-require_use(TFEpochIterator, "__init__", "_distribute_strategy")
-require_use(GeneratorDataAdapter, "__init__", "generator")
-require_use(
-    multi_device_iterator_ops.OwnedMultiDeviceIterator, "__init__", "_create_device_dataset"
-)
+require(multi_device_iterator_ops.OwnedMultiDeviceIterator, "_create_device_dataset")
 
 
 def _distribute_when_read() -> None:
@@ -196,8 +191,8 @@ unscale_loss = Method(loss_module, "unscale_loss_for_distribution", "value")
 mean_update = Method(keras.metrics.Mean, "update_state", "self", "values", "sample_weight")
 
 require(CompileLoss, "build", "self", "y_true", "y_pred")
-require_use(loss_module.Loss, "__call__", "reduce_weighted_values")
-require_use(*(TensorFlowTrainer, "train_step"), *("loss_module", "unscale_loss_for_distribution"))
+require(loss_module.Loss, "reduce_weighted_values", called_by="__call__")
+require(TensorFlowTrainer, "unscale_loss_for_distribution", called_by="train_step")
 
 # ---- optimizers ------------------------------------------------------------------------------
 
@@ -205,16 +200,15 @@ _Optimizer = keras.optimizers.Optimizer
 optimizer_strategy = Attribute(_Optimizer, "_distribution_strategy")
 optimizer_variables = Attribute(_Optimizer, "_variables")
 updated_variables = Attribute(_Optimizer, "_trainable_variables")
-accumulated_gradients = Attribute(_Optimizer, "_accumulated_gradients", used_in="build")
+accumulated_gradients = Attribute(_Optimizer, "_accumulated_gradients")
 calls = Attribute(_Optimizer, "_iterations")
 given_learning_rate = Attribute(_Optimizer, "_learning_rate")
 variable_index = Method(_Optimizer, "_get_variable_index", "self", "variable")
 apply_unclipped = Method(
-    _Optimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"
+    *(_Optimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
+    called_by="apply",
 )
-
-require_use(_Optimizer, "apply", "_backend_apply_gradients")
-require_use(_Optimizer, "_distributed_tf_update_step", "update_step")
+require(_Optimizer, "update_step", "self", called_by="_distributed_tf_update_step")
 
 # ---- variables and random numbers ------------------------------------------------------------
 
@@ -223,16 +217,19 @@ SyncOnReadVariable = require(distribute_values, "SyncOnReadVariable")
 variable_value = Attribute(keras.Variable, "_value")
 own_copy = Method(DistributedVariable, "_get_on_device_or_primary", "self")
 assign_distributed = Method(DistributedVariable, "_update", "self", "update_fn", "value")
-read_variable = Method(BaseResourceVariable, "_read_variable_op", "self")
+read_variable = Method(BaseResourceVariable, "_read_variable_op", "self", called_by="value")
 draw_seed = Method(keras.random.SeedGenerator, "next", "self", "ordered")
 
 require(BaseResourceVariable, "assign", "self", "value")
-require_use(BaseResourceVariable, "value", "_read_variable_op")
-require_use(distribute_values.values_util, "on_write_assign", "_update")
-require_use(DistributedVariable, "__init__", "_distributed_container")
-require(global_state, "get_global_attribute", "name")
-require(global_state, "set_global_attribute", "name")
-_GLOBAL_GENERATOR = require(seed_generator, "GLOBAL_SEED_GENERATOR")
+require(distribute_values.values_util, "_update")
+require(DistributedVariable, "_distributed_container")
+
+_name = require(seed_generator, "GLOBAL_SEED_GENERATOR")
+# Of this thread; None before its first use.
+global_generator = functools.partial(require(global_state, "get_global_attribute", "name"), _name)
+set_global_generator = functools.partial(
+    require(global_state, "set_global_attribute", "name"), _name
+)
 
 
 def is_copy(variable: Any) -> bool:
@@ -240,16 +237,6 @@ def is_copy(variable: Any) -> bool:
     return hasattr(variable, "_distributed_container") or hasattr(
         variable.handle, "_distributed_container"
     )
-
-
-def global_generator() -> Any:
-    """Keras' global `SeedGenerator` of this thread; None before its first use."""
-    return global_state.get_global_attribute(_GLOBAL_GENERATOR)
-
-
-def set_global_generator(generator: Any) -> None:
-    """Makes `generator` the one that `global_generator` returns."""
-    global_state.set_global_attribute(_GLOBAL_GENERATOR, generator)
 
 
 # ---- strategies ------------------------------------------------------------------------------
@@ -265,9 +252,8 @@ require(distribute_lib, "_get_default_strategy")
 require(distribute_lib, "_DefaultDistributionStrategy")
 require(distribute_lib, "UpdateContext", "replica_id")
 require(tf.distribute.MirroredStrategy, "_collective_key_base")
-require_use(mirrored_strategy.MirroredExtended, "__init__", "_collective_key_base")
-require_use(tf.distribute.ReplicaContext, "__init__", "_local_replica_id")
-require_use(tf.distribute.ReplicaContext, "_replica_id", "_local_replica_id")
+require(mirrored_strategy.MirroredExtended, "_collective_key_base")
+require(tf.distribute.ReplicaContext, "_local_replica_id", called_by="_replica_id")
 
 
 def is_default(strategy: tf.distribute.Strategy) -> bool:
@@ -321,9 +307,8 @@ registered_kernels = require(kernels, "get_registered_kernels_for_op", "name")
 PINNED = ("_keras_mask", "_keras_logits")
 """Attributes in which Keras pins further tensors to a tensor."""
 
-require_use(nn, "softmax", "_keras_logits")
-if "_keras_mask" not in masking.get_keras_mask.__code__.co_consts:
-    raise VersionError(f"tfgpu needs masks in _keras_mask; {versions()} keeps them elsewhere")
+require(masking, "_keras_mask")
+require(nn, "_keras_logits")
 
 # ---- callbacks -------------------------------------------------------------------------------
 
@@ -334,57 +319,32 @@ swap_averages = Method(_Swap, "_swap_variables", "self")
 finalize_averages = Method(_Swap, "_finalize_ema_values", "self")
 batches_since_saving = Attribute(keras.callbacks.ModelCheckpoint, "_batches_seen_since_last_saving")
 
-require(_TensorBoard, "_push_writer", "self", "writer", "step")
-require(_TensorBoard, "_pop_writer", "self")
-require(_TensorBoard, "_close_writers", "self")
-require(_TensorBoard, "_collect_learning_rate", "self", "logs")
-require_use(_TensorBoard, "on_train_begin", "_push_writer")
-require_use(_TensorBoard, "on_train_end", "_pop_writer", "_close_writers")
-require_use(_TensorBoard, "_log_epoch_metrics", "_collect_learning_rate")
+close_writers = Method(_TensorBoard, "_close_writers", "self", called_by="on_train_end")
+collect_learning_rate = Method(
+    _TensorBoard, "_collect_learning_rate", "self", "logs", called_by="_log_epoch_metrics"
+)
+require(_TensorBoard, "_push_writer", "self", "writer", "step", called_by="on_train_begin")
+require(_TensorBoard, "_pop_writer", "self", called_by="on_train_end")
 
 
 class TensorBoardHooks(keras.callbacks.TensorBoard):
     """Keras' callback, with its private attributes and the methods it calls under public names."""
 
-    train_directory = Attribute(_TensorBoard, "_train_dir", used_in="set_model")
+    train_directory = Attribute(_TensorBoard, "_train_dir")
     train_writer = Attribute(_TensorBoard, "_train_writer")
     validation_writer = Attribute(_TensorBoard, "_val_writer")
     open_writers = Attribute(_TensorBoard, "_writers")
     entered_writers = Attribute(_TensorBoard, "_prev_summary_state")
-    writes_train_graph = Attribute(_TensorBoard, "_should_write_train_graph", used_in="set_model")
+    writes_train_graph = Attribute(_TensorBoard, "_should_write_train_graph")
     global_batch = Attribute(_TensorBoard, "_global_train_batch")
-    is_to_profile = Attribute(_TensorBoard, "_should_trace", used_in="_init_profile_batch")
-    first_profiled = Attribute(_TensorBoard, "_start_batch", used_in="_init_profile_batch")
-    last_profiled = Attribute(_TensorBoard, "_stop_batch", used_in="_init_profile_batch")
-    is_profiling = Attribute(_TensorBoard, "_profiler_started", used_in="_init_profile_batch")
+    is_to_profile = Attribute(_TensorBoard, "_should_trace")
+    first_profiled = Attribute(_TensorBoard, "_start_batch")
+    last_profiled = Attribute(_TensorBoard, "_stop_batch")
+    is_profiling = Attribute(_TensorBoard, "_profiler_started")
     start_profiler = Attribute(_TensorBoard, "_start_profiler")
     stop_profiler = Attribute(_TensorBoard, "_stop_profiler")
 
-    def _push_writer(self, writer: Any, step: int) -> None:
-        self.push_writer(writer, step)
-
-    def _pop_writer(self) -> None:
-        self.pop_writer()
-
-    def _close_writers(self) -> None:
-        self.close_writers()
-
-    def _collect_learning_rate(self, logs: dict[str, Any]) -> Any:
-        return self.collect_learning_rate(logs)
-
-    def push_writer(self, writer: Any, step: int) -> None:
-        """Makes `writer` the one of summaries that a step writes."""
-        super()._push_writer(writer, step)
-
-    def pop_writer(self) -> None:
-        """Takes back what `push_writer` did last."""
-        super()._pop_writer()
-
-    def close_writers(self) -> None:
-        """Closes all event files."""
-        super()._close_writers()
-
-    def collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """Returns `logs` with the learning rate."""
-        collected: dict[str, Any] = super()._collect_learning_rate(logs)
-        return collected
+    _push_writer = calling("push_writer")
+    _pop_writer = calling("pop_writer")
+    _close_writers = calling("close_writers")
+    _collect_learning_rate = calling("collect_learning_rate")

@@ -6,85 +6,77 @@ import, in one line, where a hook that is no longer called would be found out mu
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from types import CodeType
+from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 from tfgpu.errors import VersionError
 
 _TITLES = {"keras": "Keras", "tensorflow": "TensorFlow", "keras_tuner": "KerasTuner"}
-_MISSING: Any = object()
 
 
 def versions() -> str:
-    """The libraries in question that are imported, with their versions."""
-    return " with ".join(
-        f"{title} {sys.modules[name].__version__}"
-        for name, title in _TITLES.items()
-        if name in sys.modules
-    )
+    """The libraries that are imported, with their versions."""
+    known = [(sys.modules[name], title) for name, title in _TITLES.items() if name in sys.modules]
+    return " with ".join(f"{title} {module.__version__}" for module, title in known)
 
 
-def require(owner: Any, name: str, *parameters: str) -> Any:
+def require(owner: Any, name: str, *parameters: str, called_by: str | None = None) -> Any:
     """Returns what a class or module has under `name`.
 
     Args:
         owner: The class or module.
-        name: Of an attribute.
-        *parameters: The names that the parameters of the attribute, a callable, begin with.
+        name: Of an attribute; one that instances alone have is known by the methods that use it.
+        *parameters: The names with which the parameters of a callable begin.
+        called_by: A method of the class that has to call it.
+
+    Returns:
+        The attribute; None for that of instances.
 
     Raises:
-        VersionError: There is no such attribute, or it takes others.
+        VersionError: It is not there, takes something else or is not called.
     """
-    found = getattr(owner, name, _MISSING)
-    if found is _MISSING:
-        raise VersionError(f"tfgpu needs {_path(owner, name)}, which {versions()} does not have")
+    path = ".".join(filter(None, [getattr(owner, "__module__", ""), owner.__name__, name]))
+    found: Any = getattr(owner, name, None)
+    if found is None and (parameters or name not in _used(owner)):
+        raise VersionError(f"tfgpu needs {path}, which {versions()} does not have")
     if parameters:
         given = tuple(inspect.signature(found).parameters)[: len(parameters)]
         if given != parameters:
             raise VersionError(
-                f"tfgpu needs {_path(owner, name)} to begin with the parameters "
-                f"{', '.join(parameters)}; those of {versions()} are {', '.join(given)}"
+                f"tfgpu needs {path} to begin with the parameters {', '.join(parameters)}; "
+                f"those of {versions()} are {', '.join(given)}"
             )
+    if called_by is not None and name not in _used(owner, called_by):
+        raise VersionError(f"tfgpu needs {path}, which `{called_by}` of {versions()} does not call")
     return found
 
 
-def require_use(owner: Any, method: str, *names: str) -> None:
-    """Checks that a method reads, sets or calls an attribute of each of `names`.
-
-    Attributes of instances stand nowhere else, and a hook that nobody calls hooks nothing.
-
-    Args:
-        owner: The class or module of the method.
-        method: Of a method or property, the class's own or an inherited one, or of a function.
-        *names: Of attributes.
-
-    Raises:
-        VersionError: It does not use one of them.
-    """
-    require(owner, method)
+@functools.cache
+def _used(owner: Any, method: str | None = None) -> set[str]:
+    """The names in the code of all methods of a class or functions of a module, or of one."""
     used: set[str] = set()
     for kind in getattr(owner, "__mro__", (owner,)):
-        found: Any = vars(kind).get(method)
-        function: Any = found.fget if isinstance(found, property) else found
-        function = inspect.unwrap(function)
-        used |= _names(function.__code__) if hasattr(function, "__code__") else set()
-    for name in names:
-        if name not in used:
-            raise VersionError(
-                f"tfgpu needs {_path(owner, method)} to use {name}; that of {versions()} does not"
-            )
+        for name in vars(kind) if method is None else (method,):
+            function: Any = vars(kind).get(name)
+            function = inspect.unwrap(getattr(function, "fget", None) or function)
+            if isinstance(function, FunctionType):
+                used |= _names(function.__code__)
+    return used
 
 
 def _names(code: CodeType) -> set[str]:
-    """The attributes and globals that code uses, that of functions in it among it."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*inner)
+    texts = [constant for constant in code.co_consts if isinstance(constant, str)]
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names, *texts}.union(*inner)
 
 
-def _path(owner: Any, name: str) -> str:
-    return ".".join(filter(None, [getattr(owner, "__module__", ""), owner.__name__, name]))
+def calling(name: str) -> Callable[..., Any]:
+    """A method that calls another one of its object: a private hook that has a public name."""
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 
 
 class Attribute:
@@ -95,12 +87,10 @@ class Attribute:
     Args:
         owner: The class.
         name: Of the attribute.
-        used_in: The method that has to use it, where it is none of the class itself.
     """
 
-    def __init__(self, owner: type, name: str, *, used_in: str = "__init__"):
-        if not hasattr(owner, name):
-            require_use(owner, used_in, name)
+    def __init__(self, owner: Any, name: str):
+        require(owner, name)
         self.name = name
 
     def __call__(self, instance: Any) -> Any:
@@ -118,16 +108,17 @@ class Attribute:
 
 
 class Method:
-    """A method of a class, or function of a module, that is called on an instance or replaced.
+    """A method of a class, or function of a module, to be called on an instance or replaced.
 
     Args:
         owner: The class or module.
         name: Of the method.
         *parameters: See `require`.
+        called_by: See `require`.
     """
 
-    def __init__(self, owner: Any, name: str, *parameters: str):
-        require(owner, name, *parameters)
+    def __init__(self, owner: Any, name: str, *parameters: str, called_by: str | None = None):
+        require(owner, name, *parameters, called_by=called_by)
         self._owner = owner
         self.name = name
 

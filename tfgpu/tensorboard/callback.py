@@ -154,7 +154,7 @@ class TensorBoard(private.TensorBoardHooks):
 
     def close_writers(self) -> None:
         """Closes all event files."""
-        super().close_writers()
+        private.close_writers.function(self)
         self.open_writers = {}  # What is written later opens new files.
 
     def push_writer(self, writer: Any, step: int) -> None:
@@ -268,7 +268,8 @@ class TensorBoard(private.TensorBoardHooks):
         """Returns `logs` with the learning rate of the optimizer's updates."""
         optimizer = update.inner(self.model.optimizer)
         if hasattr(optimizer, "optimizers"):  # One that hands variables to others.
-            return super().collect_learning_rate(logs)
+            collected: dict[str, Any] = private.collect_learning_rate.function(self, logs)
+            return collected
         rate = optimizer.learning_rate
         schedule = private.given_learning_rate(optimizer)
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
