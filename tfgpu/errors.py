@@ -49,6 +49,10 @@ class WorkError(Error):
     exit_code = 5
 
 
+class VersionError(WorkError, ImportError):
+    """The installed version of a library lacks a private name of it that tfgpu uses."""
+
+
 class Interrupted(Error):
     """A signal asked the process to stop; what could be saved was saved.
 

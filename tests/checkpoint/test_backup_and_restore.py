@@ -202,7 +202,7 @@ def test_asked_to_stop_it_saves_first(tmp_path, one):
     class Catch(keras.callbacks.Callback):
         def set_model(self, model):
             nonlocal backup
-            backup = next(c for c in model._fit_callbacks if type(c) is tfgpu.BackupAndRestore)
+            backup = next(c for c in model.tfgpu_callbacks if type(c) is tfgpu.BackupAndRestore)
 
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path / "cut", one, more=[Catch(), Ask()], save_freq="epoch")
@@ -216,7 +216,7 @@ def test_asked_to_stop_it_saves_first(tmp_path, one):
 def test_a_stop_during_validation_keeps_the_epoch(tmp_path, one):
     class Ask(keras.callbacks.Callback):
         def on_test_batch_begin(self, batch, logs=None):
-            for callback in self.model._fit_callbacks:
+            for callback in self.model.tfgpu_callbacks:
                 if type(callback) is tfgpu.BackupAndRestore:
                     callback.request_stop(2)
 
@@ -347,7 +347,7 @@ def test_a_callback_that_is_left_out_does_not_shift_the_others(tmp_path, one):
 
     class Read(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            given = self.model._fit_callbacks
+            given = self.model.tfgpu_callbacks
             self.wait = [c.wait for c in given if isinstance(c, keras.callbacks.EarlyStopping)]
             self.model.stop_training = True
 
@@ -440,7 +440,7 @@ def test_gradients_that_overflow_because_of_their_scale_are_no_breakage(tmp_path
         def on_train_batch_end(self, batch, logs=None):
             if batch == 6:
                 backup = next(
-                    c for c in self.model._fit_callbacks if type(c) is tfgpu.BackupAndRestore
+                    c for c in self.model.tfgpu_callbacks if type(c) is tfgpu.BackupAndRestore
                 )
                 self.broken = backup.first_breakage(backup.steps_done)
                 raise Killed

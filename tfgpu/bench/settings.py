@@ -51,11 +51,11 @@ class BenchSettings(TrainSettings, section="Comparison"):
         super().check()
         for name, values in (("jit_compile", "true or false"), ("steps_per_execution", "a number")):
             if getattr(self, name) == "auto":
-                self._refuse(name, f"must be {values} here, so that what is compared is known")
+                self.refuse(name, f"must be {values} here, so that what is compared is known")
         if self.input == "auto":
-            self._refuse("input", "must be resident or streaming here")
+            self.refuse("input", "must be resident or streaming here")
         if self.batch_size is None:
-            self._refuse("batch_size", "must be a number here")
+            self.refuse("batch_size", "must be a number here")
 
 
 _BASELINE = (SpeedSettings, DataSettings, ModelSettings)

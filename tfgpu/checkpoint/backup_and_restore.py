@@ -25,6 +25,7 @@ from tfgpu.artifacts.run_directory import differences
 from tfgpu.checkpoint.fingerprint import describe
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
 from tfgpu.checkpoint.store import Checkpoint, CheckpointStore, OtherRunError
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, ModelFileError, RequestError, WorkError
 
@@ -164,7 +165,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     # ---- Keras' hooks --------------------------------------------------------------------
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        batches = getattr(self.model, "_latest_batches", None)
+        batches = getattr(self.model, "tfgpu_batches", None)
         if batches is None or not hasattr(batches.source, "from_step"):
             raise RequestError(
                 "BackupAndRestore needs a tfgpu.Model and training data from "
@@ -241,7 +242,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._leave()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.model._initial_epoch = None
+        private.initial_epoch.set(self.model, None)
         self._wait_for_store()
 
     def close(self) -> None:
@@ -276,12 +277,12 @@ class BackupAndRestore(keras.callbacks.Callback):
             RequestError: They cannot be made before.
         """
         model = self.model
-        parts = (model, model._compile_loss, model._compile_metrics, model.optimizer)
+        compiled = (private.compile_loss(model), private.compile_metrics(model), model.optimizer)
+        parts = (model, *compiled)
         if all(part is None or part.built for part in parts):
             return
         try:
-            assert batches.device_map is not None  # Of our own data sets.
-            model._build_from(batches.device_map.element_spec)
+            model.tfgpu_build(batches.model_spec)
         except (RuntimeError, ValueError) as error:
             raise RequestError(
                 "BackupAndRestore needs a model that is built: call it on a batch once before "
@@ -449,7 +450,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.resumed_from = checkpoint.step
         self._epoch, self._done = state["epoch"], state["step"]
         # `fit` reads this after `on_train_begin`; 0 is "not set" to it, and right then too.
-        self.model._initial_epoch = epochs if state["stopped"] else state["epoch"]
+        private.initial_epoch.set(self.model, epochs if state["stopped"] else state["epoch"])
         assert self._batches is not None
         self._batches.seek(checkpoint.step, done=state["step"])
         self._restored = checkpoint
@@ -482,7 +483,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         inner = optimizer
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             inner = optimizer.inner_optimizer
-            for i, variable in enumerate(optimizer._variables):
+            for i, variable in enumerate(private.optimizer_variables(optimizer)):
                 named[f"loss_scale/{i}"] = variable
         for i, variable in enumerate(inner.variables):
             named[f"optimizer/{i}"] = variable
@@ -493,7 +494,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _callbacks(self) -> dict[str, Any]:
         """The other callbacks of this `fit` that have state to save, by a name."""
-        given = self.model._fit_callbacks or []
+        given = self.model.tfgpu_callbacks or []
         if isinstance(given, keras.callbacks.CallbackList):
             given = given.callbacks
         given = given if isinstance(given, list | tuple) else [given]
@@ -528,7 +529,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
     """The copies of a variable on this process's replicas."""
-    return model.distribute_strategy.experimental_local_results(variable._value)
+    return model.distribute_strategy.experimental_local_results(variable.value)
 
 
 def _host_array(variable: tf.Variable) -> np.ndarray:
@@ -558,8 +559,8 @@ def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
 _COUNTERS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
-    keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving"),
-    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.ModelCheckpoint: ("best", private.batches_since_saving.name),
+    keras.callbacks.SwapEMAWeights: (private.averages_in_model.name,),
 }
 
 

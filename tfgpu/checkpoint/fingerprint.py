@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import data_errors
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.update import inner
 
 _SAMPLE = 16  # Examples; reading them takes milliseconds.
@@ -42,9 +43,9 @@ def describe(model: keras.Model, dataset: Any) -> dict[str, Any]:
     if optimizer not in _optimizers:
         _optimizers[optimizer] = dict(_flat("optimizer", optimizer))
     metrics = {id(variable) for variable in model.metrics_variables}
-    compiled = model._compile_config.config
+    compiled = private.compile_config(model).config
     parts = {
-        "layer": list(model._flatten_layers(include_self=False)),
+        "layer": list(private.flatten_layers(model, include_self=False)),
         "variable": [
             f"{variable.name} {'x'.join(map(str, variable.shape))}".strip()
             for variable in model.variables

@@ -242,11 +242,11 @@ class Settings:
                 try:
                     object.__setattr__(self, field.name, value := float(value))
                 except OverflowError:
-                    self._refuse(field.name, "is too large for a floating-point number")
+                    self.refuse(field.name, "is too large for a floating-point number")
             setting = self.setting(field.name)
             allowed = value is None and (field.default is None or setting.word is not None)
             if not allowed and (why := setting.check(value)) is not None:
-                self._refuse(field.name, why)
+                self.refuse(field.name, why)
         self.check()
 
     def check(self) -> None:
@@ -309,7 +309,8 @@ class Settings:
                 )
         return cls(**settings)
 
-    def _refuse(self, name: str, why: str) -> NoReturn:
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """Raises the RequestError that names a setting as it is typed, and why it cannot be."""
         value = getattr(self, name)
         # Only a file can hold a null where none belongs, so it is shown as it stands there.
         raise RequestError(f"--{name}={'null' if value is None else as_typed(value)}: {why}")

@@ -61,9 +61,10 @@ class DeviceSettings(Settings, section=DEVICES, on_resume="allowed", tunable=Fal
                 "several; name one, or choose --strategy=mirrored"
             )
 
-    def _refuse_multi_worker(self, why: str) -> None:
+    def refuse_multi_worker(self, why: str) -> None:
+        """Refuses a strategy over several machines; `why` says what to choose."""
         if self.strategy == "multi_worker_mirrored":
-            self._refuse("strategy", why)
+            self.refuse("strategy", why)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
+from tfgpu.engine.keras_internals import WrappedDataset
 from tfgpu.machine import hardware
 
 PREFETCHED = 8
@@ -61,7 +62,7 @@ class DeviceMap:
         return augment(images, draws, names=self.names), labels
 
 
-class DeviceDataset(tf.data.Dataset):
+class DeviceDataset(WrappedDataset):
     """A `tf.data.Dataset` whose elements a `tfgpu.Model` finishes on the device.
 
     Goes wherever Keras takes a data set: `fit`, `validation_data`, `evaluate`, `predict`.
@@ -88,7 +89,6 @@ class DeviceDataset(tf.data.Dataset):
         from_step: Callable[[int], tf.data.Dataset] | None = None,
     ):
         self.settings = settings
-        self._dataset = dataset
         self._from_step = from_step
         self.device_map = device_map
         self.resident = resident
@@ -96,7 +96,7 @@ class DeviceDataset(tf.data.Dataset):
         self.num_examples = examples.num_examples
         self.batch_size = batch_size
         self.steps_per_epoch = -(-self.num_examples // batch_size)
-        super().__init__(dataset._variant_tensor)
+        super().__init__(dataset)
 
     def from_step(self, step: int) -> DeviceDataset:
         """The same data set beginning at a step, counted from the beginning of the run.
@@ -115,14 +115,6 @@ class DeviceDataset(tf.data.Dataset):
             settings=self.settings,
             from_step=self._from_step,
         )
-
-    def _inputs(self) -> list[tf.data.Dataset]:
-        return [self._dataset]
-
-    @property
-    def element_spec(self) -> Any:
-        """Spec of what travels to the device."""
-        return self._dataset.element_spec
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:

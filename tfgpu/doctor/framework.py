@@ -131,12 +131,13 @@ def _main(data_dir: str | None) -> None:
     startup.prepare_environment(verbosity=1)
     import keras
     import tensorflow as tf
-    from tensorflow.python.util import _pywrap_util_port
+
+    from tfgpu.machine.tensorflow_internals import has_onednn
 
     _print(
         versions={"tensorflow": tf.__version__, "keras": keras.__version__},
         build={key: _plain(value) for key, value in tf.sysconfig.get_build_info().items()},
-        onednn=bool(_pywrap_util_port.IsMklEnabled()),
+        onednn=has_onednn(),
     )
     gpus = []
     for number, gpu in enumerate(tf.config.list_physical_devices("GPU")):

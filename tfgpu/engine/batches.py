@@ -9,7 +9,6 @@ each has a device, or a process, of its own.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,11 +16,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.keras_internals import (
-    EpochIterator,
-    TFEpochIterator,
-    multi_device_iterator_ops,
-)
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.shards import Shard, row_count, shard_of
 
 
@@ -107,7 +102,12 @@ class Batches:
         self.resident: Sequence[Sequence[tf.Tensor]] = getattr(dataset, "resident", ())
         # On a CPU nothing has to be brought to a device, and what TensorFlow does to bring it
         # takes 0.1 s to set up, for every pass over the data, and some of each step.
-        self.whole = _is_default(strategy) or _is_cpu(strategy)
+        self.whole = private.is_default(strategy) or _is_cpu(strategy)
+
+    @property
+    def model_spec(self) -> Any:
+        """Spec of a batch as the model takes it: of what the device map gives, if there is one."""
+        return self.element_spec if self.device_map is None else self.device_map.element_spec
 
     def seek(self, step: int, *, done: int = 0) -> None:
         """Makes the next iteration begin at a step, counted from the first one of all.
@@ -132,7 +132,7 @@ class Batches:
         self._dataset = None
 
     def executions(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
-        """Stands in for `_enumerate_iterator` of Keras' iterator over an epoch.
+        """Enumerates the executions of an epoch in the place of Keras' iterator over it.
 
         Yields:
             First and last step of each execution, in the epoch, and what to read. Keras' own
@@ -145,12 +145,12 @@ class Batches:
         elif self.num_batches is None and not self.endless:
             yield from self._executions_as_read(epoch_iterator)
         else:
-            yield from EpochIterator._enumerate_iterator(epoch_iterator)
+            yield from private.enumerate_epoch.function(epoch_iterator)
 
     def _exact_executions(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
-        if epoch_iterator._current_iterator is None:
-            epoch_iterator._current_iterator = iter(self)
-        iterator = epoch_iterator._current_iterator
+        if private.current_iterator(epoch_iterator) is None:
+            private.current_iterator.set(epoch_iterator, iter(self))
+        iterator = private.current_iterator(epoch_iterator)
         done, self._done = self._done, 0
         while done < (self.steps_per_epoch or 0):
             steps = iterator.available(epoch_iterator.steps_per_execution)
@@ -160,9 +160,10 @@ class Batches:
     def _executions_as_read(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
         adapter, epoch = epoch_iterator.data_adapter, self.steps_per_epoch
         adapter.on_epoch_begin()
-        if epoch_iterator._current_iterator is None or epoch is None or self.continued:
-            epoch_iterator._current_iterator = iter(self)
-        iterator, done = epoch_iterator._current_iterator, 0
+        begun = private.current_iterator(epoch_iterator) is not None
+        if not begun or epoch is None or self.continued:
+            private.current_iterator.set(epoch_iterator, iter(self))
+        iterator, done = private.current_iterator(epoch_iterator), 0
         while epoch is None or done < epoch:
             wanted = epoch_iterator.steps_per_execution
             if epoch is not None:
@@ -174,10 +175,10 @@ class Batches:
             yield done, done + wanted - 1, iterator
             done += steps
         if epoch is None:
-            epoch_iterator._num_batches = done  # For the progress bar.
+            private.known_batches.set(epoch_iterator, done)  # For the progress bar.
         elif done < epoch:
-            epoch_iterator._interrupted_warning()
-            epoch_iterator._current_iterator = None
+            private.warn_of_interruption(epoch_iterator)
+            private.current_iterator.set(epoch_iterator, None)
         adapter.on_epoch_end()
 
     def __iter__(self) -> BatchIterator:
@@ -373,45 +374,16 @@ def _untuned_devices() -> Iterator[None]:
 
     It has nothing to tune, and its thread holds the end of the iterator up, see `untuned`.
     """
-    create = multi_device_iterator_ops._create_device_dataset
+    create = private.create_device_dataset.function
 
     def create_untuned(*args: Any) -> tf.data.Dataset:
         return untuned(create(*args))
 
-    multi_device_iterator_ops._create_device_dataset = create_untuned
+    private.create_device_dataset.replace(create_untuned)
     try:
         yield
     finally:
-        multi_device_iterator_ops._create_device_dataset = create
-
-
-def _distribute_when_read() -> None:
-    """Has Keras' iterators over an epoch distribute their data when they are first read.
-
-    They do it when they are made, for nothing where `Batches` take their place, and where a
-    component has no rows TensorFlow fails at it.
-    """
-
-    @functools.wraps(TFEpochIterator.__init__)
-    def init(self: Any, distribute_strategy: Any = None, *args: Any, **kwargs: Any) -> None:
-        EpochIterator.__init__(self, *args, **kwargs)
-        self._distribute_strategy = distribute_strategy
-        self._distributed_dataset = None
-
-    @functools.wraps(TFEpochIterator._get_iterator)
-    def get_iterator(self: Any) -> Any:
-        if self._distributed_dataset is None:
-            dataset = self.data_adapter.get_tf_dataset()
-            if not isinstance(dataset, tf.distribute.DistributedDataset):
-                dataset = self._distribute_strategy.experimental_distribute_dataset(dataset)
-            self._distributed_dataset = dataset
-        return self._distributed_dataset
-
-    TFEpochIterator.__init__ = init
-    TFEpochIterator._get_iterator = get_iterator
-
-
-_distribute_when_read()
+        private.create_device_dataset.replace(create)
 
 
 def _is_cpu(strategy: tf.distribute.Strategy) -> bool:
@@ -421,11 +393,6 @@ def _is_cpu(strategy: tf.distribute.Strategy) -> bool:
         tf.DeviceSpec.from_string(device).device_type == "CPU"
         for device in strategy.extended.worker_devices
     )
-
-
-def _is_default(strategy: tf.distribute.Strategy) -> bool:
-    # The strategy of code outside every scope has no public name.
-    return type(strategy).__name__ == "_DefaultDistributionStrategy"
 
 
 def _static_rows(spec: Any) -> int | None:

@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
-from tfgpu.engine.keras_internals import TensorFlowTrainer, tensorflow_trainer
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults
 from tfgpu.engine.own_step import OwnStep, is_own
@@ -66,7 +66,7 @@ class Replicas:
         )
         # Results that only the step knows have to leave the loop with it.
         self.own_results = self.own or (
-            type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
+            type(model).compute_metrics is not keras.Model.compute_metrics
         )
         noting = not alone and self.own_results and name != "predict_step"
         self._metrics = MetricResults(model) if noting else None
@@ -101,7 +101,7 @@ class Replicas:
             context = tf.distribute.get_replica_context()
             number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
             arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
-            layers = self._model._flatten_layers() if several else ()
+            layers = private.flatten_layers(self._model) if several else ()
             with as_replica(number, generator, list(layers), several=several):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
@@ -126,7 +126,7 @@ class Replicas:
         """What the steps report, of what `run` returned last."""
         if not self.own_results:
             return self._model.get_metrics_result()
-        logs = tensorflow_trainer.reduce_per_replica(last, self._strategy, reduction="auto")
+        logs = private.reduce_per_replica(last, self._strategy, reduction="auto")
         return logs if self._metrics is None else self._metrics.asked_again(logs)
 
 
@@ -139,11 +139,11 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     """
     trainer: Any = model
     replicas = Replicas(model, name)
-    gauges = trainer._gauges if name == "train_step" else None
+    statistics = trainer.tfgpu_statistics if name == "train_step" else None
 
     def read_batch(source: Any) -> Any:
         with tf.name_scope("input"):
-            return next(source) if gauges is None else gauges.timed(lambda: next(source))
+            return next(source) if statistics is None else statistics.timed(lambda: next(source))
 
     def run_steps(
         source: Any, device_map: Any, resident: Any, whole: bool, steps: tf.Tensor
@@ -183,8 +183,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             elements = iterator.take_read(trainer.steps_per_execution)
             if not elements:
                 raise StopIteration
-            if gauges is not None:
-                gauges.input_seconds.assign_add(iterator.input_seconds)
+            if statistics is not None:
+                statistics.input_seconds.assign_add(iterator.input_seconds)
                 iterator.input_seconds = 0.0
             return [run_one(element, *given) for element in elements][-1]
         steps = iterator.take(trainer.steps_per_execution)
@@ -209,30 +209,29 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
     trainer: Any = model
     replicas, strategy = Replicas(model, "predict_step"), model.distribute_strategy
 
-    def put_together(outputs: Any) -> Any:
-        if strategy.num_replicas_in_sync == 1:
-            return outputs
-        return _concatenated(outputs, strategy)
-
-    def joined(parts: list[Any]) -> Any:
-        return keras.tree.map_structure(lambda *p: tensorflow_trainer.concat(p), *parts)
+    def joined(
+        read: Callable[[int], Any], steps: int, device_map: Any, resident: Any, whole: bool
+    ) -> Any:
+        parts = []
+        for step in range(steps):
+            outputs = replicas.run(read(step), device_map, resident, whole=whole)
+            several = strategy.num_replicas_in_sync > 1
+            parts.append(_concatenated(outputs, strategy) if several else outputs)
+        if steps == 1:
+            return parts[0]
+        return keras.tree.map_structure(lambda *p: private.concat(p), *parts)
 
     def run_next(source: Any, device_map: Any, resident: Any, whole: bool, steps: int) -> Any:
-        parts = []
-        for _ in range(steps):
+        def read(_: int) -> Any:
             with tf.name_scope("input"):
-                element = next(source)
-            parts.append(put_together(replicas.run(element, device_map, resident, whole=whole)))
-        return joined(parts) if steps > 1 else parts[0]
+                return next(source)
+
+        return joined(read, steps, device_map, resident, whole)
 
     def run_given(
         batches: list[Any], device_map: Any = None, resident: Any = (), whole: bool = True
     ) -> Any:
-        parts = [
-            put_together(replicas.run(batch, device_map, resident, whole=whole))
-            for batch in batches
-        ]
-        return joined(parts) if len(parts) > 1 else parts[0]
+        return joined(batches.__getitem__, len(batches), device_map, resident, whole)
 
     if not model.run_eagerly:
         options = {"reduce_retracing": True, "autograph": False}
@@ -270,7 +269,7 @@ def _explaining(trainer: Any, name: str, execution: Callable[[Any], Any]) -> Cal
             complaint = xla.complaint(error, layer_scopes(trainer))
             if complaint is None:
                 raise
-            if not trainer._jit_is_automatic:
+            if not trainer.tfgpu_jit_is_automatic:
                 raise ValueError(refusal(complaint)) from error
         warnings.warn(
             f"{complaint}; the model runs without XLA from here on. The batches of the execution "
@@ -298,7 +297,7 @@ def leave_collective_keys(strategy: tf.distribute.Strategy) -> None:
     """
     if isinstance(strategy, tf.distribute.MirroredStrategy):
         # A group of devices takes one key; a strategy meets no more than a few groups.
-        tf.distribute.MirroredStrategy._collective_key_base += 100
+        private.skip_collective_keys(100)
 
 
 def _run_given(trainer: Any, iterator: Any, run_one: Callable[[Any], Any]) -> Any:
@@ -328,13 +327,13 @@ def _concatenated(outputs: Any, strategy: tf.distribute.Strategy) -> Any:
         first = values[0]
         if isinstance(first, tf.Tensor) and first.shape.rank == 0:
             return strategy.reduce("SUM", leaf, axis=None) if first.dtype.is_floating else first
-        return tensorflow_trainer.reduce_per_replica(leaf, strategy, reduction="concat")
+        return private.reduce_per_replica(leaf, strategy, reduction="concat")
 
     return keras.tree.map_structure(put, outputs)
 
 
 def _refuse_stateful_layers(model: keras.Model) -> None:
-    for layer in model._flatten_layers():
+    for layer in private.flatten_layers(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise ValueError(
                 f"Layer {layer.name!r} is stateful: it keeps a state for each row of the batch, "

@@ -1,128 +1,350 @@
-"""The private names of Keras and TensorFlow that the engine stands on, taken here and checked.
+"""The private names of Keras and TensorFlow that tfgpu uses, under public ones.
 
-Each of them is used because no public name does the same. A version that lacks one, or gives it
-other parameters, is refused when this module is imported, by name, and not found out later by
-a hook that is no longer called.
+Each is used because no public name does the same. A version that lacks one, or gives it other
+parameters, is refused when this module is imported: see `private_names`. No other module of the
+package takes a private name, but for `tfgpu.machine.tensorflow_internals`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
-from keras.src import backend
-from keras.src.backend.common import global_state
-from keras.src.backend.tensorflow import trainer as tensorflow_trainer
-from keras.src.backend.tensorflow.optimizer import TFOptimizer
-from keras.src.losses import loss as loss_module
-from keras.src.random import seed_generator
-from keras.src.trainers.compile_utils import CompileLoss
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
-from keras.src.trainers.epoch_iterator import EpochIterator
-from keras.src.trainers.trainer import Trainer, model_supports_jit
-from tensorflow.python.data.ops import multi_device_iterator_ops
-from tensorflow.python.distribute import distribute_lib
-from tensorflow.python.distribute import values as distribute_values
-from tensorflow.python.framework import kernels
-from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
-__all__ = [
-    "GLOBAL_SEED_GENERATOR",
-    "BaseResourceVariable",
-    "CompileLoss",
-    "DistributedVariable",
-    "EpochIterator",
-    "GeneratorDataAdapter",
-    "ResourceVariable",
-    "SyncOnReadVariable",
-    "TFEpochIterator",
-    "TFOptimizer",
-    "TensorFlowTrainer",
-    "Trainer",
-    "backend",
-    "data_adapter_utils",
-    "distribute_lib",
-    "global_state",
-    "kernels",
-    "loss_module",
-    "model_supports_jit",
-    "multi_device_iterator_ops",
-    "tensorflow_trainer",
-]
+from tfgpu.engine.private_names import Attribute, Method, calling, require, versions
+from tfgpu.errors import VersionError
 
-TensorFlowTrainer = tensorflow_trainer.TensorFlowTrainer
-TFEpochIterator = tensorflow_trainer.TFEpochIterator
-DistributedVariable = distribute_values.DistributedVariable
-SyncOnReadVariable = distribute_values.SyncOnReadVariable
-GLOBAL_SEED_GENERATOR = seed_generator.GLOBAL_SEED_GENERATOR
+try:
+    from keras.src import api_export, backend
+    from keras.src.backend.common import global_state, masking
+    from keras.src.backend.tensorflow import nn
+    from keras.src.backend.tensorflow import trainer as tensorflow_trainer
+    from keras.src.losses import loss as loss_module
+    from keras.src.models import functional, model
+    from keras.src.random import seed_generator
+    from keras.src.trainers import trainer
+    from keras.src.trainers.compile_utils import CompileLoss
+    from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+    from keras.src.trainers.epoch_iterator import EpochIterator
+    from tensorflow.python.data.ops import multi_device_iterator_ops
+    from tensorflow.python.distribute import distribute_lib, mirrored_strategy
+    from tensorflow.python.distribute import values as distribute_values
+    from tensorflow.python.framework import function_def_to_graph, kernels
+    from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
+except ImportError as error:
+    raise VersionError(f"tfgpu does not fit {versions()}: {error}") from error
+
+__all__ = ["BaseResourceVariable", "CompileLoss", "GeneratorDataAdapter", "ResourceVariable"]
+
+# ---- models and their trainer -----------------------------------------------------------------
+
+TensorFlowTrainer = require(tensorflow_trainer, "TensorFlowTrainer")
+Functional = require(functional, "Functional")
+makes_functional = require(model, "functional_init_arguments", "args", "kwargs")
+supports_jit = require(trainer, "model_supports_jit", "model")
+compute_output_spec = require(backend, "compute_output_spec", "fn")
+reduce_per_replica = require(
+    tensorflow_trainer, "reduce_per_replica", "values", "strategy", "reduction"
+)
+concat = require(tensorflow_trainer, "concat", "tensors")
+concat_ragged = require(tensorflow_trainer, "potentially_ragged_concat", "tensors")
+as_array = require(tensorflow_trainer, "convert_to_np_if_not_ragged", "x")
+
+own_strategy = Attribute(TensorFlowTrainer, "_distribute_strategy")  # None: the default one.
+compile_loss = Attribute(trainer.Trainer, "_compile_loss")
+compile_metrics = Attribute(trainer.Trainer, "_compile_metrics")
+compile_config = Attribute(trainer.Trainer, "_compile_config")
+loss_tracker = Attribute(trainer.Trainer, "_loss_tracker")
+given_jit_compile = Attribute(trainer.Trainer, "_jit_compile")
+initial_epoch = Attribute(trainer.Trainer, "_initial_epoch")
+takes_training = Attribute(keras.layers.Layer, "_call_has_training_arg")
+own_losses = Attribute(keras.layers.Layer, "_losses")
+flatten_layers = Method(keras.Model, "_flatten_layers", "self", "include_self")
+compute_loss = Method(
+    *(keras.Model, "_compute_loss"), *("self", "x", "y", "y_pred", "sample_weight", "training")
+)
+symbolic_build = Method(keras.Model, "_symbolic_build", "self", "iterator", "data_batch")
+
+for _step in ("train", "test", "predict"):
+    require(TensorFlowTrainer, f"{_step}_step", "self", "data")
+    require(TensorFlowTrainer, f"make_{_step}_function", "self", "force")
+    require(TensorFlowTrainer, f"{_step}_function")
+for _caller in ("fit", "evaluate"):
+    for _hook in (
+        ("_maybe_symbolic_build", "self", "iterator", "data_batch"),
+        ("_get_metrics_result_or_logs", "self", "logs"),
+    ):
+        require(TensorFlowTrainer, *_hook, called_by=_caller)
+require(TensorFlowTrainer, "_resolve_auto_jit_compile", "self", called_by="compile")
+
+# The mixin has no base; to a type checker it is what it is mixed into.
+_Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object
 
 
-def _require(owner: Any, name: str, *parameters: str) -> None:
-    """Checks that `owner` has `name`, and that it takes `parameters` in this order.
+class TrainerHooks(_Trainer):
+    """What Keras' trainer calls under private names, for a class derived from it to define.
 
-    Raises:
-        ImportError: It has not, or does not.
+    The names begin with `tfgpu_` because users derive from that class in turn.
     """
-    where = f"{getattr(owner, '__module__', '')}.{getattr(owner, '__name__', owner)}.{name}"
-    versions = f"Keras {keras.__version__} with TensorFlow {tf.__version__}"
-    found: Callable[..., Any] | None = getattr(owner, name, None)
-    if found is None:
-        raise ImportError(f"tfgpu needs {where}, which {versions} does not have")
-    if parameters:
-        given = tuple(inspect.signature(found).parameters)[: len(parameters)]
-        if given != parameters:
-            raise ImportError(
-                f"tfgpu needs {where} to begin with the parameters {', '.join(parameters)}; "
-                f"those of {versions} are {', '.join(given)}"
-            )
+
+    _maybe_symbolic_build = calling("tfgpu_prepare")
+    _resolve_auto_jit_compile = calling("tfgpu_resolve_jit_compile")
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        return super()._get_metrics_result_or_logs(self.tfgpu_logs(logs))
 
 
-for _owner, _name, *_parameters in (
-    (TensorFlowTrainer, "train_step", "self", "data"),
-    (TensorFlowTrainer, "test_step", "self", "data"),
-    (TensorFlowTrainer, "predict_step", "self", "data"),
-    (TensorFlowTrainer, "make_train_function", "self", "force"),
-    (TensorFlowTrainer, "make_test_function", "self", "force"),
-    (TensorFlowTrainer, "make_predict_function", "self", "force"),
-    (TensorFlowTrainer, "_maybe_symbolic_build", "self", "iterator", "data_batch"),
-    (TensorFlowTrainer, "_symbolic_build", "self", "iterator", "data_batch"),
-    (Trainer, "_compute_loss", "self", "x", "y", "y_pred", "sample_weight", "training"),
-    (Trainer, "_get_metrics_result_or_logs", "self", "logs"),
-    (Trainer, "_resolve_auto_jit_compile", "self"),
-    (EpochIterator, "_enumerate_iterator", "self"),
-    (TFEpochIterator, "_get_iterator", "self"),
-    (CompileLoss, "build", "self", "y_true", "y_pred"),
-    (loss_module, "reduce_weighted_values", "values", "sample_weight", "mask", "reduction"),
-    (loss_module, "scale_loss_for_distribution", "value"),
-    (loss_module, "unscale_loss_for_distribution", "value"),
-    (keras.metrics.Mean, "update_state", "self", "values", "sample_weight"),
-    (keras.layers.Layer, "_clear_losses", "self"),
-    (TFOptimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
-    (TFOptimizer, "_clip_gradients", "self", "grads"),
-    (TFOptimizer, "_apply_weight_decay", "self", "variables"),
-    (TFOptimizer, "_backend_update_step", "self", "grads", "trainable_variables"),
-    (TFOptimizer, "_update_model_variables_moving_average", "self"),
-    (TFOptimizer, "_overwrite_model_variables_with_average_value", "self"),
-    (keras.random.SeedGenerator, "next", "self", "ordered"),
-    (distribute_lib, "_ThreadMode", "dist", "cross", "replica"),
-    (distribute_lib, "_push_per_thread_mode", "context"),
-    (distribute_lib, "_pop_per_thread_mode"),
-    (distribute_lib, "_get_default_strategy"),
-    (distribute_lib, "UpdateContext", "replica_id"),
-    (distribute_lib.StrategyExtendedV2, "update", "self", "var", "fn", "args", "kwargs", "group"),
-    (tf.distribute.ReplicaContext, "_replica_id"),
-    (DistributedVariable, "_update", "self", "update_fn", "value"),
-    (DistributedVariable, "_get_on_device_or_primary", "self"),
-    (BaseResourceVariable, "assign", "self", "value"),
-    (BaseResourceVariable, "_read_variable_op", "self"),
-    (tf.distribute.MirroredStrategy, "_collective_key_base"),
-    (multi_device_iterator_ops, "_create_device_dataset"),
-    (kernels, "get_registered_kernels_for_op", "name"),
-    (global_state, "get_global_attribute", "name"),
-    (global_state, "set_global_attribute", "name"),
-):
-    _require(_owner, str(_name), *(str(p) for p in _parameters))
+def written_as(ours: type, theirs: type) -> None:
+    """Has files of models name Keras' class for ours, so that they load without tfgpu."""
+    name = api_export.get_name_from_symbol(theirs)
+    if name is not None:
+        api_export.REGISTERED_OBJS_TO_NAMES[ours] = name
+    else:  # Not a public one: Keras writes where the class is defined.
+        ours.__module__ = theirs.__module__
+
+
+require(api_export, "REGISTERED_OBJS_TO_NAMES")
+require(api_export, "get_name_from_symbol", "symbol")
+
+# ---- data ----------------------------------------------------------------------------------------
+
+TFEpochIterator = require(tensorflow_trainer, "TFEpochIterator")
+epoch_dataset = Attribute(TFEpochIterator, "_distributed_dataset")
+current_iterator = Attribute(EpochIterator, "_current_iterator")
+known_batches = Attribute(EpochIterator, "_num_batches")
+enumerate_epoch = Method(EpochIterator, "_enumerate_iterator", "self", called_by="__iter__")
+warn_of_interruption = Method(EpochIterator, "_interrupted_warning", "self")
+dataset_inputs = Method(tf.data.Dataset, "_inputs", "self")
+create_device_dataset = Method(multi_device_iterator_ops, "_create_device_dataset")
+
+require(EpochIterator, "_get_iterator", "self", called_by="_enumerate_iterator")
+for _name in ("data_adapter", "steps_per_epoch", "steps_per_execution"):
+    require(EpochIterator, _name)
+require(TFEpochIterator, "_distribute_strategy")
+require(GeneratorDataAdapter, "generator")
+require(tf.data.Dataset, "_variant_tensor")
+require(multi_device_iterator_ops.OwnedMultiDeviceIterator, "_create_device_dataset")
+
+
+def _distribute_when_read() -> None:
+    """Has Keras' iterators over an epoch distribute their data when they are first read.
+
+    They do it when they are made, for nothing where other data take their place, and where a
+    component has no rows TensorFlow fails at it.
+    """
+
+    @functools.wraps(TFEpochIterator.__init__)
+    def init(self: Any, distribute_strategy: Any = None, *args: Any, **kwargs: Any) -> None:
+        EpochIterator.__init__(self, *args, **kwargs)
+        self._distribute_strategy = distribute_strategy
+        self._distributed_dataset = None
+
+    @functools.wraps(TFEpochIterator._get_iterator)
+    def get_iterator(self: Any) -> Any:
+        if self._distributed_dataset is None:
+            dataset = self.data_adapter.get_tf_dataset()
+            if not isinstance(dataset, tf.distribute.DistributedDataset):
+                dataset = self._distribute_strategy.experimental_distribute_dataset(dataset)
+            self._distributed_dataset = dataset
+        return self._distributed_dataset
+
+    TFEpochIterator.__init__ = init
+    TFEpochIterator._get_iterator = get_iterator
+
+
+_distribute_when_read()
+
+
+class WrappedDataset(tf.data.Dataset):
+    """A data set of the elements of another one, for classes that say more about it.
+
+    Args:
+        dataset: The other one.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self.wrapped = dataset
+        super().__init__(dataset._variant_tensor)
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self.wrapped]
+
+    @property
+    def element_spec(self) -> Any:
+        """Spec of an element."""
+        return self.wrapped.element_spec
+
+
+# ---- losses and metrics ----------------------------------------------------------------------
+
+flat_losses = Attribute(CompileLoss, "_flat_losses")  # None before they are built.
+loss_metrics = Attribute(CompileLoss, "_metrics")
+reduce_weighted_values = Method(
+    *(loss_module, "reduce_weighted_values"), *("values", "sample_weight", "mask", "reduction")
+)
+scale_loss = Method(loss_module, "scale_loss_for_distribution", "value")
+unscale_loss = Method(loss_module, "unscale_loss_for_distribution", "value")
+mean_update = Method(keras.metrics.Mean, "update_state", "self", "values", "sample_weight")
+
+require(CompileLoss, "build", "self", "y_true", "y_pred")
+require(loss_module.Loss, "reduce_weighted_values", called_by="__call__")
+require(TensorFlowTrainer, "unscale_loss_for_distribution", called_by="train_step")
+
+# ---- optimizers ------------------------------------------------------------------------------
+
+_Optimizer = keras.optimizers.Optimizer
+optimizer_strategy = Attribute(_Optimizer, "_distribution_strategy")
+optimizer_variables = Attribute(_Optimizer, "_variables")
+updated_variables = Attribute(_Optimizer, "_trainable_variables")
+accumulated_gradients = Attribute(_Optimizer, "_accumulated_gradients")
+calls = Attribute(_Optimizer, "_iterations")
+given_learning_rate = Attribute(_Optimizer, "_learning_rate")
+variable_index = Method(_Optimizer, "_get_variable_index", "self", "variable")
+apply_unclipped = Method(
+    *(_Optimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
+    called_by="apply",
+)
+require(_Optimizer, "update_step", "self", called_by="_distributed_tf_update_step")
+
+# ---- variables and random numbers ------------------------------------------------------------
+
+DistributedVariable = require(distribute_values, "DistributedVariable")
+SyncOnReadVariable = require(distribute_values, "SyncOnReadVariable")
+variable_value = Attribute(keras.Variable, "_value")
+own_copy = Method(DistributedVariable, "_get_on_device_or_primary", "self")
+assign_distributed = Method(DistributedVariable, "_update", "self", "update_fn", "value")
+read_variable = Method(BaseResourceVariable, "_read_variable_op", "self", called_by="value")
+draw_seed = Method(keras.random.SeedGenerator, "next", "self", "ordered")
+
+require(BaseResourceVariable, "assign", "self", "value")
+require(distribute_values.values_util, "_update")
+require(DistributedVariable, "_distributed_container")
+
+_name = require(seed_generator, "GLOBAL_SEED_GENERATOR")
+# Of this thread; None before its first use.
+global_generator = functools.partial(require(global_state, "get_global_attribute", "name"), _name)
+set_global_generator = functools.partial(
+    require(global_state, "set_global_attribute", "name"), _name
+)
+
+
+def is_copy(variable: Any) -> bool:
+    """Whether a variable is the copy that a distributed one has on one of the devices."""
+    return hasattr(variable, "_distributed_container") or hasattr(
+        variable.handle, "_distributed_container"
+    )
+
+
+# ---- strategies ------------------------------------------------------------------------------
+
+strategy_update = Method(
+    *(tf.distribute.StrategyExtended, "update"), *("self", "var", "fn", "args", "kwargs", "group")
+)
+
+require(distribute_lib, "_ThreadMode", "dist", "cross", "replica")
+require(distribute_lib, "_push_per_thread_mode", "context")
+require(distribute_lib, "_pop_per_thread_mode")
+require(distribute_lib, "_get_default_strategy")
+require(distribute_lib, "_DefaultDistributionStrategy")
+require(distribute_lib, "UpdateContext", "replica_id")
+require(tf.distribute.MirroredStrategy, "_collective_key_base")
+require(mirrored_strategy.MirroredExtended, "_collective_key_base")
+require(tf.distribute.ReplicaContext, "_local_replica_id", called_by="_replica_id")
+
+
+def is_default(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it is the strategy of code outside of every scope."""
+    return type(strategy) is distribute_lib._DefaultDistributionStrategy
+
+
+def skip_collective_keys(count: int) -> None:
+    """Has each `MirroredStrategy` made from now on number its collectives higher by `count`."""
+    tf.distribute.MirroredStrategy._collective_key_base += count
+
+
+class DefaultContext(tf.distribute.ReplicaContext):
+    """The context of code outside of every scope, whose variables are a replica's copies.
+
+    Args:
+        replica_context: Of the replica.
+    """
+
+    def __init__(self, replica_context: Any):
+        super().__init__(distribute_lib._get_default_strategy(), 0)
+        self.replica_context = replica_context
+        # By this TensorFlow's variables choose the copy.
+        self._local_replica_id = replica_context._replica_id
+
+
+@contextlib.contextmanager
+def entered(context: Any, *, updating: bool) -> Iterator[None]:
+    """Runs the block in a replica context.
+
+    Args:
+        context: The replica context.
+        updating: Whether as what `StrategyExtended.update` calls on that replica.
+    """
+    mode = distribute_lib._ThreadMode(context.strategy, None, context)
+    distribute_lib._push_per_thread_mode(mode)
+    try:
+        with distribute_lib.UpdateContext(context._replica_id if updating else None):
+            yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
+
+
+# ---- graphs ----------------------------------------------------------------------------------
+
+TracedFunction = type(tf.function(lambda: None))
+concrete_functions = Method(TracedFunction, "_list_all_concrete_functions", "self")
+graph_of_function = require(function_def_to_graph, "function_def_to_graph", "fdef")
+registered_kernels = require(kernels, "get_registered_kernels_for_op", "name")
+
+PINNED = ("_keras_mask", "_keras_logits")
+"""Attributes in which Keras pins further tensors to a tensor."""
+
+require(masking, "_keras_mask")
+require(nn, "_keras_logits")
+
+# ---- callbacks -------------------------------------------------------------------------------
+
+_TensorBoard: Any = keras.callbacks.TensorBoard
+_Swap = keras.callbacks.SwapEMAWeights
+averages_in_model = Attribute(_Swap, "_ema_weights_in_model")
+swap_averages = Method(_Swap, "_swap_variables", "self")
+finalize_averages = Method(_Swap, "_finalize_ema_values", "self")
+batches_since_saving = Attribute(keras.callbacks.ModelCheckpoint, "_batches_seen_since_last_saving")
+
+close_writers = Method(_TensorBoard, "_close_writers", "self", called_by="on_train_end")
+collect_learning_rate = Method(
+    _TensorBoard, "_collect_learning_rate", "self", "logs", called_by="_log_epoch_metrics"
+)
+require(_TensorBoard, "_push_writer", "self", "writer", "step", called_by="on_train_begin")
+require(_TensorBoard, "_pop_writer", "self", called_by="on_train_end")
+
+
+class TensorBoardHooks(keras.callbacks.TensorBoard):
+    """Keras' callback, with its private attributes and the methods it calls under public names."""
+
+    train_directory = Attribute(_TensorBoard, "_train_dir")
+    train_writer = Attribute(_TensorBoard, "_train_writer")
+    validation_writer = Attribute(_TensorBoard, "_val_writer")
+    open_writers = Attribute(_TensorBoard, "_writers")
+    entered_writers = Attribute(_TensorBoard, "_prev_summary_state")
+    writes_train_graph = Attribute(_TensorBoard, "_should_write_train_graph")
+    global_batch = Attribute(_TensorBoard, "_global_train_batch")
+    is_to_profile = Attribute(_TensorBoard, "_should_trace")
+    first_profiled = Attribute(_TensorBoard, "_start_batch")
+    last_profiled = Attribute(_TensorBoard, "_stop_batch")
+    is_profiling = Attribute(_TensorBoard, "_profiler_started")
+    start_profiler = Attribute(_TensorBoard, "_start_profiler")
+    stop_profiler = Attribute(_TensorBoard, "_stop_profiler")
+
+    _push_writer = calling("push_writer")
+    _pop_writer = calling("pop_writer")
+    _close_writers = calling("close_writers")
+    _collect_learning_rate = calling("collect_learning_rate")

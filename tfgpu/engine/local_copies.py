@@ -23,14 +23,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu.engine.keras_internals import (
-    GLOBAL_SEED_GENERATOR,
-    BaseResourceVariable,
-    DistributedVariable,
-    ResourceVariable,
-    distribute_lib,
-    global_state,
-)
+from tfgpu.engine import keras_internals as private
 
 # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
 _SPREAD = 2654435769
@@ -68,7 +61,7 @@ class Writes:
         if id(variable) in self._seen:
             return
         self._seen.add(id(variable))
-        copy = variable._get_on_device_or_primary()
+        copy = private.own_copy(variable)
         before = None
         if self._keep or variable.aggregation == tf.VariableAggregation.SUM:
             # In the graph around what is compiled, so that it can be used there; the order of
@@ -105,23 +98,20 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class _OneReplica(tf.distribute.ReplicaContext):
+class _OneReplica(private.DefaultContext):
     """The context of code for one device; knows which replica it stands for."""
 
     def __init__(self, context: Any, *, exchanging: bool):
-        super().__init__(distribute_lib._get_default_strategy(), 0)
-        self._context = context
+        super().__init__(context)
         self._exchanging = exchanging
-        # By this TensorFlow's variables choose the copy.
-        self._local_replica_id = context._replica_id
 
     @property
     def replica_id_in_sync_group(self) -> Any:
-        return self._context.replica_id_in_sync_group
+        return self.replica_context.replica_id_in_sync_group
 
     @property
     def num_replicas_in_sync(self) -> int:
-        replicas: int = self._context.num_replicas_in_sync
+        replicas: int = self.replica_context.num_replicas_in_sync
         return replicas
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
@@ -133,7 +123,7 @@ class _OneReplica(tf.distribute.ReplicaContext):
         @tf.custom_gradient
         def reduced(*tensors: tf.Tensor) -> Any:
             with _left(self):
-                sums = self._context.all_reduce(reduce_op, list(tensors), options)
+                sums = self.replica_context.all_reduce(reduce_op, list(tensors), options)
             # The gradient of a sum over replicas is one itself.
             return sums, lambda *up: self.all_reduce(reduce_op, list(up), options)
 
@@ -143,35 +133,28 @@ class _OneReplica(tf.distribute.ReplicaContext):
 
 @contextlib.contextmanager
 def _entered(one: _OneReplica) -> Iterator[None]:
-    mode = distribute_lib._ThreadMode(distribute_lib._get_default_strategy(), None, one)
-    was = _current.local
-    distribute_lib._push_per_thread_mode(mode)
-    _current.local = True
-    try:
-        with distribute_lib.UpdateContext(one._replica_id):
+    with private.entered(one, updating=True):
+        was, _current.local = _current.local, True
+        try:
             yield
-    finally:
-        _current.local = was
-        distribute_lib._pop_per_thread_mode()
+        finally:
+            _current.local = was
 
 
 @contextlib.contextmanager
 def _left(one: _OneReplica) -> Iterator[None]:
     """Back in the strategy's own replica context, for an exchange."""
-    strategy_mode = distribute_lib._ThreadMode(one._context.strategy, None, one._context)
     local, writes = _current.local, _current.writes
     # Another replica's thread goes on here, calls the same layers, and has them add its losses.
-    losses = [list(layer._losses) for layer in _current.layers]
-    distribute_lib._push_per_thread_mode(strategy_mode)
+    losses = [list(private.own_losses(layer)) for layer in _current.layers]
     _current.local, _current.writes = False, None
     try:
-        with distribute_lib.UpdateContext(None):
+        with private.entered(one.replica_context, updating=False):
             yield
     finally:
         _current.local, _current.writes = local, writes
-        distribute_lib._pop_per_thread_mode()
         for layer, own in zip(_current.layers, losses, strict=True):
-            layer._losses[:] = own
+            private.own_losses(layer)[:] = own
 
 
 @contextlib.contextmanager
@@ -251,15 +234,15 @@ def as_replica(
     """
     was, _current.layers = _current.replica, layers
     _current.replica, _current.several = replica, several
-    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    before = private.global_generator()
     if generator is not None:
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+        private.set_global_generator(generator)
     try:
         yield
     finally:
         _current.replica, _current.layers, _current.several = was, (), False
         if generator is not None:
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
+            private.set_global_generator(before)
 
 
 class SharedGenerator:
@@ -277,25 +260,25 @@ class SharedGenerator:
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self._spare: Any = None
-        if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR) is not None:
+        if private.global_generator() is not None:
             return
         self._before = random.getstate()
         with strategy.scope():
             self._spare = keras.random.SeedGenerator(name="seed_generator")
         self._after = random.getstate()
         random.setstate(self._before)
-        self._spare._tfgpu_drawn = False
+        self._spare.tfgpu_drawn = False
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[Any]:
         """Gives the generator; for the thread of the user, around what the replicas do."""
-        generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        generator = private.global_generator()
         if generator is not None or self._spare is None:
             yield generator
             return
         yield self._spare
-        if self._spare._tfgpu_drawn:
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._spare)
+        if self._spare.tfgpu_drawn:
+            private.set_global_generator(self._spare)
             if random.getstate() == self._before:
                 random.setstate(self._after)
 
@@ -310,21 +293,13 @@ def is_seed(variable: Any) -> bool:
 
 def _shared_by_replicas(variable: Any) -> bool:
     """Whether several replicas are run, and `variable` is one for all of them."""
-    # The copies of a distributed variable know what they are copies of.
-    return (
-        _current.several
-        and not hasattr(variable, "_distributed_container")
-        and not hasattr(variable.handle, "_distributed_container")
-    )
+    return _current.several and not private.is_copy(variable)
 
 
 def _install() -> None:
     """Makes methods of Keras and TensorFlow mind `_current`; outside of steps they stay as is."""
-    extended = distribute_lib.StrategyExtendedV2
-    update, assign = extended.update, DistributedVariable._update
-    draw = keras.random.SeedGenerator.next
-    resource = BaseResourceVariable
-    read = resource._read_variable_op
+    update, assign = private.strategy_update.function, private.assign_distributed.function
+    draw, read = private.draw_seed.function, private.read_variable.function
 
     @functools.wraps(update)
     def local_update(
@@ -332,8 +307,8 @@ def _install() -> None:
     ) -> Any:
         if not _current.local:
             return update(self, var, fn, args, kwargs, group)
-        if isinstance(var, DistributedVariable):
-            var = var._get_on_device_or_primary()
+        if isinstance(var, private.DistributedVariable):
+            var = private.own_copy(var)
         return fn(var, *args, **(kwargs or {}))
 
     @functools.wraps(assign)
@@ -343,17 +318,19 @@ def _install() -> None:
         elif not _current.local:
             return assign(self, update_fn, value, **kwargs)
         # Not by TensorFlow's rules, which add up new values where `state` adds what is new.
-        return update_fn(self._get_on_device_or_primary(), value, **kwargs)
+        return update_fn(private.own_copy(self), value, **kwargs)
 
     @functools.wraps(draw)
     def own_draw(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _current.replica and not isinstance(self.state._value, DistributedVariable):
+        if _current.replica and not isinstance(
+            private.variable_value(self.state), private.DistributedVariable
+        ):
             # One made outside of the strategy's scope, of which the first replica turns the wheel.
             seed = self.state.value * 1
         else:
             seed = draw(self, *args, **kwargs)
-        if hasattr(self, "_tfgpu_drawn"):
-            self._tfgpu_drawn = True
+        if hasattr(self, "tfgpu_drawn"):
+            self.tfgpu_drawn = True
         if not _current.replica:
             return seed
         return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
@@ -379,14 +356,14 @@ def _install() -> None:
         with _current.graph.as_default():
             return read(self, *args, **kwargs)
 
-    for kind in (resource, ResourceVariable):
+    for kind in (private.BaseResourceVariable, private.ResourceVariable):
         for name in ("assign", "assign_add", "assign_sub"):
             if name in vars(kind):
                 setattr(kind, name, refusing(vars(kind)[name]))
-    resource._read_variable_op = read_outside
-    extended.update = local_update
-    DistributedVariable._update = noted_assign
-    keras.random.SeedGenerator.next = own_draw
+    private.read_variable.replace(read_outside)
+    private.strategy_update.replace(local_update)
+    private.assign_distributed.replace(noted_assign)
+    private.draw_seed.replace(own_draw)
 
 
 _install()

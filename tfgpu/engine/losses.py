@@ -23,54 +23,60 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.keras_internals import CompileLoss, loss_module
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.shards import Rows
 
 _BY_WEIGHT = "mean_with_sample_weight"
 _MEANS = ("sum_over_batch_size", "mean", _BY_WEIGHT)
 
 
-class _Current(threading.local):
-    """What losses and metrics of this thread are computed for.
+class Current(threading.local):
+    """What this thread computes losses and metrics, and in a step of one's own updates, for.
 
     Attributes:
         rows: Of the shard; None outside of a step.
         exchange: Inside `sharded`: sums a float32 scalar over the replicas.
         totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
-        own_step: Whether in a step that a class defines itself.
+        own_context: The strategy's replica context, in a step that a class defines itself.
         counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
+        updating: Whether an optimizer is at work in such a step.
     """
 
     rows: Rows | None = None
     exchange: Callable[[tf.Tensor], tf.Tensor] | None = None
     totals: dict[int, tf.Tensor] | None = None
-    own_step = False
+    own_context: Any = None
     counted: Any = None
+    updating = False
+
+    @property
+    def shared(self) -> Rows | None:
+        """`rows` where several replicas share the batch, else None."""
+        return self.rows if self.rows is not None and self.rows.replicas > 1 else None
 
 
-_current = _Current()
+current = Current()
 
 
 @contextlib.contextmanager
-def counting(rows: Rows, *, own_step: bool = False) -> Iterator[None]:
+def counting(rows: Rows, *, own_context: Any = None) -> Iterator[None]:
     """Inside, a replica's step on `rows` is computed.
 
     Args:
         rows: Of its shard.
-        own_step: Whether the step is one that the model's class defines, in the strategy's own
-            replica context. Keras' losses give the mean over this replica's rows there, of which
+        own_context: The strategy's own replica context, where the step is one that the model's
+            class defines. Keras' losses give the mean over this replica's rows there, of which
             the gradient is the replica's part of that of the global batch.
     """
-    before = (_current.rows, _current.own_step)
-    _current.rows, _current.own_step = (rows if rows.replicas > 1 else None), own_step
+    before = (current.rows, current.own_context)
+    current.rows, current.own_context = rows, own_context
     try:
         yield
     finally:
-        _current.rows, _current.own_step = before
+        current.rows, current.own_context = before
 
 
 @contextlib.contextmanager
@@ -85,26 +91,26 @@ def sharded(
         exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
             makes.
     """
-    before = (_current.totals, _current.exchange, _current.counted, _current.own_step)
-    _current.totals, _current.exchange = totals, exchange
-    _current.counted, _current.own_step = counted, False
+    before = (current.totals, current.exchange, current.counted, current.own_context)
+    current.totals, current.exchange = totals, exchange
+    current.counted, current.own_context = counted, None
     try:
         yield
     finally:
-        _current.totals, _current.exchange, _current.counted, _current.own_step = before
+        current.totals, current.exchange, current.counted, current.own_context = before
 
 
 def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Tensor]]:
     """The sums of weights by which losses divide, as far as the data tell them.
 
     Args:
-        compile_loss: `model._compile_loss`, or None.
+        compile_loss: The model's `CompileLoss`, or None.
         sample_weight: This replica's, as the data set gives it.
 
     Returns:
         The identity of each tensor of weights, and its sum, a float32 scalar.
     """
-    entries = getattr(compile_loss, "_flat_losses", None) or []
+    entries = (compile_loss is not None and private.flat_losses(compile_loss)) or []
     if sample_weight is None or all(
         getattr(entry.loss, "reduction", None) != _BY_WEIGHT for entry in entries
     ):
@@ -138,7 +144,7 @@ def reported(loss: Any, rows: Rows) -> tf.Tensor:
 # ---- the losses of `compile` ----------------------------------------------------------------
 
 
-class ShardedCompileLoss(CompileLoss):
+class ShardedCompileLoss(private.CompileLoss):
     """Keras' `CompileLoss`, whose metrics count the loss of an output by rows.
 
     Keras does where the number of rows is static, and else counts a partial batch like a
@@ -147,23 +153,24 @@ class ShardedCompileLoss(CompileLoss):
 
     def build(self, y_true: Any, y_pred: Any) -> None:
         super().build(y_true, y_pred)
-        self._count_by_rows()
+        self.count_by_rows()
 
-    def _count_by_rows(self) -> None:
-        for metric in self._metrics:
+    def count_by_rows(self) -> None:
+        """Has the metrics of the outputs' losses do so, which are there once it is built."""
+        for metric in private.loss_metrics(self):
             metric.update_state = functools.partial(_update_by_rows, metric.update_state)
 
 
 def adopt(compile_loss: Any) -> None:
     """Makes the losses of a compiled model count by rows; does nothing the second time."""
-    if type(compile_loss) is CompileLoss:
+    if type(compile_loss) is private.CompileLoss:
         compile_loss.__class__ = ShardedCompileLoss
         if compile_loss.built:
-            compile_loss._count_by_rows()
+            compile_loss.count_by_rows()
 
 
 def _update_by_rows(update: Callable[..., Any], values: Any, sample_weight: Any = None) -> Any:
-    counted = _current.counted
+    counted = current.counted
     return update(values, sample_weight=sample_weight if counted is None else counted)
 
 
@@ -172,8 +179,8 @@ def _update_by_rows(update: Callable[..., Any], values: Any, sample_weight: Any 
 
 def _followed(value: tf.Tensor, sample_weight: Any, mask: Any, reduction: Any) -> tf.Tensor:
     """A loss of this replica's rows, made such that the mean by rows follows its reduction."""
-    rows = _current.rows
-    if rows is None or _current.exchange is None or len(value.shape):
+    rows = current.shared
+    if rows is None or current.exchange is None or len(value.shape):
         return value
     if reduction == "sum":
         return value * tf.cast(rows.times_share, value.dtype)
@@ -185,13 +192,13 @@ def _followed(value: tf.Tensor, sample_weight: Any, mask: Any, reduction: Any) -
     total = None
     if mask is None:
         here = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
-        total = (_current.totals or {}).get(id(sample_weight))
+        total = (current.totals or {}).get(id(sample_weight))
     else:
         here = _left_by(mask, sample_weight if weighted else None)
     # A replica without rows of its own has nothing to say here.
     here = here * tf.cast(rows.present, tf.float32)
     if total is None:
-        total = _current.exchange(here)
+        total = current.exchange(here)
     part = tf.math.divide_no_nan(here, total)
     return value * tf.cast(part * rows.times_share, value.dtype)
 
@@ -210,9 +217,9 @@ def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
 
 
 def _install() -> None:
-    """Makes three functions of Keras mind `_current`; outside of steps they stay as they are."""
-    reduce, scale = loss_module.reduce_weighted_values, loss_module.scale_loss_for_distribution
-    unscale, update = loss_module.unscale_loss_for_distribution, keras.metrics.Mean.update_state
+    """Makes four functions of Keras mind `current`; outside of steps they stay as they are."""
+    reduce, scale = private.reduce_weighted_values.function, private.scale_loss.function
+    unscale, update = private.unscale_loss.function, private.mean_update.function
 
     @functools.wraps(reduce)
     def sharded_reduce(
@@ -228,17 +235,18 @@ def _install() -> None:
     @functools.wraps(scale)
     def own_scale(value: Any) -> Any:
         # Keras divides by the number of replicas, which is right for shards of equal size.
-        if _current.own_step and _current.rows is not None:
-            return reported(value, _current.rows)
+        if current.own_context is not None and current.shared is not None:
+            return reported(value, current.shared)
         return scale(value)
 
     @functools.wraps(unscale)
     def own_unscale(value: Any) -> Any:
-        return value if _current.own_step and _current.rows is not None else unscale(value)
+        own = current.own_context is not None and current.shared is not None
+        return value if own else unscale(value)
 
     @functools.wraps(update)
     def counted_update(self: Any, values: Any, sample_weight: Any = None) -> Any:
-        rows = _current.rows
+        rows = current.shared
         if (
             rows is not None
             and sample_weight is None
@@ -247,10 +255,10 @@ def _install() -> None:
             sample_weight = rows.share
         return update(self, values, sample_weight)
 
-    loss_module.reduce_weighted_values = sharded_reduce
-    loss_module.scale_loss_for_distribution = own_scale
-    loss_module.unscale_loss_for_distribution = own_unscale
-    keras.metrics.Mean.update_state = counted_update
+    private.reduce_weighted_values.replace(sharded_reduce)
+    private.scale_loss.replace(own_scale)
+    private.unscale_loss.replace(own_unscale)
+    private.mean_update.replace(counted_update)
 
 
 _install()

@@ -11,37 +11,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import tree
-from keras.src import api_export
-from keras.src.models import functional as keras_functional
-from keras.src.models import model as keras_model
-from keras.src.models import sequential as keras_sequential
+from keras.utils import unpack_x_y_sample_weight
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.execution import make_execution, make_prediction
-from tfgpu.engine.keras_internals import (
-    GeneratorDataAdapter,
-    TensorFlowTrainer,
-    TFEpochIterator,
-    Trainer,
-    backend,
-    data_adapter_utils,
-    model_supports_jit,
-    tensorflow_trainer,
-)
 from tfgpu.engine.own_step import is_own
-from tfgpu.engine.step_statistics import Gauges
-
-# The mixin has no base; to a type checker it is what it is mixed into.
-_Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object
+from tfgpu.engine.step_statistics import StepStatistics
 
 
-class ReplicaTrainer(_Trainer):
+class ReplicaTrainer(private.TrainerHooks):
     """Overrides of Keras' TensorFlow trainer, for any class that derives from it.
 
     Put it before the Keras class: `class Mine(ReplicaTrainer, keras.Model)`. A class that
@@ -54,14 +39,14 @@ class ReplicaTrainer(_Trainer):
     def make_train_function(self, force: bool = False) -> Callable:
         """Builds `self.train_function`, which runs one execution of training steps."""
         if self.train_function is None or force:
-            losses.adopt(self._compile_loss)
+            losses.adopt(private.compile_loss(self))
             self.train_function = make_execution(self, "train_step")
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
         """Builds `self.test_function`, which runs one execution of evaluation steps."""
         if self.test_function is None or force:
-            losses.adopt(self._compile_loss)
+            losses.adopt(private.compile_loss(self))
             self.test_function = make_execution(self, "test_step")
         return self.test_function
 
@@ -74,20 +59,20 @@ class ReplicaTrainer(_Trainer):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `fit`; remembers the callbacks, for those that save the others' state."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
-        self._fit_callbacks = bound.arguments.get("callbacks")
+        self.tfgpu_callbacks = bound.arguments.get("callbacks")
         try:
             return super().fit(*args, **kwargs)
         finally:
-            self._fit_callbacks = None
-            self._latest_batches = None
+            self.tfgpu_callbacks = None
+            self.tfgpu_batches = None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `evaluate`; keeps nothing of the data."""
-        batches = self._latest_batches
+        batches = self.tfgpu_batches
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            self._latest_batches = batches
+            self.tfgpu_batches = batches
 
     def predict(
         self,
@@ -109,7 +94,7 @@ class ReplicaTrainer(_Trainer):
         Returns:
             Arrays of the outputs of all rows, in order, in the structure of the outputs.
         """
-        epoch_iterator = TFEpochIterator(
+        epoch_iterator = private.TFEpochIterator(
             x=x,
             batch_size=batch_size,
             steps_per_epoch=steps,
@@ -118,7 +103,7 @@ class ReplicaTrainer(_Trainer):
             steps_per_execution=self.steps_per_execution,
         )
         batches = self._take_over(epoch_iterator)
-        if self._distribute_strategy is not None and not _is_built(self):
+        if private.own_strategy(self) is not None and not _is_built(self):
             self._build_for_prediction(batches)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
@@ -144,57 +129,54 @@ class ReplicaTrainer(_Trainer):
         if not outputs:
             raise ValueError("predict() was given data without a single batch.")
         return tree.map_structure(
-            lambda *parts: tensorflow_trainer.convert_to_np_if_not_ragged(
-                tensorflow_trainer.potentially_ragged_concat(list(parts))
-            ),
-            *outputs,
+            lambda *parts: private.as_array(private.concat_ragged(list(parts))), *outputs
         )
 
-    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+    def tfgpu_logs(self, logs: Any) -> Any:
+        """The logs of an epoch, of what its last step returned."""
         # An epoch that was resumed after its last step has no logs of its own.
         missing = isinstance(logs, dict) and not logs
-        return super()._get_metrics_result_or_logs(self.get_metrics_result() if missing else logs)
+        return self.get_metrics_result() if missing else logs
 
-    def _resolve_auto_jit_compile(self) -> bool:
+    def tfgpu_resolve_jit_compile(self) -> bool:
+        """What `jit_compile="auto"` means."""
         # Keras turns XLA off under every strategy; here it works there.
         self._jit_is_resolved = True
-        return bool(tf.config.list_logical_devices("GPU")) and model_supports_jit(self)
+        return bool(tf.config.list_logical_devices("GPU")) and private.supports_jit(self)
 
     @property
     def jit_compile(self) -> bool:
         """Whether XLA compiles the steps."""
-        if self._jit_compile is None:  # Asked before anybody has set it.
-            self._jit_compile = self._resolve_auto_jit_compile()
-            self._jit_is_automatic, self._jit_is_resolved = True, False
-        jit_compile: bool = self._jit_compile
+        if private.given_jit_compile(self) is None:  # Asked before anybody has set it.
+            private.given_jit_compile.set(self, self.tfgpu_resolve_jit_compile())
+            self.tfgpu_jit_is_automatic, self._jit_is_resolved = True, False
+        jit_compile: bool = private.given_jit_compile(self)
         return jit_compile
 
     @jit_compile.setter
     def jit_compile(self, value: bool) -> None:
-        Trainer.jit_compile.fset(self, value)
+        keras.Model.jit_compile.fset(self, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "jit_compile":
             # `compile` has just resolved "auto", or was told. Not the setter's to find out: Keras
             # does not call it for a value that is there already.
-            self._jit_is_automatic, self._jit_is_resolved = self._jit_is_resolved, False
-            if self._jit_compile is None:
-                self._jit_compile = False
+            self.tfgpu_jit_is_automatic, self._jit_is_resolved = self._jit_is_resolved, False
+            if private.given_jit_compile(self) is None:
+                private.given_jit_compile.set(self, False)
         super().__setattr__(name, value)
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Called by `fit` and `evaluate` with the epoch's iterator, before it is read.
+    def tfgpu_prepare(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Called by `fit` and `evaluate` with the epoch's iterator, before it is read."""
         if iterator is not None:
-            batches = self._latest_batches = self._take_over(iterator)
-            data_batch = batches.element_spec
-            if batches.device_map is not None:
-                data_batch = batches.device_map.element_spec
+            self.tfgpu_batches = self._take_over(iterator)
+            data_batch = self.tfgpu_batches.model_spec
         self._check_optimizer()
-        alone = self._distribute_strategy is None
+        alone = private.own_strategy(self) is None
         if alone and not update.has_dynamic_scale(self.optimizer):
             return  # As in Keras: the first step builds.
         try:
-            self._build_from(data_batch)
+            self.tfgpu_build(data_batch)
         except (RuntimeError, ValueError):
             # The model cannot be called on a stand-in for a batch.
             if not alone and not is_own(self, "train_step"):
@@ -204,14 +186,14 @@ class ReplicaTrainer(_Trainer):
 
     def _take_over(self, iterator: Any) -> Batches:
         """Has Keras' iterator over an epoch read `Batches`."""
-        batches = iterator._distributed_dataset
+        batches = private.epoch_dataset(iterator)
         if isinstance(batches, Batches):
             return batches
         adapter, steps = iterator.data_adapter, iterator.steps_per_epoch
         dataset, continued = adapter.get_tf_dataset(), False
-        if isinstance(adapter, GeneratorDataAdapter) and steps:
+        if isinstance(adapter, private.GeneratorDataAdapter) and steps:
             # Neither begun anew by each pass over the data nor asked for more than is due.
-            (dataset,) = dataset._inputs()
+            (dataset,) = private.dataset_inputs(dataset)
             dataset = dataset.take(steps)
             generator = adapter.generator()
             adapter.generator = lambda: generator
@@ -223,8 +205,9 @@ class ReplicaTrainer(_Trainer):
             steps_per_epoch=steps,
             continued=continued,
         )
-        iterator._distributed_dataset = batches
-        iterator._enumerate_iterator = functools.partial(batches.executions, iterator)
+        private.epoch_dataset.set(iterator, batches)
+        executions = functools.partial(batches.executions, iterator)
+        vars(iterator)[private.enumerate_epoch.name] = executions
         return batches
 
     # ---- building -----------------------------------------------------------------------
@@ -232,7 +215,9 @@ class ReplicaTrainer(_Trainer):
     def _check_optimizer(self) -> None:
         optimizer = update.inner(getattr(self, "optimizer", None))
         strategy: tf.distribute.Strategy = self.distribute_strategy
-        made_for = getattr(optimizer, "_distribution_strategy", strategy)
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            return
+        made_for = private.optimizer_strategy(optimizer)
         if made_for is not strategy:
             raise ValueError(
                 f"The optimizer {optimizer.name!r} was made for {type(made_for).__name__} and the "
@@ -240,16 +225,21 @@ class ReplicaTrainer(_Trainer):
                 "`strategy.scope()`, and call `compile` there too."
             )
 
-    def _build_from(self, data_batch: Any) -> None:
-        """Creates all variables, which a replica cannot create on the way."""
+    def tfgpu_build(self, data_batch: Any) -> None:
+        """Creates all variables, which a replica cannot create on the way.
+
+        Args:
+            data_batch: Arrays, tensors or specs as the model takes them.
+        """
+        loss, metrics = private.compile_loss(self), private.compile_metrics(self)
         spec = tree.map_structure(_symbolic, data_batch)
         with self.distribute_strategy.scope():
-            losses.adopt(self._compile_loss)
+            losses.adopt(loss)
             try:
-                self._symbolic_build(data_batch=spec)
+                private.symbolic_build(self, data_batch=spec)
             except (RuntimeError, ValueError):
                 # In Keras' stateless scope, a layer that assigns in a `cond` cannot be called.
-                x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(spec)
+                x, y, sample_weight = unpack_x_y_sample_weight(spec)
                 try:
                     y_pred = self._traced_outputs(data_batch)
                 except Exception:
@@ -257,29 +247,26 @@ class ReplicaTrainer(_Trainer):
                 if y_pred is None:
                     raise
                 given = (x, y, y_pred, sample_weight)
-                if self._compile_metrics is not None and not self._compile_metrics.built:
-                    backend.compute_output_spec(self.compute_metrics, *given)
-                if self._compile_loss is not None and not self._compile_loss.built:
-                    backend.compute_output_spec(self._compute_loss, *given, training=False)
+                if metrics is not None and not metrics.built:
+                    private.compute_output_spec(self.compute_metrics, *given)
+                if loss is not None and not loss.built:
+                    compute_loss = functools.partial(private.compute_loss, self)
+                    private.compute_output_spec(compute_loss, *given, training=False)
                 if self.optimizer is not None and not self.optimizer.built:
                     self.optimizer.build(self.trainable_variables)
 
     def _build_for_prediction(self, batches: Batches) -> None:
-        spec = batches.element_spec
-        if batches.device_map is not None:
-            spec = batches.device_map.element_spec
+        spec = batches.model_spec
         with self.distribute_strategy.scope():
-            x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(
-                tree.map_structure(_symbolic, spec)
-            )
+            x, _, _ = unpack_x_y_sample_weight(tree.map_structure(_symbolic, spec))
             try:
-                backend.compute_output_spec(self, x)
+                private.compute_output_spec(self, x)
             except (RuntimeError, ValueError):
                 self._traced_outputs(spec)
 
     def _traced_outputs(self, data_batch: Any) -> Any:
         """The outputs for a batch of specs, of a call that is traced and never run."""
-        x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data_batch)
+        x, _, _ = unpack_x_y_sample_weight(data_batch)
         outputs: Any = None
 
         def call(x: Any) -> None:
@@ -292,18 +279,17 @@ class ReplicaTrainer(_Trainer):
     train_function: Any
     test_function: Any
     predict_function: Any
-    _distribute_strategy: Any
-    _jit_compile: bool | None
     _jit_is_resolved = False
-    _jit_is_automatic = False
-    _said_of_xla: str | None = None
-    _fit_callbacks: Any = None
-    _gauges: Gauges | None = None
-    _latest_batches: Batches | None = None
+    # For other modules; so named that a user's class has none of these names.
+    tfgpu_jit_is_automatic = False
+    tfgpu_said_of_xla: str | None = None
+    tfgpu_callbacks: Any = None
+    tfgpu_statistics: StepStatistics | None = None
+    tfgpu_batches: Batches | None = None
 
 
 def _is_built(model: keras.Model) -> bool:
-    return all(layer.built for layer in model._flatten_layers())
+    return all(layer.built for layer in private.flatten_layers(model))
 
 
 def _symbolic(leaf: Any) -> Any:
@@ -341,21 +327,21 @@ class Model(ReplicaTrainer, keras.Model):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls is Model and keras_model.functional_init_arguments(args, kwargs):
+        if cls is Model and private.makes_functional(args, kwargs):
             return Functional.__new__(Functional, *args, **kwargs)
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
-        if keras_model.functional_init_arguments(args, kwargs):
+        if private.makes_functional(args, kwargs):
             # Keras would rewrite the bases of `tfgpu.Model` itself, after which no
             # subclass of it could be made without inputs and outputs.
             _make_functional(type(self))
-            keras_functional.Functional.__init__(self, *args, **kwargs)
+            private.Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
 
 
-class Functional(Model, keras_functional.Functional):
+class Functional(Model, private.Functional):
     """A functional model; what `tfgpu.Model(inputs, outputs)` makes."""
 
 
@@ -373,17 +359,12 @@ def _make_functional(cls: type) -> None:
             _make_functional(base)
 
 
-# Files name Keras' own classes, so that they load where tfgpu is not installed.
 for _ours, _theirs in (
-    (Functional, keras_functional.Functional),
-    (Model, keras_model.Model),
-    (Sequential, keras_sequential.Sequential),
+    (Functional, private.Functional),
+    (Model, keras.Model),
+    (Sequential, keras.Sequential),
 ):
-    _name = api_export.get_name_from_symbol(_theirs)
-    if _name is not None:
-        api_export.REGISTERED_OBJS_TO_NAMES[_ours] = _name
-    else:  # Not a public one: Keras writes where the class is defined.
-        _ours.__module__ = _theirs.__module__
+    private.written_as(_ours, _theirs)
 
 
 def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
@@ -397,10 +378,7 @@ def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
         A `tfgpu` functional or sequential model; a model of a class of your own as it is.
     """
     model = keras.models.load_model(filepath, **kwargs)
-    for ours, theirs in (
-        (Functional, keras_functional.Functional),
-        (Sequential, keras_sequential.Sequential),
-    ):
+    for ours, theirs in ((Functional, private.Functional), (Sequential, keras.Sequential)):
         if type(model) is theirs:
             # The classes differ in methods alone.
             model.__class__ = ours

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,8 +22,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
-from tfgpu.engine.keras_internals import TensorFlowTrainer
 from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
 from tfgpu.engine.replica_step import (
     dense,
@@ -34,24 +33,13 @@ from tfgpu.engine.replica_step import (
     settled,
     sharded_loss,
 )
-from tfgpu.engine.shards import Rows, Shard
+from tfgpu.engine.shards import Shard
 from tfgpu.engine.state import sum_over_replicas
-
-
-class _Current(threading.local):
-    """What the own step of this thread runs for; `context` is None outside of one."""
-
-    context: Any = None
-    rows: Rows | None = None
-    updating = False
-
-
-_current = _Current()
 
 
 def is_own(model: keras.Model, name: str) -> bool:
     """Whether the class of `model` defines `name`, one of the three steps, itself."""
-    own: bool = getattr(type(model), name) is not getattr(TensorFlowTrainer, name)
+    own: bool = getattr(type(model), name) is not getattr(keras.Model, name)
     return own
 
 
@@ -98,7 +86,7 @@ class OwnStep:
             return self._alone(data)
 
         def step(writes: Writes | None) -> Any:
-            with noting(writes), losses.counting(rows, own_step=True), _running(context, rows):
+            with noting(writes), losses.counting(rows, own_context=context):
                 return self._step(data)
 
         results = settled(context, rows, step)
@@ -108,7 +96,7 @@ class OwnStep:
     def installed(self) -> Iterator[None]:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
         model = self._model
-        if model._distribute_strategy is None:
+        if private.own_strategy(model) is None:
             yield
             return
         with contextlib.ExitStack() as stack:
@@ -129,15 +117,6 @@ class OwnStep:
 
 
 @contextlib.contextmanager
-def _running(context: Any, rows: Rows) -> Iterator[None]:
-    _current.context, _current.rows = context, rows
-    try:
-        yield
-    finally:
-        _current.context = _current.rows = None
-
-
-@contextlib.contextmanager
 def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
     # Past `__setattr__`, with which Keras looks for layers and variables.
     vars(owner)[name] = function
@@ -149,8 +128,8 @@ def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterato
 
 def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for a model's `compute_loss`."""
-    context, rows = _current.context, _current.rows
-    if rows is None:
+    context, rows = losses.current.own_context, losses.current.rows
+    if context is None or rows is None:
         return compute_loss(*args, **kwargs)
     with on_local_copies(context, current_writes(), exchanging=True):
         loss = sharded_loss(compute_loss, context, {}, rows.real, *args, **kwargs)
@@ -167,20 +146,20 @@ def _apply(
     build: bool,
 ) -> Any:
     """Stands in for `apply` of an optimizer, which has to be built if `build`."""
-    context = _current.context
-    if context is None or _current.updating:
+    context = losses.current.own_context
+    if context is None or losses.current.updating:
         return apply(grads, trainable_variables)
     if trainable_variables is not None:
         trainable_variables = list(trainable_variables)
         if build:  # Once, and not in each replica; of which all have to come here.
             context.merge_call(lambda _: _build(optimizer, trainable_variables))
     sums = sum_over_replicas(context, dense(grads))
-    _current.updating = True
+    losses.current.updating = True
     try:
         with on_local_copies(context), update.prepared(optimizer):
             return apply(sums, trainable_variables)
     finally:
-        _current.updating = False
+        losses.current.updating = False
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:

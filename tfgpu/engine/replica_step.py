@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from keras import tree
+from keras.utils import unpack_x_y_sample_weight
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
-from tfgpu.engine.keras_internals import TensorFlowTrainer, data_adapter_utils
 from tfgpu.engine.local_copies import NotCompilable, Writes, exchange, for_xla, on_local_copies
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement, sum_over_replicas
@@ -92,7 +93,7 @@ class ReplicaStep:
             outcome, gradients = self._forward_and_sum(context, rows, forward, totals, dynamic)
             norm = self._run(lambda: self._update(context, gradients))
         if norm is not None:
-            model._gauges.record(norm)
+            model.tfgpu_statistics.record(norm)
         with tf.name_scope("metrics"):
             return self._metrics(context, outcome, rows)
 
@@ -121,7 +122,7 @@ class ReplicaStep:
             def compute() -> Any:
                 with on_local_copies(context, writes, exchanging=True):
                     data = finished(shard.data, device_map, resident)
-                    x, _, _ = data_adapter_utils.unpack_x_y_sample_weight(data)
+                    x, _, _ = unpack_x_y_sample_weight(data)
                     return _call(model, x, training=False)
 
             return self._run(compute)
@@ -179,8 +180,8 @@ class ReplicaStep:
         """Sums of weights over the replicas, before a compiled forward pass needs them."""
         if device_map is not None or rows.replicas == 1:
             return {}
-        _, _, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(shard.data)
-        sums = losses.weight_sums(self._model._compile_loss, sample_weight)
+        _, _, sample_weight = unpack_x_y_sample_weight(shard.data)
+        sums = losses.weight_sums(private.compile_loss(self._model), sample_weight)
         present = tf.cast(rows.present, tf.float32) if sums else None
         totals = sum_over_replicas(context, [value * present for _, value in sums])
         return {name: total for (name, _), total in zip(sums, totals, strict=True)}
@@ -202,11 +203,11 @@ class ReplicaStep:
         tape: Any = tf.GradientTape() if training else contextlib.nullcontext()
         with on_local_copies(context, writes, exchanging=True):
             data = finished(shard.data, device_map, resident)
-            x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+            x, y, sample_weight = unpack_x_y_sample_weight(data)
             with tf.name_scope("forward"), tape:
                 y_pred = _call(model, x, training=training)
                 loss = sharded_loss(
-                    model._compute_loss,
+                    functools.partial(private.compute_loss, model),
                     context,
                     totals or {},
                     rows.real,
@@ -230,7 +231,7 @@ class ReplicaStep:
                 ):
                     gradients = dense(gradients)
         # The default `compute_metrics` ignores `x`; returning it would copy it.
-        keep_x = type(model).compute_metrics is not TensorFlowTrainer.compute_metrics
+        keep_x = type(model).compute_metrics is not keras.Model.compute_metrics
         return Outcome(loss, y_pred, gradients, (x if keep_x else None, y, sample_weight))
 
     def _update(self, context: Any, gradients: list[Any]) -> Any:
@@ -240,12 +241,12 @@ class ReplicaStep:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return None
         with on_local_copies(context):
-            if model._gauges is not None:
-                with tf.name_scope("gauges"):
+            if model.tfgpu_statistics is not None:
+                with tf.name_scope("statistics"):
                     # Before the update, which may change the scale.
                     scale = update.loss_scale(model.optimizer)
                     scale = None if scale is None else tf.convert_to_tensor(scale, tf.float32)
-                    norm = model._gauges.norm(gradients, scale)
+                    norm = model.tfgpu_statistics.norm(gradients, scale)
             with tf.name_scope("update"):
                 update.apply(model.optimizer, gradients, model.trainable_variables)
         return norm
@@ -257,8 +258,9 @@ class ReplicaStep:
 
         def compute(writes: Writes | None) -> Any:
             with on_local_copies(context, writes):
-                if model._loss_tracker is not None:
-                    model._loss_tracker.update_state(outcome.loss, sample_weight=rows.real)
+                tracker = private.loss_tracker(model)
+                if tracker is not None:
+                    tracker.update_state(outcome.loss, sample_weight=rows.real)
                 return model.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
 
         return settled(context, rows, compute)
@@ -283,15 +285,15 @@ class ReplicaStep:
         except NotCompilable as error:
             self._leave_xla(f"{error}, which XLA cannot compile")
         except Uncompilable as error:
-            if not model._jit_is_automatic:
+            if not model.tfgpu_jit_is_automatic:
                 raise ValueError(refusal(str(error))) from None
             self._leave_xla(str(error))
         return function()
 
     def _leave_xla(self, reason: str) -> None:
         self._without_xla = True
-        if self._model._said_of_xla != reason:  # Evaluation need not say it again.
-            self._model._said_of_xla = reason
+        if self._model.tfgpu_said_of_xla != reason:  # Evaluation need not say it again.
+            self._model.tfgpu_said_of_xla = reason
             warnings.warn(f"{reason}; the step runs without XLA.", stacklevel=2)
 
 
@@ -397,18 +399,18 @@ def refusal(complaint: str) -> str:
 
 def synchronized_layers(model: keras.Model) -> list[str]:
     """Names of layers that exchange statistics in the forward pass."""
-    return [
-        layer.name for layer in model._flatten_layers() if getattr(layer, "synchronized", False)
-    ]
+    layers = private.flatten_layers(model)
+    return [layer.name for layer in layers if getattr(layer, "synchronized", False)]
 
 
 def layer_scopes(model: keras.Model) -> dict[str, str]:
     """The names of a model's layers, by the scope of the graph that each runs in."""
-    return {layer.name: layer.name for layer in model._flatten_layers(include_self=False)}
+    layers = private.flatten_layers(model, include_self=False)
+    return {layer.name: layer.name for layer in layers}
 
 
 def _call(model: Any, x: Any, *, training: bool) -> Any:
-    return model(x, training=training) if model._call_has_training_arg else model(x)
+    return model(x, training=training) if private.takes_training(model) else model(x)
 
 
 def _is_sparse(x: Any) -> bool:

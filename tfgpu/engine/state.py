@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgpu.engine.keras_internals import SyncOnReadVariable
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.local_copies import Writes, is_seed
 from tfgpu.engine.shards import Rows
 
@@ -50,7 +50,7 @@ class Settlement:
         for variable, copy, before in zip(
             writes.variables, writes.copies, writes.before, strict=True
         ):
-            if isinstance(variable, SyncOnReadVariable):
+            if isinstance(variable, private.SyncOnReadVariable):
                 if rows.may_be_absent:
                     assert before is not None
                     self._kept.append((copy, before))

@@ -1,4 +1,4 @@
-"""What a training step writes down for somebody who looks, without a way back to the host."""
+"""Statistics that a training step writes to variables, to be read later without a host sync."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import keras
 import tensorflow as tf
 
 
-class Gauges:
-    """Variables that `tfgpu.Model` fills in each training step, once `Gauges.of(model)` was called.
+class StepStatistics:
+    """Statistics that a training step writes to variables, to be read later without a host sync.
+
+    A `tfgpu.Model` does so from the call of `StepStatistics.of(model)` on.
 
     Attributes:
         gradient_norm: float32 scalar, the global 2-norm of the latest step's gradient: reduced
@@ -28,13 +30,13 @@ class Gauges:
             self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
 
     @classmethod
-    def of(cls, model: keras.Model) -> Gauges:
-        """The gauges of a model, which from its next training function on are filled in."""
-        if model._gauges is None:
-            model._gauges = cls()
-            model.train_function = None  # One that was traced already fills in nothing.
-        gauges: Gauges = model._gauges
-        return gauges
+    def of(cls, model: keras.Model) -> StepStatistics:
+        """The statistics of a model, which its next training function writes."""
+        if model.tfgpu_statistics is None:
+            model.tfgpu_statistics = cls()
+            model.train_function = None  # One that was traced already writes none.
+        statistics: StepStatistics = model.tfgpu_statistics
+        return statistics
 
     def record(self, norm: tf.Tensor) -> None:
         """Keeps what `norm` returned; in a replica, of which the first one writes."""

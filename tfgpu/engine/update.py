@@ -21,6 +21,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import keras_internals as private
+
 
 def inner(optimizer: Any) -> Any:
     """The optimizer that updates the weights: `optimizer` or the one it wraps."""
@@ -74,9 +76,8 @@ def prepared(optimizer: Any) -> Iterator[None]:
     updating = inner(optimizer)
     replaced: dict[str, Any] = {}
     if getattr(updating, "gradient_accumulation_steps", None):
-        replaced["_backend_apply_gradients"] = functools.partial(
-            _accumulate, updating, updating._backend_apply_gradients
-        )
+        name = private.apply_unclipped.name
+        replaced[name] = functools.partial(_accumulate, updating, getattr(updating, name))
     replaced["update_step"] = functools.partial(_named_update, updating, updating.update_step)
     # Past `__setattr__`, with which Keras looks for variables.
     vars(updating).update(replaced)
@@ -92,7 +93,8 @@ def _named_update(
 ) -> Any:
     """`update_step` under the name of the variable, so that a person finds it in the graph."""
     try:
-        path = optimizer._trainable_variables[optimizer._get_variable_index(variable)].path
+        variables = private.updated_variables(optimizer)
+        path = variables[private.variable_index(optimizer, variable)].path
     except (AttributeError, KeyError, IndexError):  # An optimizer that keeps no list.
         path = getattr(variable, "name", "variable")
     with tf.name_scope(_SCOPE.sub("_", path)):
@@ -109,25 +111,23 @@ def _accumulate(
     grads: Sequence[tf.Tensor],
     variables: Sequence[Any],
 ) -> None:
-    """Stands in for `apply_gradients`, an accumulating optimizer's `_backend_apply_gradients`."""
+    """Stands in for `apply_gradients`, by which an accumulating optimizer takes gradients in."""
     every = optimizer.gradient_accumulation_steps
-    sums = [
-        optimizer._accumulated_gradients[optimizer._get_variable_index(variable)]
-        for variable in variables
-    ]
+    iterations, accumulated = private.calls(optimizer), private.accumulated_gradients(optimizer)
+    sums = [accumulated[private.variable_index(optimizer, variable)] for variable in variables]
 
     def flush() -> None:
-        count = tf.convert_to_tensor(optimizer._iterations)
+        count = tf.convert_to_tensor(iterations)
         means = [(g + total) / every for g, total in zip(grads, sums, strict=True)]
         # The schedule and Adam's bias correction count updates, not calls.
-        optimizer._iterations.assign(count // every)
+        iterations.assign(count // every)
         optimizer.gradient_accumulation_steps = None
         try:
             apply_gradients(means, variables)
         finally:
             optimizer.gradient_accumulation_steps = every
-        optimizer._iterations.assign(count)
-        for total in optimizer._accumulated_gradients:
+        iterations.assign(count)
+        for total in accumulated:
             if total is not None:
                 total.assign(tf.zeros(total.shape, total.dtype))
 
@@ -135,5 +135,5 @@ def _accumulate(
         for gradient, total in zip(grads, sums, strict=True):
             total.assign(total + gradient)
 
-    is_update = (tf.convert_to_tensor(optimizer._iterations) + 1) % every == 0
+    is_update = (tf.convert_to_tensor(iterations) + 1) % every == 0
     tf.cond(is_update, flush, hold)

@@ -10,9 +10,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.keras_internals import kernels
-
-_ATTRIBUTES = ("_keras_mask", "_keras_logits")
+from tfgpu.engine import keras_internals as private
 
 
 class Uncompilable(Exception):
@@ -87,7 +85,7 @@ def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]
         tensors = [leaf for leaf in tree.flatten(result) if _is_tensor(leaf)]
         extra = []
         for position, tensor in enumerate(tensors):
-            for name in _ATTRIBUTES:
+            for name in private.PINNED:
                 value = getattr(tensor, name, None)
                 if isinstance(value, tf.Tensor):
                     pinned.append((position, name))
@@ -141,7 +139,7 @@ def _has_kernel(kind: str) -> bool:
     if kind in _CALLS or kind in _ENDS:
         return True
     _register_kernels()
-    registered = kernels.get_registered_kernels_for_op(kind).kernel
+    registered = private.registered_kernels(kind).kernel
     # A function of the graph, called by its name, has no kernels at all.
     return not registered or any("XLA" in kernel.device_type for kernel in registered)
 

@@ -31,7 +31,7 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        self._refuse_multi_worker("evaluates on one machine; choose mirrored or one_device")
+        self.refuse_multi_worker("evaluates on one machine; choose mirrored or one_device")
 
 
 COMMAND = Command(

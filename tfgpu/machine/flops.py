@@ -16,6 +16,8 @@ from typing import Any
 
 import keras
 
+from tfgpu.machine.tensorflow_internals import nodes
+
 TRAINING = 3
 """Operations of a training step over those of its forward pass."""
 
@@ -105,12 +107,11 @@ def layers(model: keras.Model) -> Iterator[Layer]:
         model: Built. One that is neither functional nor sequential is itself a layer of which
             nothing is known.
     """
-    graph = getattr(model, "_functional", None) or model
-    by_depth = getattr(graph, "_nodes_by_depth", None)
-    if by_depth is None:
+    calls = nodes(model)
+    if calls is None:
         yield Layer(model, flops=None, elements=None)
         return
-    for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
+    for node in calls:
         layer = node.operation
         if isinstance(layer, keras.Model):
             yield from layers(layer)

@@ -253,9 +253,6 @@ def free_memory(device: str) -> int:
         if free is not None:
             return free
     # Containers without nvidia-smi: the limit TensorFlow set itself at start-up.
-    from tensorflow.python.client import device_lib
+    from tfgpu.machine.tensorflow_internals import memory_limit
 
-    for found in device_lib.list_local_devices():
-        if found.name == f"/device:{device}":
-            return max(0, found.memory_limit - used)
-    return 0
+    return max(0, (memory_limit(device) or 0) - used)

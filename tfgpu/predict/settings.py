@@ -23,7 +23,7 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        self._refuse_multi_worker("predicts on one machine; choose mirrored or one_device")
+        self.refuse_multi_worker("predicts on one machine; choose mirrored or one_device")
         if not self.paths:
             raise RequestError(
                 "no images: name files or folders, or - to read their paths from standard input"

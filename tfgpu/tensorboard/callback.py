@@ -15,9 +15,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.util import tensor_util
 
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
-from tfgpu.engine.step_statistics import Gauges
+from tfgpu.engine.step_statistics import StepStatistics
 from tfgpu.tensorboard import pictures, predictions
 from tfgpu.tensorboard.graph import step_graph
 from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
@@ -25,7 +26,7 @@ from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
 _SHOWN = 16  # Images of a batch, and mistakes, in a picture.
 
 
-class TensorBoard(keras.callbacks.TensorBoard):
+class TensorBoard(private.TensorBoardHooks):
     """Writes event files that TensorBoard shows; for `tfgpu.Model.fit`, and for Keras' own.
 
     Tags and folders are those of `keras.callbacks.TensorBoard`: `train/` and `validation/` with
@@ -86,7 +87,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._class_names = tuple(class_names)
         self._hparams = dict(hparams) if hparams is not None else None
         self._write_batches = write_batches
-        self._gauges: Gauges | None = None
+        self._statistics: StepStatistics | None = None
         self._performance: PerformanceMeter | None = None
         self._lengths: set[int] = set()  # Of executions that were traced.
         self._base = self._consumed = self._written = 0
@@ -99,7 +100,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def get_state(self) -> dict[str, Any]:
         """Returns the size of each event file in bytes, and what has been written already."""
-        for writer in self._writers.values():
+        for writer in self.open_writers.values():
             writer.flush()
         return {
             "files": {
@@ -114,7 +115,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def set_state(self, state: dict[str, Any]) -> None:
         """Truncates the event files to the sizes in the state, and removes newer ones."""
         # `on_train_begin` has opened a file already; the next event opens another.
-        self._close_writers()
+        self.close_writers()
         for file in self._event_files():
             size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
             if size == 0:
@@ -130,32 +131,35 @@ class TensorBoard(keras.callbacks.TensorBoard):
             return []
         return sorted(self._directory.rglob("events.out.tfevents.*"))
 
-    def _close_writers(self) -> None:
-        super()._close_writers()
-        self._writers: dict[str, Any] = {}  # What is written later opens new files.
+    def close_writers(self) -> None:
+        """Closes all event files."""
+        private.close_writers.function(self)
+        self.open_writers = {}  # What is written later opens new files.
 
-    def _push_writer(self, writer: Any, step: int) -> None:
+    def push_writer(self, writer: Any, step: int) -> None:
+        """Makes `writer` the one of summaries that a step writes."""
         # Keras goes on to record only every `update_freq`-th batch, also what it writes itself at
         # the end of an epoch. Of a model's own summaries it records all or, above 1, none.
         entered = contextlib.ExitStack()
         if self.update_freq == 1:
             entered.enter_context(writer.as_default(step))
-        self._prev_summary_state.append(entered)
+        self.entered_writers.append(entered)
 
-    def _pop_writer(self) -> None:
-        self._prev_summary_state.pop().close()
+    def pop_writer(self) -> None:
+        """Takes back what `push_writer` did last."""
+        self.entered_writers.pop().close()
 
     @property
     def _root_writer(self) -> Any:
-        if "root" not in self._writers:
-            self._writers["root"] = tf.summary.create_file_writer(str(self._directory))
-        return self._writers["root"]
+        if "root" not in self.open_writers:
+            self.open_writers["root"] = tf.summary.create_file_writer(str(self._directory))
+        return self.open_writers["root"]
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        self._should_write_train_graph = False  # Keras' way to do it finds no graph.
-        if hasattr(model, "_gauges"):
-            self._gauges = Gauges.of(model)
+        self.writes_train_graph = False  # Keras' way to do it finds no graph.
+        if hasattr(model, "tfgpu_statistics"):
+            self._statistics = StepStatistics.of(model)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._base = self._consumed = self._written = 0
@@ -165,11 +169,11 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_train_begin(logs)
         if self._hparams is not None:
             self._write_hparams()
-        self._performance = PerformanceMeter(self.model, self._gauges)
-        self._batches = batches = getattr(self.model, "_latest_batches", None)
-        if self._should_trace and batches is not None:
+        self._performance = PerformanceMeter(self.model, self._statistics)
+        self._batches = batches = getattr(self.model, "tfgpu_batches", None)
+        if self.is_to_profile and batches is not None:
             # From one step earlier, so that nothing is traced or compiled in the profile.
-            batches.alone = range(max(0, self._start_batch - 2), self._stop_batch)
+            batches.alone = range(max(0, self.first_profiled - 2), self.last_profiled)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
@@ -184,12 +188,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._first_of_execution = batch
-        self._global_train_batch = self._base + batch + 1
+        self.global_batch = self._base + batch + 1
         # For summaries that the model itself writes.
-        self._pop_writer()
-        self._push_writer(self._train_writer, self._global_train_batch)
-        if self._should_trace:
-            self._profile(self._global_train_batch)
+        self.pop_writer()
+        self.push_writer(self.train_writer, self.global_batch)
+        if self.is_to_profile:
+            self._profile(self.global_batch)
         self._execution_began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -203,8 +207,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self._marker is not None:
             self._marker.__exit__(None, None, None)
             self._marker = None
-        if self._profiler_started and self._consumed >= self._stop_batch:
-            self._stop_profiler()
+        if self.is_profiling and self._consumed >= self.last_profiled:
+            self.stop_profiler()
         if not self._graph_written:
             self._write_step_graph()
         assert self._performance is not None
@@ -230,18 +234,19 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._performance is not None:
             self._performance.end()
-        self._stop_profiler()
+        self.stop_profiler()
         if self._hparams is not None:
             self._end_hparams()
         super().on_train_end(logs)
 
-    def _collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
+    def collect_learning_rate(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Returns `logs` with the learning rate of the optimizer's updates."""
         optimizer = update.inner(self.model.optimizer)
         if hasattr(optimizer, "optimizers"):  # One that delegates to others.
-            collected: dict[str, Any] = super()._collect_learning_rate(logs)
+            collected: dict[str, Any] = private.collect_learning_rate.function(self, logs)
             return collected
         rate = optimizer.learning_rate
-        schedule = getattr(optimizer, "_learning_rate", None)
+        schedule = private.given_learning_rate(optimizer)
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             # By its updates: with gradient accumulation, Keras would count its calls.
             rate = schedule(optimizer.iterations)
@@ -258,8 +263,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """Writes a point of everything that is not written by epoch."""
         # Also after a first execution, whose times are left out: a resumed run has others.
         point = {f"batch_{name}": (value, "") for name, value in to_floats(logs).items()}
-        if self._gauges is not None and self._gauges.has_norm:
-            norm = to_float(self._gauges.gradient_norm)
+        if self._statistics is not None and self._statistics.has_norm:
+            norm = to_float(self._statistics.gradient_norm)
             point["training/gradient_norm"] = (norm, "Of the latest step, unclipped.")
         scale = update.loss_scale(self.model.optimizer) if self.model.optimizer else None
         if scale is not None:
@@ -279,13 +284,13 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 tensor=tensor_util.make_tensor_proto(np.float32(value)),
                 metadata=scalar_metadata.create_summary_metadata("", description),
             )
-        with self._train_writer.as_default():
+        with self.train_writer.as_default():
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=self._consumed)
 
     def _write_step_graph(self) -> None:
         graph = step_graph(self.model)
         if graph is not None:
-            with self._train_writer.as_default():
+            with self.train_writer.as_default():
                 tf.summary.graph(graph)
             self._graph_written = True
 
@@ -299,7 +304,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if images.shape[-1] not in (1, 3):
             return
         captions = [[self._name(label)] for label in labels]
-        with self._train_writer.as_default():
+        with self.train_writer.as_default():
             tf.summary.image(
                 "batch",
                 pictures.grid(images, captions)[None],
@@ -317,7 +322,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """
         matrix, mistakes = predictions.evaluate(self.model, dataset, count=_SHOWN)
         names = [self._name(label) for label in range(len(matrix))]
-        with self._val_writer.as_default():
+        with self.validation_writer.as_default():
             tf.summary.image(
                 "confusion_matrix",
                 pictures.confusion(matrix, names)[None],
@@ -336,7 +341,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                     step=step,
                     description="The mistakes the model is surest of: true class, predicted class.",
                 )
-        self._val_writer.flush()
+        self.validation_writer.flush()
 
     def show_result(self, metrics: Mapping[str, float | None], *, step: int) -> None:
         """Writes final metrics, which the HParams tab shows beside the settings.
@@ -349,7 +354,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for name, value in metrics.items():
                 if value is not None:
                     tf.summary.scalar(f"result/{name}", value, step=step)
-        self._close_writers()
+        self.close_writers()
 
     def _name(self, label: Any) -> str:
         label = int(label)
@@ -377,8 +382,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def _profile(self, step: int) -> None:
         """Starts the profiler at the first step to profile, and marks each step for it."""
-        if not self._profiler_started and self._start_batch <= step <= self._stop_batch:
-            self._start_profiler(logdir=self._train_dir)
-        if self._profiler_started:
+        if not self.is_profiling and self.first_profiled <= step <= self.last_profiled:
+            self.start_profiler(logdir=self.train_directory)
+        if self.is_profiling:
             self._marker = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
             self._marker.__enter__()

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
-from tensorflow.python.framework import function_def_to_graph
+
+from tfgpu.engine import keras_internals as private
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _LOOPS = ("While", "StatelessWhile")
@@ -32,8 +33,8 @@ def step_graph(model: keras.Model) -> graph_pb2.GraphDef | None:
     functions = [
         concrete
         for function in getattr(model.train_function, "traced", ())
-        if hasattr(function, "_list_all_concrete_functions")
-        for concrete in function._list_all_concrete_functions()
+        if isinstance(function, private.TracedFunction)
+        for concrete in private.concrete_functions(function)
     ]
     if not functions:
         return None
@@ -44,7 +45,7 @@ def step_graph(model: keras.Model) -> graph_pb2.GraphDef | None:
         graph = _body(library, loop.get_attr("body").name)
     flat = graph_pb2.GraphDef()
     _Inliner(library, flat).inline(graph, scope="", outside=None)
-    _rename(flat, model.name, [layer.name for layer in model._flatten_layers()])
+    _rename(flat, model.name, [layer.name for layer in private.flatten_layers(model)])
     return flat
 
 
@@ -81,7 +82,7 @@ def _rename(graph: graph_pb2.GraphDef, model: str, layers: Iterable[str]) -> Non
 
 
 def _body(library: Mapping[str, Any], name: str) -> tf.Graph:
-    return function_def_to_graph.function_def_to_graph(
+    return private.graph_of_function(
         library[name], propagate_device_spec=True, include_library_functions=True
     )
 

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu.engine.step_statistics import Gauges
+from tfgpu.engine import keras_internals as private
+from tfgpu.engine.step_statistics import StepStatistics
 from tfgpu.machine import flops
 from tfgpu.machine.peak_rate import peak_flops
 
@@ -37,9 +38,9 @@ class PerformanceMeter:
         gauges: Its step statistics; None for a model of Keras.
     """
 
-    def __init__(self, model: keras.Model, gauges: Gauges | None):
+    def __init__(self, model: keras.Model, gauges: StepStatistics | None):
         self.model = model
-        self._gauges = gauges
+        self._statistics = gauges
         self._interval: _Interval | None = None
         counted = flops.count(self.model)
         # None if layers are not counted: utilization would be too low.
@@ -125,19 +126,19 @@ class PerformanceMeter:
 
     def _examples(self) -> float:
         """Returns the examples of this epoch so far: the weights in the mean of the loss."""
-        tracker = getattr(self.model, "_loss_tracker", None)
+        tracker = private.loss_tracker(self.model)
         if tracker is None:
             return 0.0
         # Those of this worker's replicas: a sum over all workers would need all to take part.
         strategy = self.model.distribute_strategy
-        parts = strategy.experimental_local_results(tracker.count._value)
+        parts = strategy.experimental_local_results(tracker.count.value)
         return sum(map(to_float, parts)) * strategy.num_replicas_in_sync / len(parts)
 
     def _waited(self) -> float:
-        return 0.0 if self._gauges is None else float(self._gauges.input_seconds.numpy())
+        return 0.0 if self._statistics is None else float(self._statistics.input_seconds.numpy())
 
     def _saving(self) -> float:
-        callbacks = getattr(self.model, "_fit_callbacks", None) or ()
+        callbacks = getattr(self.model, "tfgpu_callbacks", None) or ()
         callbacks = getattr(callbacks, "callbacks", callbacks)
         if not isinstance(callbacks, list | tuple):
             callbacks = (callbacks,)
@@ -172,7 +173,7 @@ def to_float(value: Any) -> float:
 
 
 def _local_devices(model: keras.Model) -> list[str]:
-    if model._distribute_strategy is not None:
+    if private.own_strategy(model) is not None:
         devices = model.distribute_strategy.extended.worker_devices
     else:  # The default strategy, which names none.
         devices = [d.name for d in tf.config.list_logical_devices("GPU")[:1]] or ["device:CPU:0"]

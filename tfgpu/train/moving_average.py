@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from tfgpu.engine import keras_internals as private
+
 
 class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
     """Keras' callback, swapping at the ends of epochs, without losing the weights at the last one.
@@ -19,16 +21,14 @@ class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
         closing: The callback to put behind `tfgpu.BackupAndRestore`.
     """
 
-    _ema_weights_in_model: bool
-
     def __init__(self) -> None:
         super().__init__(swap_on_epoch=True)
         self.closing = _Closing(self)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if not self._ema_weights_in_model:
-            self._swap_variables()
-            self._ema_weights_in_model = True
+        if not private.averages_in_model(self):
+            private.swap_averages(self)
+            private.averages_in_model.set(self, True)
 
 
 class _Closing(keras.callbacks.Callback):
@@ -38,7 +38,7 @@ class _Closing(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         # Resumed behind its last epoch, `fit` has no epoch to end.
-        if (getattr(self.model, "_initial_epoch", None) or 0) >= self.params["epochs"]:
+        if (private.initial_epoch(self.model) or 0) >= self.params["epochs"]:
             self._finalize()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -46,5 +46,5 @@ class _Closing(keras.callbacks.Callback):
             self._finalize()
 
     def _finalize(self) -> None:
-        if self._swap._ema_weights_in_model:
-            self._swap._finalize_ema_values()
+        if private.averages_in_model(self._swap):
+            private.finalize_averages(self._swap)

@@ -228,7 +228,7 @@ class TrainSettings(
         """See `Settings.check`."""
         super().check()
         if self.profile is not None and self.tensorboard == "none":
-            self._refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
+            self.refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
         if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
             raise RequestError(
                 f"--momentum={self.momentum} has no meaning for --optimizer={self.optimizer}; "

@@ -17,8 +17,10 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine import trial as trial_module
 from keras_tuner.src.engine import conditions
+from keras_tuner.src.tuners.gridsearch import LinkedList
 
 from tfgpu.artifacts import files
+from tfgpu.engine.private_names import require
 from tfgpu.errors import ModelFileError, RequestError
 from tfgpu.tune.settings import TuneSettings
 
@@ -26,6 +28,18 @@ FILE = "oracle.json"
 
 RUNNING, IDLE, STOPPED = "RUNNING", "IDLE", "STOPPED"
 COMPLETED, FAILED = "COMPLETED", "FAILED"
+
+# KerasTuner's private names that are used here, and nowhere else in tfgpu.
+for _kind, _names in (
+    (keras_tuner.Oracle, ("_retry_queue", "_save_trial")),
+    (keras_tuner.oracles.HyperbandOracle, ("_brackets", "_current_iteration")),
+    (keras_tuner.oracles.HyperbandOracle, ("_random_trial", "_get_size")),
+    (keras_tuner.oracles.BayesianOptimizationOracle, ("_random_state",)),
+    (keras_tuner.oracles.GridSearchOracle, ("_ordered_ids", "_populate_next")),
+    (LinkedList, ("_memory", "_data_to_index", "_next_index", "_last_index")),
+):
+    for _name in _names:
+        require(_kind, _name)
 
 # KerasTuner prints a value of each condition that it sends.
 conditions.print = lambda *_: None

@@ -60,7 +60,7 @@ class TuneSettings(TrainSettings, section="Search"):
                 "--validation_fraction=0 leaves nothing to compare trials by: the test split is "
                 "for the winner alone; raise the fraction"
             )
-        self._refuse_multi_worker(
+        self.refuse_multi_worker(
             "a trial trains on one machine; choose mirrored or one_device, and have other machines "
             "train other trials"
         )

@@ -1,0 +1,46 @@
+"""The private names of TensorFlow and Keras that say what a machine has and a model computes.
+
+Those of training are in `tfgpu.engine.keras_internals`, which this package does without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.errors import VersionError
+
+_VERSIONS = f"Keras {keras.__version__} with TensorFlow {tf.__version__}"
+
+try:
+    from keras.src.ops.function import Function
+    from tensorflow.python.client.device_lib import list_local_devices
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+except ImportError as error:
+    raise VersionError(f"tfgpu does not fit {_VERSIONS}: {error}") from error
+
+for _kind, _name in ((keras.Sequential, "_functional"), (Function, "_nodes_by_depth")):
+    if _name not in _kind.__init__.__code__.co_names:
+        raise VersionError(f"tfgpu needs {_kind.__name__}.{_name}, which {_VERSIONS} does not have")
+
+
+def memory_limit(device: str) -> int | None:
+    """Bytes that TensorFlow may take of a device such as "GPU:0"; None when it knows no such."""
+    limits = {found.name: int(found.memory_limit) for found in list_local_devices()}
+    return limits.get(f"/device:{device}")
+
+
+def has_onednn() -> bool:
+    """Whether TensorFlow was built with oneDNN and has it switched on."""
+    return bool(IsMklEnabled())
+
+
+def nodes(model: keras.Model) -> list[Any] | None:
+    """The calls of a model's layers, in order; None for a model without a graph of them."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if not isinstance(graph, Function):
+        return None
+    by_depth = graph._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
