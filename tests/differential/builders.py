@@ -142,7 +142,7 @@ def build(case: Case, kind: Kind) -> Any:
         return _subclassed(case, kind)
     if case.network == "two_inputs":
         inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((3,), name="b")}
-        x = ops.concatenate([L.Dense(5)(inputs["a"]), L.Dense(4)(inputs["b"])], axis=-1)
+        x = ops.concatenate([L.Dense(6)(inputs["a"]), L.Dense(4)(inputs["b"])], axis=-1)
         x = _apply([*_normalization(case), L.Activation(case.activation), *_dropouts(case)], x)
         return kind.Model(inputs, _head(case)(x))
     dtype = "int32" if case.inputs == "tokens" else "float32"

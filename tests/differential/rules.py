@@ -138,6 +138,13 @@ RULES = [
         ("iterations", "optimizer/*iteration"),
     ),
     Rule(
+        "one update too many",
+        "Stock Keras counts a batch for the step that finds the end of data of unknown size, in a "
+        "metric whose count does not depend on the data.",
+        lambda case, replicas: _begins_too_many(case) and case.network == "metric_of_batches",
+        ("history/activity",),
+    ),
+    Rule(
         "partial batches in losses per output",
         "Stock Keras weighs a partial batch like a whole one in the losses per output.",
         lambda case, replicas: case.outputs in ("dict", "list") and _partial(case),
