@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from tfgpu.checkpoint.store import Checkpoint, CheckpointStore
+from tfgpu.checkpoint.format import Checkpoint
+from tfgpu.checkpoint.store import CheckpointStore
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="flock, fork and resource are POSIX")
 

@@ -1,6 +1,9 @@
 """A training that was interrupted and resumed ends with the bits of one that was not."""
 
+import contextlib
 import errno
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -463,3 +466,44 @@ def test_any_other_data_set_is_refused_with_the_way_out(tmp_path, one):
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(BATCH)
     with pytest.raises(RequestError, match="training_batches"):
         build(one).fit(data, shuffle=False, verbose=0, callbacks=[tfgpu.BackupAndRestore(tmp_path)])
+
+
+WRITER = """
+import pathlib, sys, time
+from tfgpu.checkpoint.store import CheckpointStore
+store = CheckpointStore(pathlib.Path(sys.argv[1]), run_id="run", warn=print)
+store.lock()
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories are locked by flock")
+def test_a_directory_that_another_process_writes_to_is_refused(tmp_path, one):
+    train(tmp_path, one)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "locked\n"
+        with pytest.raises(RequestError, match=rf"in use by .*{writer.pid}.*another directory"):
+            train(tmp_path, one)
+        writer.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_training_left_by_an_exception_is_continued_in_the_same_process(tmp_path, one):
+    """As in a notebook: nobody has closed the first callback."""
+    batches = training_batches(EXAMPLES, batch_size=BATCH, seed=3)
+    models = [build(one), build(one)]
+    backups = [tfgpu.BackupAndRestore(tmp_path, save_freq=1) for _ in models]
+    for model, backup, kill in zip(models, backups, ([KillAfter(2)], []), strict=True):
+        with contextlib.suppress(Killed):
+            model.fit(
+                batches,
+                steps_per_epoch=batches.steps_per_epoch,
+                epochs=1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[backup, *kill],
+            )
+    assert backups[1].resumed_from > 0

@@ -15,33 +15,20 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfgpu.artifacts.run_directory import differences
+from tfgpu.checkpoint import training_state
 from tfgpu.checkpoint.fingerprint import describe
+from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
-from tfgpu.checkpoint.store import Checkpoint, CheckpointStore, OtherRunError
+from tfgpu.checkpoint.store import CheckpointStore, OtherRunError
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
-from tfgpu.errors import Interrupted, ModelFileError, RequestError, WorkError
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A callback with state of its own that a backup is to hold.
-
-    Both methods are called between executions. The state is what JSON can hold.
-    """
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the state."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, after `on_train_begin`."""
+from tfgpu.errors import Interrupted, RequestError, WorkError
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -64,7 +51,8 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     A backup that cannot be written is a warning, and the next one tries again. At the end of
     the training it is tried once more at once, and is then a `WorkError` that names the backup
-    that still holds the weights.
+    that still holds the weights. While training writes to a directory, another process that is
+    to write there is refused with a `RequestError`.
 
     Example:
 
@@ -184,6 +172,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         )
         batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
         batches.exact = True
+        if self._write:
+            self._store.lock()
         try:
             checkpoint = self._store.newest()
         except OtherRunError as other:
@@ -202,7 +192,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._done = self._restored.state["step"]
             if self._done:
                 # `fit` has just reset the metrics, which hold the part of the epoch that is done.
-                self._restore_metrics(self._restored)
+                training_state.restore_metrics(self.model, self._restored)
             self._restored = None
         else:
             self._done = 0
@@ -244,9 +234,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         private.initial_epoch.set(self.model, None)
         self._wait_for_store()
+        self.close()
 
     def close(self) -> None:
-        """Waits for the writer and ends it; call it when `fit` was left by an exception."""
+        """Waits for the writer and lets others write; for when `fit` was left by an exception."""
         if self._store is not None:
             self._store.close()
 
@@ -296,6 +287,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._save(self._pending)
             self._pending = None
         self._wait_for_store()
+        self.close()
         assert self._stop is not None
         raise Interrupted(self._stop)
 
@@ -340,10 +332,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     ) -> None:
         assert self._store is not None
         step, arrays, state = captured
-        if (broken := _not_finite(arrays)) is not None:
+        if (broken := training_state.not_finite(arrays)) is not None:
+            name = training_state.variables_of(self.model)[broken].path
             self._warn(
-                f"no backup after step {step}: {self._variables()[broken].path} is not finite; "
-                "the last good one is kept"
+                f"no backup after step {step}: {name} is not finite; the last good one is kept"
             )
             return
         if background:
@@ -353,16 +345,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
         """Takes hold of all state: with the check, all of saving that training waits for."""
-        arrays = {
-            name: _host_array(_local(self.model, variable)[0])
-            for name, variable in self._variables().items()
-        }
-        for name, variable in self._metrics().items():
-            for replica, value in enumerate(_local(self.model, variable)):
-                arrays[f"{name}/replica{replica}"] = _host_array(value)
-        for name, callback in self._callbacks().items():
-            for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
-                arrays[f"callbacks/{name}/best_weights/{j}"] = np.asarray(weight)
+        arrays = training_state.arrays_of(self.model)
         state = {
             "run": self._run,
             "epoch": self._epoch,
@@ -370,10 +353,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             "steps_per_epoch": self._steps_per_epoch,
             "stopped": bool(self.model.stop_training),
             "best": self._best,
-            "how": self._how(),
-            "callbacks": {
-                name: _callback_state(callback) for name, callback in self._callbacks().items()
-            },
+            "how": self._set_up(),
+            "callbacks": training_state.callback_states(self.model),
         }
         return self.steps_done, arrays, state
 
@@ -388,6 +369,10 @@ class BackupAndRestore(keras.callbacks.Callback):
             return False
         self._best = value
         return True
+
+    def _set_up(self) -> dict[str, Any]:
+        assert self._batches is not None
+        return training_state.set_up(self.model, resident=bool(self._batches.resident))
 
     # ---- restoring -----------------------------------------------------------------------
 
@@ -407,8 +392,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"{checkpoint.path} is of a run with {state['steps_per_epoch']} steps an epoch, "
                 f"this one has {self._steps_per_epoch}"
             )
-        how = self._how()
-        changed = differences(state["how"], how, ignoring=frozenset())
+        changed = differences(state["how"], self._set_up(), ignoring=frozenset())
         if changed:
             self.exact = False
             self._warn(
@@ -416,36 +400,9 @@ class BackupAndRestore(keras.callbacks.Callback):
                 + "; ".join(changed)
                 + ")"
             )
-        wanted = self._variables()
-        known = set(wanted)
-        for name, variable in wanted.items():
-            if name not in checkpoint.arrays:
-                if name.startswith("loss_scale/"):
-                    continue  # The run so far had none: begin with a fresh one.
-                raise ModelFileError(f"{checkpoint.path} lacks {name}; it is of another model")
-            value = checkpoint.arrays[name]
-            if tuple(value.shape) != tuple(variable.shape):
-                raise ModelFileError(
-                    f"{checkpoint.path} has {name} of shape {value.shape}, the model has "
-                    f"{tuple(variable.shape)}"
-                )
-            variable.assign(value)
-        superfluous = [
-            name
-            for name in checkpoint.arrays
-            if name not in known and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
-        ]
-        if superfluous:
-            raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
+        training_state.restore_variables(self.model, checkpoint)
         self._best = state["best"]
-        for name, callback in self._callbacks().items():
-            if name not in state["callbacks"]:
-                continue  # It was not there before: it begins now.
-            _set_callback_state(callback, state["callbacks"][name])
-            prefix = f"callbacks/{name}/best_weights/"
-            weights = [v for key, v in checkpoint.arrays.items() if key.startswith(prefix)]
-            if weights:
-                callback.best_weights = weights
+        training_state.restore_callbacks(self.model, checkpoint)
         epochs = self.params.get("epochs", 0)
         self.resumed_from = checkpoint.step
         self._epoch, self._done = state["epoch"], state["step"]
@@ -454,134 +411,6 @@ class BackupAndRestore(keras.callbacks.Callback):
         assert self._batches is not None
         self._batches.seek(checkpoint.step, done=state["step"])
         self._restored = checkpoint
-
-    def _restore_metrics(self, checkpoint: Checkpoint) -> None:
-        for name, variable in self._metrics().items():
-            values: list[np.ndarray] = []
-            while (key := f"{name}/replica{len(values)}") in checkpoint.arrays:
-                values.append(checkpoint.arrays[key])
-            local = _local(self.model, variable)
-            if len(values) != len(local):
-                # Another number of replicas: only the sum matters.
-                zeros = [np.zeros_like(values[0])] * (len(local) - 1)
-                values = [np.sum(values, axis=0, dtype=values[0].dtype), *zeros]
-            for own, value in zip(local, values, strict=True):
-                own.assign(value)
-
-    # ---- what there is -------------------------------------------------------------------
-
-    def _variables(self) -> dict[str, keras.Variable]:
-        """Every variable that training changes, but for the metrics', by a stable name.
-
-        Keras numbers the layers of a process, so the paths are no names to rely on.
-        """
-        model, optimizer = self.model, self.model.optimizer
-        metrics = {id(variable) for variable in model.metrics_variables}
-        named: dict[str, keras.Variable] = {}
-        for i, variable in enumerate(v for v in model.variables if id(v) not in metrics):
-            named[f"model/{i}/{variable.name}"] = variable
-        inner = optimizer
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            inner = optimizer.inner_optimizer
-            for i, variable in enumerate(private.optimizer_variables(optimizer)):
-                named[f"loss_scale/{i}"] = variable
-        for i, variable in enumerate(inner.variables):
-            named[f"optimizer/{i}"] = variable
-        return named
-
-    def _metrics(self) -> dict[str, keras.Variable]:
-        return {f"metrics/{i}": v for i, v in enumerate(self.model.metrics_variables)}
-
-    def _callbacks(self) -> dict[str, Any]:
-        """The other callbacks of this `fit` that have state to save, by a name."""
-        given = self.model.tfgpu_callbacks or []
-        if isinstance(given, keras.callbacks.CallbackList):
-            given = given.callbacks
-        given = given if isinstance(given, list | tuple) else [given]
-        named: dict[str, Any] = {}
-        for callback in given:
-            if isinstance(callback, Resumable) or _counters(callback):
-                name = type(callback).__name__
-                same = sum(other.partition(".")[0] == name for other in named)
-                named[f"{name}.{same}" if same else name] = callback
-        return named
-
-    def _how(self) -> dict[str, Any]:
-        """What may change between two processes, at the price of other bits."""
-        assert self._batches is not None
-        model = self.model
-        device = tf.DeviceSpec.from_string(_local(model, model.variables[0])[0].device).device_type
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
-        return {
-            "replicas": model.distribute_strategy.num_replicas_in_sync,
-            "device": device,
-            # Sums are shared out to them, and so added up in another order.
-            **({"intra_op_threads": threads} if device == "CPU" else {}),
-            "precision": model.dtype_policy.name,
-            "jit_compile": bool(model.jit_compile),
-            "steps_per_execution": model.steps_per_execution,
-            "input": "resident" if self._batches.resident else "streaming",
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        }
-
-
-def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
-    """The copies of a variable on this process's replicas."""
-    return model.distribute_strategy.experimental_local_results(variable.value)
-
-
-def _host_array(variable: tf.Variable) -> np.ndarray:
-    """The value of a variable on one device, which later assignments do not change."""
-    # The operation alone: for 538 variables `tf.convert_to_tensor` takes 25 ms more.
-    value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
-    if "CPU" not in value.device:
-        return value.numpy()
-    try:
-        # Without a copy: a variable whose buffer somebody holds is given a new one when it is
-        # assigned to, and copying 200 MB at once takes as long as that.
-        return np.asarray(memoryview(value))
-    except (BufferError, TypeError, ValueError):  # Python knows no bfloat16.
-        return value.numpy()
-
-
-def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """The name of the first of the model's weights that is not finite."""
-    for name, array in arrays.items():
-        # 25 million numbers take 5 ms.
-        if name.startswith("model/") and array.dtype.kind == "f" and not np.isfinite(array).all():
-            return name
-    return None
-
-
-# Attributes in which Keras' callbacks remember: None, booleans, numbers.
-_COUNTERS: dict[type, tuple[str, ...]] = {
-    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
-    keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
-    keras.callbacks.ModelCheckpoint: ("best", private.batches_since_saving.name),
-    keras.callbacks.SwapEMAWeights: (private.averages_in_model.name,),
-}
-
-
-def _counters(callback: Any) -> tuple[str, ...]:
-    return next((names for kind, names in _COUNTERS.items() if isinstance(callback, kind)), ())
-
-
-def _callback_state(callback: Any) -> dict[str, Any]:
-    state = {}
-    for name in _counters(callback):
-        value = getattr(callback, name)
-        state[name] = value if isinstance(value, int | None) else float(value)
-    own = {"state": callback.get_state()} if isinstance(callback, Resumable) else {}
-    return {"counters": state, **own}
-
-
-def _set_callback_state(callback: Any, state: dict[str, Any]) -> None:
-    for name, value in state["counters"].items():
-        setattr(callback, name, value)
-    if "state" in state:
-        callback.set_state(state["state"])
 
 
 def _warn(text: str) -> None:

@@ -52,6 +52,23 @@ _NUMPY_DTYPES = frozenset(
 CHUNK = 1 << 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a sound checkpoint holds.
+
+    Attributes:
+        path: Its directory.
+        step: The training steps done when it was saved.
+        arrays: The arrays by name, in the order in which they were saved; writable.
+        state: Counters, positions, settings, as JSON holds them (a tuple has become a list).
+    """
+
+    path: Path
+    step: int
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
 class Damaged(Exception):
     """Why a checkpoint cannot be used."""
 

@@ -17,7 +17,6 @@ last store takes over from the one before.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -35,6 +34,7 @@ from tfgpu.checkpoint.format import (
     ARRAYS,
     MANIFEST,
     TEMPORARY,
+    Checkpoint,
     Damaged,
     Name,
     OfAnotherRun,
@@ -46,23 +46,6 @@ from tfgpu.checkpoint.format import (
     write_all,
 )
 from tfgpu.errors import ModelFileError
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a sound checkpoint holds.
-
-    Attributes:
-        path: Its directory.
-        step: The training steps done when it was saved.
-        arrays: The arrays by name, in the order in which they were saved; writable.
-        state: Counters, positions, settings, as JSON holds them (a tuple has become a list).
-    """
-
-    path: Path
-    step: int
-    arrays: dict[str, np.ndarray]
-    state: dict[str, Any]
 
 
 class OtherRunError(ModelFileError):

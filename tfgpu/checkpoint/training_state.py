@@ -1,0 +1,233 @@
+"""The state of a training, by stable names: taken from a model and its callbacks, and put back.
+
+It is in variables (weights, statistics, seeds, optimizer slots, averages, loss scale, metrics on
+each replica) and in a few counters of Keras' callbacks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpu.checkpoint.format import Checkpoint
+from tfgpu.engine import keras_internals as private
+from tfgpu.errors import ModelFileError
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A callback with state of its own that a backup is to hold.
+
+    Both methods are called between executions. The state is what JSON can hold.
+    """
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, after `on_train_begin`."""
+
+
+def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
+    """Takes hold of all arrays that training changes; later assignments do not change them.
+
+    Args:
+        model: A `tfgpu.Model` in `fit`.
+
+    Returns:
+        Arrays by name: of variables, of metrics on each replica, of the best weights that
+        callbacks keep.
+    """
+    arrays = {
+        name: _host_array(_local(model, variable)[0])
+        for name, variable in variables_of(model).items()
+    }
+    for name, variable in _metrics_of(model).items():
+        for replica, value in enumerate(_local(model, variable)):
+            arrays[f"{name}/replica{replica}"] = _host_array(value)
+    for name, callback in _callbacks_of(model).items():
+        for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
+            arrays[f"callbacks/{name}/best_weights/{j}"] = np.asarray(weight)
+    return arrays
+
+
+def callback_states(model: keras.Model) -> dict[str, Any]:
+    """Returns the state of each callback that has some, as JSON keeps it, by name."""
+    return {name: _callback_state(callback) for name, callback in _callbacks_of(model).items()}
+
+
+def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Assigns every variable but those of metrics.
+
+    Raises:
+        ModelFileError: The checkpoint is of another model.
+    """
+    wanted = variables_of(model)
+    known = set(wanted)
+    for name, variable in wanted.items():
+        if name not in checkpoint.arrays:
+            if name.startswith("loss_scale/"):
+                continue  # The run so far had none: begin with a fresh one.
+            raise ModelFileError(f"{checkpoint.path} lacks {name}; it is of another model")
+        value = checkpoint.arrays[name]
+        if tuple(value.shape) != tuple(variable.shape):
+            raise ModelFileError(
+                f"{checkpoint.path} has {name} of shape {value.shape}, the model has "
+                f"{tuple(variable.shape)}"
+            )
+        variable.assign(value)
+    superfluous = [
+        name
+        for name in checkpoint.arrays
+        if name not in known and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
+    ]
+    if superfluous:
+        raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
+
+
+def restore_callbacks(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Gives callbacks back their state; those that were not there before begin now."""
+    states = checkpoint.state["callbacks"]
+    for name, callback in _callbacks_of(model).items():
+        if name not in states:
+            continue
+        _set_callback_state(callback, states[name])
+        prefix = f"callbacks/{name}/best_weights/"
+        weights = [v for key, v in checkpoint.arrays.items() if key.startswith(prefix)]
+        if weights:
+            callback.best_weights = weights
+
+
+def restore_metrics(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Assigns the metrics, on as many replicas as there are now."""
+    for name, variable in _metrics_of(model).items():
+        values: list[np.ndarray] = []
+        while (key := f"{name}/replica{len(values)}") in checkpoint.arrays:
+            values.append(checkpoint.arrays[key])
+        local = _local(model, variable)
+        if len(values) != len(local):
+            # Another number of replicas: only the sum matters.
+            zeros = [np.zeros_like(values[0])] * (len(local) - 1)
+            values = [np.sum(values, axis=0, dtype=values[0].dtype), *zeros]
+        for own, value in zip(local, values, strict=True):
+            own.assign(value)
+
+
+def variables_of(model: keras.Model) -> dict[str, keras.Variable]:
+    """Every variable that training changes, but for the metrics', by a stable name.
+
+    Keras numbers the layers of a process, so the paths are no names to rely on.
+    """
+    optimizer = model.optimizer
+    metrics = {id(variable) for variable in model.metrics_variables}
+    named: dict[str, keras.Variable] = {}
+    for i, variable in enumerate(v for v in model.variables if id(v) not in metrics):
+        named[f"model/{i}/{variable.name}"] = variable
+    inner = optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = optimizer.inner_optimizer
+        for i, variable in enumerate(private.optimizer_variables(optimizer)):
+            named[f"loss_scale/{i}"] = variable
+    for i, variable in enumerate(inner.variables):
+        named[f"optimizer/{i}"] = variable
+    return named
+
+
+def _metrics_of(model: keras.Model) -> dict[str, keras.Variable]:
+    return {f"metrics/{i}": v for i, v in enumerate(model.metrics_variables)}
+
+
+def _callbacks_of(model: keras.Model) -> dict[str, Any]:
+    """The other callbacks of this `fit` that have state to save, by a name."""
+    given = model.tfgpu_callbacks or []
+    if isinstance(given, keras.callbacks.CallbackList):
+        given = given.callbacks
+    given = given if isinstance(given, list | tuple) else [given]
+    named: dict[str, Any] = {}
+    for callback in given:
+        if isinstance(callback, Resumable) or _counters(callback):
+            name = type(callback).__name__
+            same = sum(other.partition(".")[0] == name for other in named)
+            named[f"{name}.{same}" if same else name] = callback
+    return named
+
+
+def set_up(model: keras.Model, *, resident: bool) -> dict[str, Any]:
+    """What may change between two processes, at the price of other bits."""
+    device = tf.DeviceSpec.from_string(_local(model, model.variables[0])[0].device).device_type
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
+    return {
+        "replicas": model.distribute_strategy.num_replicas_in_sync,
+        "device": device,
+        # Sums are shared out to them, and so added up in another order.
+        **({"intra_op_threads": threads} if device == "CPU" else {}),
+        "precision": model.dtype_policy.name,
+        "jit_compile": bool(model.jit_compile),
+        "steps_per_execution": model.steps_per_execution,
+        "input": "resident" if resident else "streaming",
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+
+
+def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
+    """The copies of a variable on this process's replicas."""
+    return model.distribute_strategy.experimental_local_results(variable.value)
+
+
+def _host_array(variable: tf.Variable) -> np.ndarray:
+    """The value of a variable on one device, which later assignments do not change."""
+    # The operation alone: for 538 variables `tf.convert_to_tensor` takes 25 ms more.
+    value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+    if "CPU" not in value.device:
+        return value.numpy()
+    try:
+        # Without a copy: a variable whose buffer somebody holds is given a new one when it is
+        # assigned to, and copying 200 MB at once takes as long as that.
+        return np.asarray(memoryview(value))
+    except (BufferError, TypeError, ValueError):  # Python knows no bfloat16.
+        return value.numpy()
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first of the model's weights that is not finite."""
+    for name, array in arrays.items():
+        # 25 million numbers take 5 ms.
+        if name.startswith("model/") and array.dtype.kind == "f" and not np.isfinite(array).all():
+            return name
+    return None
+
+
+# Attributes in which Keras' callbacks remember: None, booleans, numbers.
+_COUNTERS: dict[type, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
+    keras.callbacks.ModelCheckpoint: ("best", private.batches_since_saving.name),
+    keras.callbacks.SwapEMAWeights: (private.averages_in_model.name,),
+}
+
+
+def _counters(callback: Any) -> tuple[str, ...]:
+    return next((names for kind, names in _COUNTERS.items() if isinstance(callback, kind)), ())
+
+
+def _callback_state(callback: Any) -> dict[str, Any]:
+    state = {}
+    for name in _counters(callback):
+        value = getattr(callback, name)
+        state[name] = value if isinstance(value, int | None) else float(value)
+    own = {"state": callback.get_state()} if isinstance(callback, Resumable) else {}
+    return {"counters": state, **own}
+
+
+def _set_callback_state(callback: Any, state: dict[str, Any]) -> None:
+    for name, value in state["counters"].items():
+        setattr(callback, name, value)
+    if "state" in state:
+        callback.set_state(state["state"])
