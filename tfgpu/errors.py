@@ -50,7 +50,10 @@ class WorkError(Error):
 
 
 class VersionError(WorkError, ImportError):
-    """The installed version of a library lacks a private name of it that tfgpu uses."""
+    """A library is installed in a version that lacks a private name which tfgpu uses."""
+
+    def __init__(self, problem: str):
+        super().__init__(f"{problem}; `pip check` names the versions that tfgpu asks for")
 
 
 class Interrupted(Error):

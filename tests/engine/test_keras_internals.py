@@ -1,6 +1,7 @@
 """Private names of Keras and TensorFlow: taken in one place, checked there, and still called."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def texts(tree):
     return [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
+@functools.cache
 def taken():
     """The private names that the allowed modules use."""
     names = set()

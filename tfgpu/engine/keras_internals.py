@@ -42,50 +42,43 @@ __all__ = ["BaseResourceVariable", "CompileLoss", "GeneratorDataAdapter", "Resou
 
 # ---- models and their trainer -----------------------------------------------------------------
 
-TensorFlowTrainer = require(tensorflow_trainer, "TensorFlowTrainer")
+_Model: Any = keras.Model
 Functional = require(functional, "Functional")
 makes_functional = require(model, "functional_init_arguments", "args", "kwargs")
 supports_jit = require(trainer, "model_supports_jit", "model")
 compute_output_spec = require(backend, "compute_output_spec", "fn")
-reduce_per_replica = require(
-    tensorflow_trainer, "reduce_per_replica", "values", "strategy", "reduction"
-)
+reduce_per_replica = require(tensorflow_trainer, "reduce_per_replica", "values", "strategy")
 concat = require(tensorflow_trainer, "concat", "tensors")
 concat_ragged = require(tensorflow_trainer, "potentially_ragged_concat", "tensors")
 as_array = require(tensorflow_trainer, "convert_to_np_if_not_ragged", "x")
 
-own_strategy = Attribute(TensorFlowTrainer, "_distribute_strategy")  # None: the default one.
-compile_loss = Attribute(trainer.Trainer, "_compile_loss")
-compile_metrics = Attribute(trainer.Trainer, "_compile_metrics")
-compile_config = Attribute(trainer.Trainer, "_compile_config")
-loss_tracker = Attribute(trainer.Trainer, "_loss_tracker")
-given_jit_compile = Attribute(trainer.Trainer, "_jit_compile")
-initial_epoch = Attribute(trainer.Trainer, "_initial_epoch")
+own_strategy = Attribute(_Model, "_distribute_strategy")  # None: the default one.
+compile_loss = Attribute(_Model, "_compile_loss")
+compile_metrics = Attribute(_Model, "_compile_metrics")
+compile_config = Attribute(_Model, "_compile_config")
+loss_tracker = Attribute(_Model, "_loss_tracker")
+given_jit_compile = Attribute(_Model, "_jit_compile")
+initial_epoch = Attribute(_Model, "_initial_epoch")
 takes_training = Attribute(keras.layers.Layer, "_call_has_training_arg")
 own_losses = Attribute(keras.layers.Layer, "_losses")
-flatten_layers = Method(keras.Model, "_flatten_layers", "self", "include_self")
-compute_loss = Method(
-    *(keras.Model, "_compute_loss"), *("self", "x", "y", "y_pred", "sample_weight", "training")
-)
-symbolic_build = Method(keras.Model, "_symbolic_build", "self", "iterator", "data_batch")
+flatten_layers = Method(_Model, "_flatten_layers", "self", "include_self")
+compute_loss = Method(_Model, "_compute_loss", "self", "x", "y", "y_pred", "sample_weight")
+symbolic_build = Method(_Model, "_symbolic_build", "self", "iterator", "data_batch")
 
 for _step in ("train", "test", "predict"):
-    require(TensorFlowTrainer, f"{_step}_step", "self", "data")
-    require(TensorFlowTrainer, f"make_{_step}_function", "self", "force")
-    require(TensorFlowTrainer, f"{_step}_function")
+    require(_Model, f"{_step}_step", "self", "data")
+    require(_Model, f"make_{_step}_function", "self", "force")
+    require(_Model, f"{_step}_function")
 for _caller in ("fit", "evaluate"):
-    for _hook in (
-        ("_maybe_symbolic_build", "self", "iterator", "data_batch"),
-        ("_get_metrics_result_or_logs", "self", "logs"),
-    ):
-        require(TensorFlowTrainer, *_hook, called_by=_caller)
-require(TensorFlowTrainer, "_resolve_auto_jit_compile", "self", called_by="compile")
+    require(_Model, "_maybe_symbolic_build", "self", "iterator", "data_batch", called_by=_caller)
+    require(_Model, "_get_metrics_result_or_logs", "self", "logs", called_by=_caller)
+require(_Model, "_resolve_auto_jit_compile", "self", called_by="compile")
 
 # The mixin has no base; to a type checker it is what it is mixed into.
-_Trainer: Any = TensorFlowTrainer if TYPE_CHECKING else object
+_Base: Any = keras.Model if TYPE_CHECKING else object
 
 
-class TrainerHooks(_Trainer):
+class TrainerHooks(_Base):
     """What Keras' trainer calls under private names, for a class derived from it to define.
 
     The names begin with `tfgpu_` because users derive from that class in turn.
@@ -183,16 +176,14 @@ class WrappedDataset(tf.data.Dataset):
 
 flat_losses = Attribute(CompileLoss, "_flat_losses")  # None before they are built.
 loss_metrics = Attribute(CompileLoss, "_metrics")
-reduce_weighted_values = Method(
-    *(loss_module, "reduce_weighted_values"), *("values", "sample_weight", "mask", "reduction")
-)
+reduce_weighted_values = Method(loss_module, "reduce_weighted_values", "values", "sample_weight")
 scale_loss = Method(loss_module, "scale_loss_for_distribution", "value")
 unscale_loss = Method(loss_module, "unscale_loss_for_distribution", "value")
 mean_update = Method(keras.metrics.Mean, "update_state", "self", "values", "sample_weight")
 
 require(CompileLoss, "build", "self", "y_true", "y_pred")
 require(loss_module.Loss, "reduce_weighted_values", called_by="__call__")
-require(TensorFlowTrainer, "unscale_loss_for_distribution", called_by="train_step")
+require(_Model, "unscale_loss_for_distribution", called_by="train_step")
 
 # ---- optimizers ------------------------------------------------------------------------------
 
@@ -201,7 +192,7 @@ optimizer_strategy = Attribute(_Optimizer, "_distribution_strategy")
 optimizer_variables = Attribute(_Optimizer, "_variables")
 updated_variables = Attribute(_Optimizer, "_trainable_variables")
 accumulated_gradients = Attribute(_Optimizer, "_accumulated_gradients")
-calls = Attribute(_Optimizer, "_iterations")
+calls = Attribute(_Optimizer, "_iterations")  # More than updates where it accumulates.
 given_learning_rate = Attribute(_Optimizer, "_learning_rate")
 variable_index = Method(_Optimizer, "_get_variable_index", "self", "variable")
 apply_unclipped = Method(
@@ -241,9 +232,7 @@ def is_copy(variable: Any) -> bool:
 
 # ---- strategies ------------------------------------------------------------------------------
 
-strategy_update = Method(
-    *(tf.distribute.StrategyExtended, "update"), *("self", "var", "fn", "args", "kwargs", "group")
-)
+strategy_update = Method(tf.distribute.StrategyExtended, "update", "self", "var", "fn", "args")
 
 require(distribute_lib, "_ThreadMode", "dist", "cross", "replica")
 require(distribute_lib, "_push_per_thread_mode", "context")
@@ -320,9 +309,7 @@ finalize_averages = Method(_Swap, "_finalize_ema_values", "self")
 batches_since_saving = Attribute(keras.callbacks.ModelCheckpoint, "_batches_seen_since_last_saving")
 
 close_writers = Method(_TensorBoard, "_close_writers", "self", called_by="on_train_end")
-collect_learning_rate = Method(
-    _TensorBoard, "_collect_learning_rate", "self", "logs", called_by="_log_epoch_metrics"
-)
+collect_learning_rate = Method(_TensorBoard, "_collect_learning_rate", "self", "logs")
 require(_TensorBoard, "_push_writer", "self", "writer", "step", called_by="on_train_begin")
 require(_TensorBoard, "_pop_writer", "self", called_by="on_train_end")
 
