@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def table(command: str) -> str:
     """Returns the settings of a command as Markdown, a table for each section of its help page."""
-    settings = flags.command_of(command).settings
+    settings = flags.settings_of(command)
     lines = []
     for title, rows in flags.described(command).items():
         resumes = command == "train" and title != "General"

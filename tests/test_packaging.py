@@ -48,7 +48,7 @@ def _third_party_imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module)
-    ours = {"tfgpu", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
+    ours = {"tfgpu", *(file.stem for file in (ROOT / "tests").rglob("*.py"))}
     return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - ours
 
 

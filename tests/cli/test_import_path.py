@@ -81,10 +81,13 @@ def test_a_builder_that_an_installed_module_hides_is_named(here):
         find_builder("absl:build")
 
 
-def test_a_builtin_model_adds_nothing_to_the_path(here):
-    before = list(sys.path)
-    find_builder("lenet")
-    assert sys.path == before
+def test_a_builtin_model_adds_nothing_to_the_path(tmp_path):
+    code = (
+        "import sys; sys.path.remove(''); from tfgpu.models.builders import find_builder\n"
+        "find_builder('lenet'); print(sys.path)"
+    )
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0 and str(tmp_path) not in done.stdout
 
 
 def test_an_experiment_may_import_what_lies_beside_it(here):

@@ -318,11 +318,11 @@ def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_of_a_command_has_help_and_a_section(command):
-    taken = flags.command_of(command)
+    taken = flags.settings_of(command)
     for title, section in taken.page().items():
         assert title
         for name in section:
-            assert taken.settings.help(name), name
+            assert taken.help(name), name
 
 
 def test_help_is_that_of_the_nearest_class_that_has_any():

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import entry, flags, interrupts
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and measures.
-
-    Args:
-        argv: The arguments, without the program's name.
-
-    Raises:
-        tfgpu.errors.Error: With the exit code of the command.
-    """
-    config = cast(BenchSettings, flags.parse(argv, command="bench"))
-    # Not at the top, so that `--help` answers at once.
-    from tfgpu.bench import run
+    """Reads the flags and measures; raises a `tfgpu.errors.Error` that has the exit code."""
+    config = flags.parse(argv, command="bench")
+    # Not at the top: `--help` shall answer at once.
+    from tfgpu.bench.run import run
     from tfgpu.cli.console import Console
 
     with interrupts.caught():
-        run.run(config, console=Console(progress=config.progress))
+        run(config, console=Console(progress=config.progress))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from tfgpu.cli.settings import Command, names, whole
+from tfgpu.cli.settings import names, whole
 from tfgpu.train.settings import (
     SECTIONS,
     DataSettings,
@@ -17,9 +17,29 @@ FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_
 """What `tfgpu bench` compares."""
 
 
+_BASELINE = (SpeedSettings, DataSettings, ModelSettings)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchSettings(TrainSettings, section="Comparison"):
-    """The settings of `tfgpu bench`: those of the baseline, whose defaults are plain, and more."""
+    """Measure the machine, a plain baseline and one change of it at a time; say what bounds a step
+    and which flag to change next. The other flags are the baseline's. Writes bench.json and charts.
+
+    Examples:
+        # the digits, every factor, in a few minutes
+        tfgpu bench
+        # whether reading keeps up
+        tfgpu bench --dataset=folder:photos --image_size=64x64 --factors=input,batch_size
+        # your model on images of your size, without any data
+        tfgpu bench --model=mymodels:build --dataset=synthetic:224x224x3:1000
+    """
+
+    sections = ("Comparison", *SECTIONS)
+    flags = {
+        *("factors", "rounds", "run_dir", "progress"),
+        *({field.name for each in _BASELINE for field in dataclasses.fields(each)} - {"strategy"}),
+        *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
+    }
 
     # Nothing is left to be decided by the machine, so that nothing is compared by accident.
     jit_compile: bool | Literal["auto"] = False
@@ -56,30 +76,3 @@ class BenchSettings(TrainSettings, section="Comparison"):
             self.refuse("input", "must be resident or streaming here")
         if self.batch_size is None:
             self.refuse("batch_size", "must be a number here")
-
-
-_BASELINE = (SpeedSettings, DataSettings, ModelSettings)
-
-COMMAND = Command(
-    settings=BenchSettings,
-    purpose="Measure the machine, a plain baseline and one change of it at a time; say what bounds "
-    "a step and\nwhich flag to change next. The other flags are the baseline's. Writes bench.json "
-    "and charts.",
-    sections=("Comparison", *SECTIONS),
-    flags={
-        *("factors", "rounds", "run_dir", "progress"),
-        *({field.name for each in _BASELINE for field in dataclasses.fields(each)} - {"strategy"}),
-        *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
-    },
-    examples=(
-        ("the digits, every factor, in a few minutes", ""),
-        (
-            "whether reading keeps up",
-            "--dataset=folder:photos --image_size=64x64 --factors=input,batch_size",
-        ),
-        (
-            "your model on images of your size, without any data",
-            "--model=mymodels:build --dataset=synthetic:224x224x3:1000",
-        ),
-    ),
-)

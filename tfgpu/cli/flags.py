@@ -1,6 +1,6 @@
 """Flags to settings and back, and the help pages: the only module that touches absl's flags.
 
-The flags of a command are the fields of its settings, `tfgpu.<command>.settings.COMMAND`. They
+The flags of a command are the fields of its settings, `tfgpu.<command>.settings`. They
 are defined on a `FlagValues` of our own for each parse, so importing this module leaves absl's
 global `FLAGS` as it was, and absl's own flags stay out of `--help`.
 
@@ -9,6 +9,7 @@ This module imports neither TensorFlow nor NumPy: `--help` has to answer at once
 
 import contextlib
 import importlib
+import inspect
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
@@ -19,7 +20,7 @@ from absl import flags
 
 import tfgpu
 from tfgpu.cli import experiment
-from tfgpu.cli.settings import Command, Setting, Settings, as_typed
+from tfgpu.cli.settings import Setting, Settings, as_typed
 from tfgpu.cli.shared_settings import GENERAL
 from tfgpu.errors import RequestError, did_you_mean
 
@@ -55,9 +56,10 @@ _ANSWERED = {
 }
 
 
-def command_of(name: str) -> Command:
-    """Returns what a command takes."""
-    found: Command = importlib.import_module(f"tfgpu.{name}.settings").COMMAND
+def settings_of(command: str) -> type[Settings]:
+    """Returns the class of a command's settings."""
+    module = importlib.import_module(f"tfgpu.{command}.settings")
+    found: type[Settings] = getattr(module, f"{command.capitalize()}Settings")
     return found
 
 
@@ -85,22 +87,22 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
         print(version_text())
         raise SystemExit(0)
 
-    settings_of = command_of(command).settings
+    taken = settings_of(command)
     given = _given(argv, command)
     path = given.pop("experiment", None)
     if path is None:
-        return settings_of.from_json(given)
+        return taken.from_json(given)
     settings = experiment.read(Path(path))
     try:
-        return settings_of.from_json(settings | given)
+        return taken.from_json(settings | given)
     except RequestError as error:
         raise RequestError(f"with --experiment={path}: {error}") from error
 
 
 def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `settings`: one for each non-default setting."""
-    taken = command_of(command)
-    default = taken.settings()
+    taken = settings_of(command)
+    default = taken()
     names = [name for section in taken.page().values() for name in section]
     values = {name: getattr(settings, name) for name in names}
     return [
@@ -112,17 +114,17 @@ def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
 
 def described(command: str) -> dict[str, list[tuple[str, str, str]]]:
     """Returns head, default and help of each flag, in the sections of the help page."""
-    taken = command_of(command)
+    taken = settings_of(command)
     page: dict[str, list[tuple[str, str, str]]] = {}
     for title, section in taken.page().items():
         page[title] = []
         for name, setting in section.items():
             # Of the class: some settings have no default as a whole.
-            value = getattr(taken.settings, name)
+            value = getattr(taken, name)
             default = str(setting.word) if value is None else as_typed(value)
             values = f"{setting.word}|{setting.values}" if setting.word else setting.values
             shown = default if setting.default is None else setting.default
-            page[title].append((f"--{name}={values}", shown, taken.settings.help(name)))
+            page[title].append((f"--{name}={values}", shown, taken.help(name)))
     if taken.experiment:
         page[GENERAL] += [(f"--{name}=FILE", "none", text) for name, text in _EXPERIMENT.items()]
     page[GENERAL] += [(f"--{name}", "", text) for name, text in _ANSWERED.items()]
@@ -131,18 +133,19 @@ def described(command: str) -> dict[str, list[tuple[str, str, str]]]:
 
 def help_text(command: str = "train") -> str:
     """Returns the page that `--help` prints: every flag with its values and its default."""
-    taken = command_of(command)
+    taken = settings_of(command)
     usage = f"{command} [--flag=value ...] {taken.arguments}".rstrip()
-    lines = [f"usage: tfgpu {usage}", f"       python -m tfgpu.{usage}", "", taken.purpose]
+    purpose, _, rest = inspect.cleandoc(taken.__doc__ or "").partition("\n\n")
+    lines = [f"usage: tfgpu {usage}", f"       python -m tfgpu.{usage}", ""]
+    lines += textwrap.wrap(purpose, _WIDTH)
     indent = " " * 6
     for title, flags_of in described(command).items():
         lines += ["", f"{title}:"]
         for head, default, text in flags_of:
             lines.append(f"  {head}  (default: {default})" if default else f"  {head}")
             lines += textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
-    lines += ["", "Examples:"]
-    for what, example in taken.examples:
-        lines += [f"  # {what}", f"  tfgpu {command} {example}".rstrip()]
+    examples = rest.partition("Examples:\n")[2].partition("\n\n")[0]
+    lines += ["", "Examples:", *textwrap.indent(textwrap.dedent(examples), "  ").splitlines()]
     lines += ["", "Environment:", ENVIRONMENT, "", "Exit codes:", EXIT_CODES]
     return "\n".join(lines)
 
@@ -181,7 +184,7 @@ class _Parser(flags.ArgumentParser[Any]):
 def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
     """Returns the values of the flags that `argv` names, and of no others."""
     see = f"`tfgpu {command} --help` lists the flags"
-    taken = command_of(command)
+    taken = settings_of(command)
     settable = {name: each for page in taken.page().values() for name, each in page.items()}
     settable |= {name: Setting() for name in _EXPERIMENT if taken.experiment}
     values = flags.FlagValues()

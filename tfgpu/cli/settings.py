@@ -150,11 +150,10 @@ def whole(
     instead = instead or ("or `auto`" if auto else "leave it out for a default")
 
     def check(value: Any) -> str | None:
-        if auto and value == "auto":
-            return None
         # `bool` is an `int` to Python, and never what was meant here.
         if not isinstance(value, int) or isinstance(value, bool):
-            return f"must be a whole number of at least {minimum}; {instead}"
+            wanted = f"must be a whole number of at least {minimum}; {instead}"
+            return None if auto and value == "auto" else wanted
         if value < minimum:
             return f"must be at least {minimum}; {instead}"
         return f"must be at most {LARGEST}; {instead}" if value > LARGEST else None
@@ -173,23 +172,19 @@ def number(
     instead: str = "leave it out for a default",
     minimum: float | None = None,
     above: float | None = None,
-    below: float | None = None,
+    below: float = math.inf,
     **declared: Any,
 ) -> Any:
-    """A field that takes a finite number of at least `minimum` or above `above`."""
+    """A field that takes a number of at least `minimum` or above `above`, and below `below`."""
     wanted = f"at least {minimum}" if minimum is not None else f"above {above}"
-    wanted += "" if below is None else f" and below {below}"
+    wanted += "" if below == math.inf else f" and below {below}"
 
     def check(value: Any) -> str | None:
         # Written so that NaN, which compares false with everything, is refused.
-        possible = (
-            isinstance(value, float)
-            and math.isfinite(value)
-            and (minimum is None or value >= minimum)
-            and (above is None or value > above)
-            and (below is None or value < below)
+        enough = isinstance(value, float) and (
+            value >= minimum if minimum is not None else value > (above or 0)
         )
-        return None if possible else f"must be a number {wanted}; {instead}"
+        return None if enough and value < below else f"must be a number {wanted}; {instead}"
 
     read = _reader(float, "a number")
     return custom(value, **{"values": "NUMBER", "parse": read, "check": check} | declared)
@@ -218,15 +213,26 @@ class Settings:
     """What one command is asked to do; the fields of a subclass are that command's flags.
 
     A subclass says what holds for its own fields, if they do not say otherwise themselves:
-    `class DataSettings(Settings, section="Data", tunable=False)`.
+    `class DataSettings(Settings, section="Data", tunable=False)`. The docstring of a command's
+    class begins with what the command does, and has its examples: `--help` shows both.
 
     Whole numbers given for a fraction or a rate become floats, and lists tuples, so that equal
     settings are equal objects.
+
+    Attributes:
+        sections: The titles of the sections of the help page, in order.
+        flags: Names of the settings that are flags; None for all.
+        arguments: What may follow the flags; the field `paths` gets it.
+        experiment: Whether settings may come from a file.
 
     Raises:
         RequestError: A value, or a combination of values, is impossible.
     """
 
+    sections: ClassVar[tuple[str, ...]] = ()
+    flags: ClassVar[Set[str] | None] = None
+    arguments: ClassVar[str] = ""
+    experiment: ClassVar[bool] = True
     _shared: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **shared: Any):
@@ -281,6 +287,16 @@ class Settings:
         return frozenset(n for n, s in known.items() if all(getattr(s, k) == v for k, v in wanted))
 
     @classmethod
+    def page(cls) -> dict[str, dict[str, Setting]]:
+        """Returns the flags in each section of the help page, by name."""
+        page: dict[str, dict[str, Setting]] = {title: {} for title in cls.sections}
+        for name in (field.name for field in dataclasses.fields(cls)):
+            if name != "paths" and (cls.flags is None or name in cls.flags):
+                setting = cls.setting(name)
+                page[str(setting.section)][name] = setting
+        return page
+
+    @classmethod
     def part_of(cls, settings: "Settings") -> Self:
         """Returns the settings of this class within those of a subclass."""
         return cls(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(cls)})
@@ -331,35 +347,3 @@ def _documented(module: str) -> dict[tuple[str, str], str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
-    """A command's settings, and what its `--help` says around the flags.
-
-    Attributes:
-        settings: The class.
-        purpose: What the command does, for the top of the page.
-        sections: The titles of the page's sections, in order.
-        examples: Pairs of what an example does and its flags.
-        flags: Names of the settings that are flags; None for all.
-        arguments: What may follow the flags; the field `paths` of the settings gets it.
-        experiment: Whether settings may come from a file.
-    """
-
-    settings: type[Settings]
-    purpose: str
-    sections: tuple[str, ...]
-    examples: tuple[tuple[str, str], ...]
-    flags: Set[str] | None = None
-    arguments: str = ""
-    experiment: bool = True
-
-    def page(self) -> dict[str, dict[str, Setting]]:
-        """Returns the flags in each section of the help page, by name."""
-        page: dict[str, dict[str, Setting]] = {title: {} for title in self.sections}
-        for name in (field.name for field in dataclasses.fields(self.settings)):
-            if name != "paths" and (self.flags is None or name in self.flags):
-                setting = self.settings.setting(name)
-                page[str(setting.section)][name] = setting
-        return page

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tfgpu.cli import interrupts
 from tfgpu.errors import RequestError, WorkError
 
 
@@ -61,6 +62,23 @@ def prepare_environment(*, verbosity: int = 0) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+@contextlib.contextmanager
+def tensorflow(*, verbosity: int = 0) -> Iterator[None]:
+    """Imports TensorFlow for the work of a command, whose signals become exceptions meanwhile.
+
+    Args:
+        verbosity: See `prepare_environment` and `import_tensorflow`.
+
+    Raises:
+        tfgpu.errors.Error: See there.
+        Interrupted: SIGTERM was received.
+    """
+    prepare_environment(verbosity=verbosity)
+    with interrupts.caught():
+        import_tensorflow(verbosity=verbosity)
+        yield
 
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

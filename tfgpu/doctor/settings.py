@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfgpu.cli.settings import Command, text, truth, whole
+from tfgpu.cli.settings import text, truth, whole
 from tfgpu.errors import did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 from tfgpu.machine.strategy import STRATEGIES
@@ -32,7 +32,23 @@ def _check_probe(value: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DoctorSettings(TrainSettings, section="Diagnosis"):
-    """What `tfgpu doctor` looks at: the settings of a training, and what to do about them."""
+    """Say what keeps a training from starting, or from using the GPU, and what mends it. Exits 0
+    when training can start and 1 when not.
+
+    Examples:
+        # why is my GPU not used?
+        tfgpu doctor
+        # in a script
+        tfgpu doctor --json --devices=GPU:0
+        # which combinations train here, without XLA
+        tfgpu doctor --probe=mirrored,no_xla
+    """
+
+    sections = ("Diagnosis", *SECTIONS)
+    flags = {
+        *("json", "probe", "probe_limit", "strategy", "devices", "dataset", "data_dir"),
+        *("run_dir", "progress"),
+    }
 
     json: bool = truth(False)
     """Print JSON for a script instead of lines for a person."""
@@ -50,20 +66,3 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
     {among}."""
     probe_limit: int = whole(120, 1, "the default is 120 seconds", values="SECONDS")
     """After which a combination counts as one that hangs."""
-
-
-COMMAND = Command(
-    settings=DoctorSettings,
-    purpose="Say what keeps a training from starting, or from using the GPU, and what mends it. "
-    "Exits 0 when\ntraining can start and 1 when not.",
-    sections=("Diagnosis", *SECTIONS),
-    flags={
-        *("json", "probe", "probe_limit", "strategy", "devices", "dataset", "data_dir"),
-        *("run_dir", "progress"),
-    },
-    examples=(
-        ("why is my GPU not used?", ""),
-        ("in a script", "--json --devices=GPU:0"),
-        ("which combinations train here, without XLA", "--probe=mirrored,no_xla"),
-    ),
-)

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from tfgpu.cli import entry, flags, interrupts, startup
-from tfgpu.evaluate.settings import EvaluateSettings
+from tfgpu.cli import entry, flags, startup
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and evaluates.
-
-    Args:
-        argv: The arguments, without the program's name.
-
-    Raises:
-        tfgpu.errors.Error: With the exit code of the command.
-    """
-    evaluate(flags.parse(argv, command="evaluate"))
-
-
-def evaluate(config: EvaluateSettings) -> dict[str, object]:
-    """Evaluates as `config` says, in a process that has not used TensorFlow yet.
-
-    Args:
-        config: The settings.
-
-    Returns:
-        The contents of `evaluation.json`.
-
-    Raises:
-        tfgpu.errors.Error: The request, the run, the data or the work is at fault.
-    """
-    # Not at the top, so that `--help` answers at once.
+    """Reads the flags and evaluates; raises a `tfgpu.errors.Error` that has the exit code."""
+    config = flags.parse(argv, command="evaluate")
+    # Not at the top: `--help` shall answer at once.
     from tfgpu.artifacts.trained_run import TrainedRun
     from tfgpu.cli.console import Console
 
     run = TrainedRun.open(str(config.run_dir))
-    console = Console(progress="none")
-    startup.prepare_environment(verbosity=config.verbosity)
-    with interrupts.caught():
-        startup.import_tensorflow(verbosity=config.verbosity)
-        # It imports TensorFlow, so not earlier.
-        from tfgpu.evaluate.run import evaluate as run_evaluation
+    with startup.tensorflow(verbosity=config.verbosity):
+        from tfgpu.evaluate.run import evaluate
 
-        return run_evaluation(config, run, console=console)
+        evaluate(config, run, console=Console(progress="none"))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,24 @@ import dataclasses
 from typing import Literal
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import Command, choice, text, truth, whole
+from tfgpu.cli.settings import choice, text, truth, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="Evaluation"):
-    """Every setting of `tfgpu evaluate`; None is the run's own, or what the devices decide."""
+    """Measure a finished run's model: loss, accuracy, calibration, confusion.
+
+    None is the run's own, or what the devices decide.
+
+    Examples:
+        # the test split of the run's own data
+        tfgpu evaluate --run_dir=runs/NAME
+        # every image of a folder of yours, for a script
+        tfgpu evaluate --run_dir=runs/NAME --dataset=folder:photos --split=all --json
+    """
+
+    sections = ("Run", "Data", "Evaluation", shared.DEVICES, shared.GENERAL)
+    experiment = False
 
     jit_compile: bool | Literal["auto"] = truth("auto", auto=True, section=shared.DEVICES)
     """Compile the evaluation with XLA. `auto` is on for a GPU and off for the CPU."""
@@ -32,18 +44,3 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
         """See `Settings.check`."""
         super().check()
         self.refuse_multi_worker("evaluates on one machine; choose mirrored or one_device")
-
-
-COMMAND = Command(
-    settings=EvaluateSettings,
-    purpose="Measure a finished run's model: loss, accuracy, calibration, confusion.",
-    sections=("Run", "Data", "Evaluation", shared.DEVICES, shared.GENERAL),
-    experiment=False,
-    examples=(
-        ("the test split of the run's own data", "--run_dir=runs/NAME"),
-        (
-            "every image of a folder of yours, for a script",
-            "--run_dir=runs/NAME --dataset=folder:photos --split=all --json",
-        ),
-    ),
-)

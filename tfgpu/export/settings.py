@@ -3,14 +3,24 @@
 import dataclasses
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import Command, names, number, text, whole
+from tfgpu.cli.settings import names, number, text, whole
 
 EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportSettings(shared.RunDataSettings, section="Export"):
-    """Every setting of `tfgpu export`; differences are between probabilities or accuracies."""
+    """Write a finished run's model for other runtimes, and compare each file with it.
+
+    Examples:
+        # everything
+        tfgpu export --run_dir=runs/NAME
+        # for TensorFlow Serving
+        tfgpu export --run_dir=runs/NAME --formats=saved_model --out=serving
+    """
+
+    sections = ("Run", "Export", "Data", shared.GENERAL)
+    experiment = False
 
     formats: str = names("all", EXPORT_FORMATS, alone="all", one="a format")
     """Which files to make: {among}, joined by commas. All but keras and saved_model need
@@ -34,15 +44,3 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
         """The formats to write, in the order of `EXPORT_FORMATS`."""
         chosen = EXPORT_FORMATS if self.formats == "all" else self.formats.split(",")
         return tuple(name for name in EXPORT_FORMATS if name in chosen)
-
-
-COMMAND = Command(
-    settings=ExportSettings,
-    purpose="Write a finished run's model for other runtimes, and compare each file with it.",
-    sections=("Run", "Export", "Data", shared.GENERAL),
-    experiment=False,
-    examples=(
-        ("everything", "--run_dir=runs/NAME"),
-        ("for TensorFlow Serving", "--run_dir=runs/NAME --formats=saved_model --out=serving"),
-    ),
-)

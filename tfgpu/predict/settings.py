@@ -3,13 +3,24 @@
 import dataclasses
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import Command, choice, custom, whole
+from tfgpu.cli.settings import choice, custom, whole
 from tfgpu.errors import RequestError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Prediction"):
-    """Every setting of `tfgpu predict`."""
+    """Label images with a finished run's model: files, folders, or - for paths on standard input.
+
+    Examples:
+        # a folder and a file
+        tfgpu predict --run_dir=runs/NAME photos cat.jpg
+        # many, for a script
+        tfgpu predict --run_dir=runs/NAME --format=jsonl - < list.txt
+    """
+
+    sections = ("Run", "Prediction", shared.DEVICES, shared.GENERAL)
+    arguments = "FILE_OR_FOLDER ..."
+    experiment = False
 
     paths: tuple[str, ...] = custom(())
     """Images and folders of images; "-" stands for paths read from standard input."""
@@ -28,17 +39,3 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
             raise RequestError(
                 "no images: name files or folders, or - to read their paths from standard input"
             )
-
-
-COMMAND = Command(
-    settings=PredictSettings,
-    purpose="Label images with a finished run's model: files, folders, or - for paths on standard "
-    "input.",
-    sections=("Run", "Prediction", shared.DEVICES, shared.GENERAL),
-    arguments="FILE_OR_FOLDER ...",
-    experiment=False,
-    examples=(
-        ("a folder and a file", "--run_dir=runs/NAME photos cat.jpg"),
-        ("many, for a script", "--run_dir=runs/NAME --format=jsonl - < list.txt"),
-    ),
-)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from tfgpu.cli import entry, flags, interrupts, startup
+from tfgpu.cli import entry, flags, startup
 from tfgpu.train.settings import TrainSettings
 
 
-def main(argv: list[str]) -> int | None:
-    """Reads the flags and trains.
-
-    Args:
-        argv: The arguments, without the program's name.
-
-    Returns:
-        None, for exit code 0.
-
-    Raises:
-        tfgpu.errors.Error: With the exit code that the outcome calls for.
-    """
+def main(argv: list[str]) -> None:
+    """Reads the flags and trains; raises a `tfgpu.errors.Error` that has the exit code."""
     train(flags.parse(argv))
-    return None
 
 
 def train(config: TrainSettings) -> dict[str, object]:
@@ -39,10 +28,7 @@ def train(config: TrainSettings) -> dict[str, object]:
 
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
-    startup.prepare_environment(verbosity=config.verbosity)
-    with interrupts.caught():
-        startup.import_tensorflow(verbosity=config.verbosity)
-        # Imports TensorFlow, so not before.
+    with startup.tensorflow(verbosity=config.verbosity):
         from tfgpu.train.run import run
 
         return run(config, console=console, stopwatch=stopwatch)

@@ -2,13 +2,12 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import (
     BUILDER,
     LARGEST,
-    Command,
     Settings,
     choice,
     custom,
@@ -213,16 +212,25 @@ class TrainSettings(
     DataSettings,
     SpeedSettings,
 ):
-    """Every setting of a training run; the fields are the flags of `tfgpu train`.
+    """Train a model on every GPU of this machine, or on its CPU where there is none.
 
     `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
     run starts, and the model for `width` and `depth`. The exceptions are `clip_norm`,
     `ema_momentum` and `early_stopping`, where `None` is "off", `data_dir`, where it is TFDS's own
     choice, and `checkpoint_every`, where it is one epoch.
 
-    Raises:
-        RequestError: A value, or a combination of values, is impossible.
+    Examples:
+        # the main job: handwritten digits, no network
+        tfgpu train --strategy=mirrored
+        # mixed precision, XLA and several steps per call, together
+        tfgpu train --precision=mixed_float16 --jit_compile --steps_per_execution=50
+        # your images and your model
+        tfgpu train --dataset=folder:photos --image_size=64x64 --model=mymodels:build
+        # an earlier run again, for longer
+        tfgpu train --experiment=runs/NAME/config.json --epochs=60
     """
+
+    sections: ClassVar[tuple[str, ...]] = SECTIONS
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -249,22 +257,3 @@ class TrainSettings(
             raise RequestError(
                 "--resume=must needs --run_dir: name the directory of the run to continue"
             )
-
-
-COMMAND = Command(
-    settings=TrainSettings,
-    purpose="Train a model on every GPU of this machine, or on its CPU where there is none.",
-    sections=SECTIONS,
-    examples=(
-        ("the main job: handwritten digits, no network", "--strategy=mirrored"),
-        (
-            "mixed precision, XLA and several steps per call, together",
-            "--dataset=cifar10 --precision=mixed_float16 --jit_compile --steps_per_execution=50",
-        ),
-        (
-            "your images and your model",
-            "--dataset=folder:photos --image_size=64x64 --model=mymodels:build",
-        ),
-        ("an earlier run again, for longer", "--experiment=runs/NAME/config.json --epochs=60"),
-    ),
-)

@@ -9,14 +9,7 @@ from tfgpu.errors import RequestError
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and searches.
-
-    Args:
-        argv: The arguments, without the program's name.
-
-    Raises:
-        tfgpu.errors.Error: With the exit code of the command.
-    """
+    """Reads the flags and searches; raises a `tfgpu.errors.Error` that has the exit code."""
     config = flags.parse(argv, command="tune")
     for package in ("keras_tuner", "grpc"):
         if importlib.util.find_spec(package) is None:
@@ -29,7 +22,6 @@ def main(argv: list[str]) -> None:
     console = Console(progress=config.progress)
     startup.prepare_environment(verbosity=config.verbosity)
     startup.import_tensorflow(verbosity=config.verbosity)
-    # It imports TensorFlow, so not earlier.
     from tfgpu.tune.run import run
 
     run(config, console=console)

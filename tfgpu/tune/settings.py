@@ -2,14 +2,26 @@
 
 import dataclasses
 
-from tfgpu.cli.settings import Command, choice, number, text, whole
+from tfgpu.cli.settings import choice, number, text, whole
 from tfgpu.errors import RequestError
 from tfgpu.train.settings import SECTIONS, TrainSettings, run_dir_field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainSettings, section="Search"):
-    """The settings of `tfgpu tune`: those that all trials share, and more."""
+    """Search for better settings with KerasTuner. The flags of `tfgpu train` are what all trials
+    share; --space says what is tried. The same command again goes on where it was stopped.
+
+    Examples:
+        # the digits, in a few minutes
+        tfgpu tune --tuner=random --max_trials=10 --epochs=10
+        # half an hour for settings of your choice
+        tfgpu tune --dataset=cifar10 --space=experiments/search_recipe.py --max_minutes=30
+        # four GPUs, a trial on each
+        tfgpu tune --workers=4 --run_dir=runs/search
+    """
+
+    sections = ("Search", *SECTIONS)
 
     run_dir: str | None = run_dir_field("runs/tune-<dataset>-<model>-<time>")
     """Where the search keeps its trials, its state and its result."""
@@ -64,21 +76,3 @@ class TuneSettings(TrainSettings, section="Search"):
             "a trial trains on one machine; choose mirrored or one_device, and have other machines "
             "train other trials"
         )
-
-
-COMMAND = Command(
-    settings=TuneSettings,
-    purpose="Search for better settings with KerasTuner. The flags of `tfgpu train` are what all "
-    "trials share;\n--space says what is tried. The same command again goes on where it was "
-    "stopped.",
-    sections=("Search", *SECTIONS),
-    examples=(
-        ("the digits, in a few minutes", "--tuner=random --max_trials=10 --epochs=10"),
-        (
-            "half an hour for settings of your choice",
-            "--dataset=cifar10 --space=experiments/search_recipe.py --max_minutes=30 "
-            "--run_dir=runs/search",
-        ),
-        ("four GPUs, a trial on each", "--workers=4 --run_dir=runs/search"),
-    ),
-)
