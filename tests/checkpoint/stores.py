@@ -1,6 +1,8 @@
 """Stores of small checkpoints, and what is in them."""
 
+import contextlib
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -28,6 +30,26 @@ def arrays_of(step):
 
 def save(directory, step, **kwargs):
     return store(directory).save(step, arrays_of(step), {"step": step}, **kwargs)
+
+
+WRITER = """
+import pathlib, sys, time
+from tfgpu.checkpoint.store import CheckpointStore
+store = CheckpointStore(pathlib.Path(sys.argv[1]), run_id="run", warn=print)
+store.save(1, {}, {})
+print("saved", flush=True)
+time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def writer(directory):
+    """A process that has saved a checkpoint to a directory, and is not done with it."""
+    command = [sys.executable, "-c", WRITER, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "saved\n"
+        yield process
+        process.kill()
 
 
 def same(read, arrays):

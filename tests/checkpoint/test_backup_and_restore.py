@@ -2,13 +2,12 @@
 
 import contextlib
 import errno
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from stores import posix, writer
 
 import tfgpu
 from tfgpu.checkpoint import store
@@ -468,27 +467,12 @@ def test_any_other_data_set_is_refused_with_the_way_out(tmp_path, one):
         build(one).fit(data, shuffle=False, verbose=0, callbacks=[tfgpu.BackupAndRestore(tmp_path)])
 
 
-WRITER = """
-import pathlib, sys, time
-from tfgpu.checkpoint.store import CheckpointStore
-store = CheckpointStore(pathlib.Path(sys.argv[1]), run_id="run", warn=print)
-store.lock()
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="directories are locked by flock")
+@posix
 def test_a_directory_that_another_process_writes_to_is_refused(tmp_path, one):
-    train(tmp_path, one)
-    before = sorted(path.name for path in tmp_path.iterdir())
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "locked\n"
-        with pytest.raises(RequestError, match=rf"in use by .*{writer.pid}.*another directory"):
+    with writer(tmp_path) as other:
+        with pytest.raises(RequestError, match=rf"in use by .*{other.pid}.*another directory"):
             train(tmp_path, one)
-        writer.kill()
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_training_left_by_an_exception_is_continued_in_the_same_process(tmp_path, one):

@@ -23,11 +23,7 @@ from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
 from tfgpu.data.examples import Examples
-from tfgpu.data.inputs import (
-    DeviceDataset,
-    evaluation_batches,
-    training_batches,
-)
+from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
 from tfgpu.data.sources import ImageDataset
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.machine import runtime
