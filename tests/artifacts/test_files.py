@@ -1,5 +1,8 @@
 """What the writers of files share."""
 
+import os
+import sys
+
 import pytest
 
 from tfgpu.artifacts import files
@@ -57,3 +60,29 @@ def test_a_directory_that_cannot_be_made_is_a_wrong_request(tmp_path):
 )
 def test_a_name_becomes_one_of_a_file(name, expected):
     assert files.file_name(name) == expected
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """The inodes that have been flushed to the disk, in order."""
+    inodes, fsync = [], os.fsync
+
+    def record(descriptor):
+        inodes.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    return inodes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories cannot be flushed there")
+def test_a_replaced_file_is_flushed_before_its_name_is(tmp_path, flushed):
+    with files.replacing(tmp_path / "file.txt") as beside:
+        beside.write_text("new")
+    assert flushed == [(tmp_path / "file.txt").stat().st_ino, tmp_path.stat().st_ino]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories cannot be flushed there")
+def test_the_names_of_new_directories_are_flushed(tmp_path, flushed):
+    files.make_durable(tmp_path / "a" / "b")
+    assert flushed == [tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino]
