@@ -10,6 +10,7 @@ from fresh_process import python
 from tfgpu.errors import RequestError
 from tfgpu.machine import hardware, runtime
 from tfgpu.machine.devices import choose_devices, parse_devices
+from tfgpu.machine.threads import decide_intra_op_threads
 
 
 def test_start_in_a_fresh_process_is_silent_and_does_as_asked():
@@ -53,7 +54,7 @@ print(json.dumps({
     ],
 )
 def test_threads_of_an_operation(asked, replicas, small_steps, threads):
-    decided, reason = threads.decide_intra_op_threads(
+    decided, reason = decide_intra_op_threads(
         asked, replicas=replicas, small_steps=small_steps, cores=8
     )
     assert decided == threads

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfgpu.errors import DISK_FULL, RequestError
+from tfgpu.errors import DISK_FULL, RequestError, disk_full
 
 
 @contextlib.contextmanager
@@ -28,7 +28,10 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        known = disk_full(error) or error  # HDF5 gives no number.
+        if known.errno is None:
+            raise
+        raise OSError(known.errno, known.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
