@@ -26,6 +26,7 @@ _RECORDED_VARIABLES = re.compile(
     r"|XLA_FLAGS|KERAS_BACKEND|CUDA_\w+|NVIDIA_TF32_OVERRIDE|NVIDIA_VISIBLE_DEVICES|NCCL_\w+"
     r"|ONEDNN_\w+|OMP_NUM_THREADS|TFDS_DATA_DIR)"
 )
+_LIBRARIES = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
 
 
 def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -48,18 +49,15 @@ def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dic
     for name, description in zip(runtime.devices, runtime.device_descriptions, strict=True):
         capability = hardware.compute_capability(name)
         number = hardware.physical_gpu(int(name[4:])) if name.startswith("GPU") else None
+        memory = hardware.host_memory() if name.startswith("CPU") else None
+        if number is not None and number < len(shown):
+            memory = shown[number].total
         devices.append(
             {
                 "name": name,
                 "description": description,
                 "compute_capability": ".".join(map(str, capability)) if capability else None,
-                "memory_bytes": (
-                    hardware.host_memory()
-                    if name.startswith("CPU")
-                    else shown[number].total
-                    if number is not None and number < len(shown)
-                    else None
-                ),
+                "memory_bytes": memory,
             }
         )
     return {
@@ -67,10 +65,7 @@ def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dic
         "versions": {
             "python": platform.python_version(),
             "tfgpu": getattr(tfgpu, "__version__", None),
-            **{
-                name: _version(name)
-                for name in ("tensorflow", "keras", "tensorflow-datasets", "numpy")
-            },
+            **{name: _version(name) for name in _LIBRARIES},
             "cuda": build.get("cuda_version"),
             "cudnn": build.get("cudnn_version"),
         },
@@ -108,20 +103,13 @@ def _git(folder: Path) -> dict[str, Any] | None:
     """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
             return None
-        return {
-            "revision": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain")),
-        }
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

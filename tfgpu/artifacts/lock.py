@@ -16,13 +16,8 @@ from tfgpu.errors import DISK_FULL, RequestError
 
 FLAG_BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has it.
 
-_NO_LOCKS = {
-    errno.ENOSYS,
-    errno.ENOLCK,
-    getattr(errno, "EOPNOTSUPP", errno.ENOSYS),
-    errno.EINVAL,
-    errno.EBADF,
-}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF}
+_NO_LOCKS.add(getattr(errno, "EOPNOTSUPP", errno.ENOSYS))
 
 
 class DirectoryLock:

@@ -111,10 +111,9 @@ class RunDirectory:
                 return cls(place, finished=finished)
             directory = cls(place, resuming=True)._locked()
             # First: a run that is extended is no longer finished, whenever it is killed.
-            if (place / "result.json").exists():
-                files.write_json(
-                    place / "result.json", _read_json(place / "result.json") | {"status": "running"}
-                )
+            result = place / "result.json"
+            if result.exists():
+                files.write_json(result, _read_json(result) | {"status": "running"})
             files.write_json(place / "config.json", config)
             return directory
 
@@ -160,9 +159,8 @@ class RunDirectory:
                 return _existing(place, config, settings, resume)
             return None
         with _refusals(place):
-            if _is_new(place, resume):
-                return None
-            return _existing(place, config, settings, resume)
+            new = _is_new(place, resume)
+            return None if new else _existing(place, config, settings, resume)
 
     @classmethod
     def recorded(cls, path: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -185,19 +183,16 @@ class RunDirectory:
     def _create_default(
         cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
     ) -> RunDirectory:
-        name = (
-            f"{files.file_name(dataset)}-{files.file_name(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        place = Path("runs") / name
-        if chief:
-            with _refusals(place):
-                number = 1
-                # Two runs may start in the same second.
-                while not _make(place, config):
-                    number += 1
-                    place = Path("runs") / f"{name}-{number}"
-            return cls(place)._locked()
-        return cls(place, chief=False)
+        now = time.strftime("%Y%m%d-%H%M%S")
+        first = Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
+        if not chief:
+            return cls(first, chief=False)
+        place, number = first, 1
+        with _refusals(first):
+            while not _make(place, config):  # Two runs may start in the same second.
+                number += 1
+                place = first.with_name(f"{first.name}-{number}")
+        return cls(place)._locked()
 
     @property
     def model_path(self) -> Path:
@@ -312,10 +307,7 @@ class RunDirectory:
 
 
 def differences(
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    *,
-    ignoring: frozenset[str] = frozenset(),
+    old: Mapping[str, Any], new: Mapping[str, Any], *, ignoring: frozenset[str] = frozenset()
 ) -> list[str]:
     """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
 

@@ -1,9 +1,7 @@
 """Exact resume of `tfgpu.Model.fit`: after any kill, the same bits as without it.
 
 The data need no state: a batch is a function of (seed, epoch, step), so their position is
-two integers. All else that training changes is in variables (weights, statistics, seeds,
-optimizer slots, averages, loss scale, metrics on each replica) and in a few counters of
-Keras' callbacks. A backup holds just these, at the end of an execution.
+two integers. A backup holds these and the `training_state` at the end of an execution.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -207,11 +206,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             if self._write:
                 with self._timed():
                     self._pending = self._capture()
-            if self._stop is not None:
-                self._leave()
-            return
-        due = isinstance(self._save_freq, int) and self.steps_done % self._save_freq == 0
-        if self._stop is not None or due:
+        elif self._stop is not None or self._is_due():
             self._back_up()
         if self._stop is not None:
             self._leave()
@@ -223,7 +218,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._pending = None
         self._epoch, self._done = epoch + 1, 0
-        due = self._save_freq == "epoch" or self.steps_done % int(self._save_freq) == 0
+        due = self._save_freq == "epoch" or self._is_due()
         best = self._is_best(logs or {})
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         if due or best or last or self._stop is not None:
@@ -268,8 +263,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             RequestError: They cannot be made before.
         """
         model = self.model
-        compiled = (private.compile_loss(model), private.compile_metrics(model), model.optimizer)
-        parts = (model, *compiled)
+        losses, metrics = private.compile_loss(model), private.compile_metrics(model)
+        parts = (model, losses, metrics, model.optimizer)
         if all(part is None or part.built for part in parts):
             return
         try:
@@ -318,6 +313,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             finally:
                 self.save_seconds += time.perf_counter() - began
 
+    def _is_due(self) -> bool:
+        return isinstance(self._save_freq, int) and self.steps_done % self._save_freq == 0
+
     def _back_up(self, *, best: bool = False) -> None:
         if self._write:
             with self._timed():
@@ -359,10 +357,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         return self.steps_done, arrays, state
 
     def _is_best(self, logs: Mapping[str, Any]) -> bool:
-        value = logs.get(self._monitor)
-        if value is None:
+        if logs.get(self._monitor) is None:
             return False
-        value = float(value)
+        value = float(logs[self._monitor])
         if self._monitor.endswith("accuracy"):
             value = -value
         if self._best is not None and not value < self._best:
@@ -396,9 +393,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         if changed:
             self.exact = False
             self._warn(
-                "resuming with another set-up, so the result will not be bit-identical ("
-                + "; ".join(changed)
-                + ")"
+                "resuming with another set-up, so the result will not be bit-identical "
+                f"({'; '.join(changed)})"
             )
         training_state.restore_variables(self.model, checkpoint)
         self._best = state["best"]
@@ -414,6 +410,4 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 
 def _warn(text: str) -> None:
-    import warnings
-
     warnings.warn(text, stacklevel=3)

@@ -51,8 +51,7 @@ def describe(model: keras.Model, dataset: Any) -> dict[str, Any]:
             for variable in model.variables
             if id(variable) not in metrics
         ],
-        **{name: compiled[name] for name in ("loss", "loss_weights", "metrics")},
-        "weighted_metrics": compiled["weighted_metrics"],
+        **{key: compiled[key] for key in ("loss", "loss_weights", "metrics", "weighted_metrics")},
         "data": {
             **dataset.settings,
             "examples": dataset.num_examples,

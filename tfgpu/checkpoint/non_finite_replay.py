@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfgpu.engine.batches import Batches, own_shard
 from tfgpu.engine.local_copies import as_replica, on_local_copies
 from tfgpu.engine.replica_step import ReplicaStep
-from tfgpu.engine.update import all_finite
+from tfgpu.engine.update import all_finite, has_dynamic_scale
 
 
 class Breakage(NamedTuple):
@@ -47,7 +47,7 @@ def first_breakage(
         Where it broke; None when all gradients were finite.
     """
     strategy = model.distribute_strategy
-    dynamic = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    dynamic = has_dynamic_scale(model.optimizer)
     step = ReplicaStep(model)
     # The states of random generators are among the former.
     state = [*model.non_trainable_variables, *model.metrics_variables]

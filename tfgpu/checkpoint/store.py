@@ -79,14 +79,7 @@ class CheckpointStore:
         directory: Where the checkpoints lie; made by the first save.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        run_id: str,
-        keep: int = 2,
-        warn: Callable[[str], None],
-    ):
+    def __init__(self, directory: Path, *, run_id: str, keep: int = 2, warn: Callable[[str], None]):
         """Touches no file.
 
         Args:
@@ -271,8 +264,7 @@ class CheckpointStore:
                 f"{self.directory / name} is left over from a process that was stopped; it is "
                 "ignored, and removed after the next save"
             )
-        damages: list[str] = []
-        passed_over: list[str] = []
+        damages: list[tuple[Name, str]] = []
         others: list[OtherRunError] = []
         found = None
         for candidate in sorted(names, reverse=True):
@@ -280,26 +272,21 @@ class CheckpointStore:
                 found = self._read(candidate)
                 break
             except Damaged as damage:
-                damages.append(f"{candidate} ({damage})")
-                passed_over.append(
-                    f"checkpoint {self.directory / str(candidate)} cannot be used: {damage}; "
-                    "looking for an older one"
-                )
+                damages.append((candidate, str(damage)))
                 if isinstance(damage, OfAnotherRun):
                     others += self._other(candidate, damage)
         if found is None and others and len(others) == len(damages):
             raise others[0]
-        for text in passed_over:
-            self._warn(text)
-        if found is not None:
-            return found
-        if damages:
-            shown = "; ".join(damages[:3]) + ("; ..." if len(damages) > 3 else "")
+        for passed in damages:
+            self._warn_of(*passed, "looking for an older one")
+        if found is None and damages:
+            shown = "; ".join(f"{name} ({why})" for name, why in damages[:3])
+            shown += "; ..." if len(damages) > 3 else ""
             raise ModelFileError(
                 f"{str(self.directory)!r} holds no checkpoint that can be used: {shown}; put one "
                 "back, or start again with another --run_dir"
             )
-        return None
+        return found
 
     def best(self) -> Checkpoint | None:
         """Reads the newest sound checkpoint that was saved with `best`.
@@ -316,11 +303,11 @@ class CheckpointStore:
                     continue
                 return self._read(name)
             except Damaged as damage:
-                self._warn(
-                    f"checkpoint {self.directory / str(name)} cannot be used: {damage}; "
-                    "looking for an older best one"
-                )
+                self._warn_of(name, str(damage), "looking for an older best one")
         return None
+
+    def _warn_of(self, name: Name, damage: str, then: str) -> None:
+        self._warn(f"checkpoint {self.directory / str(name)} cannot be used: {damage}; {then}")
 
     # The writer thread.
 
@@ -333,14 +320,11 @@ class CheckpointStore:
     def _failed_with(self, error: BaseException, plan: Plan) -> None:
         self._failure, self._failed, self._failure_said = error, plan, False
 
-    def _join(self) -> None:
+    def _settle(self) -> None:
+        """Waits for the writer and says what it has to say."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-
-    def _settle(self) -> None:
-        """Waits for the writer and says what it has to say."""
-        self._join()
         self._say()
         if self._failure is not None and not self._failure_said:
             self._failure_said = True
@@ -408,11 +392,8 @@ class CheckpointStore:
 
     def _name_for(self, step: int) -> Name:
         """A name that is newer than every other."""
-        newest = max(self._names(), default=None)
-        if newest is None:
-            return Name(0, step)
-        generation = newest.generation + (newest.step >= step)
-        return Name(generation, step)
+        newest = max(self._names(), default=Name(0, -1))
+        return Name(newest.generation + (newest.step >= step), step)
 
     def _remove_unneeded(self, newest: Name) -> None:
         """Removes what `newest`, just saved, and the others known to be sound make superfluous."""
@@ -443,11 +424,12 @@ class CheckpointStore:
 
     def _other(self, name: Name, damage: OfAnotherRun) -> list[OtherRunError]:
         """The error for a checkpoint of another run; [] when it is damaged as well."""
+        path = self.directory / str(name)
         try:
-            read_arrays(self.directory / str(name), damage.manifest)
+            read_arrays(path, damage.manifest)
         except Damaged:
             return []
-        return [OtherRunError(self.directory / str(name), damage.manifest["state"])]
+        return [OtherRunError(path, damage.manifest["state"])]
 
     def _is_best(self, name: Name) -> bool:
         try:
@@ -480,10 +462,9 @@ class CheckpointStore:
         Raises:
             Damaged: It is not sound; says why.
         """
-        manifest = self._manifest(name)
-        arrays = read_arrays(self.directory / str(name), manifest)
+        path, manifest = self.directory / str(name), self._manifest(name)
+        arrays = read_arrays(path, manifest)
         self._sound.add(name)
-        path = self.directory / str(name)
         return Checkpoint(path=path, step=name.step, arrays=arrays, state=manifest["state"])
 
     def _manifest(self, name: Name) -> dict[str, Any]:

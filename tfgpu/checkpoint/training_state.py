@@ -6,7 +6,6 @@ each replica) and in a few counters of Keras' callbacks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +15,9 @@ import tensorflow as tf
 
 from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.update import has_dynamic_scale, inner
 from tfgpu.errors import ModelFileError
+from tfgpu.machine.hardware import usable_cores
 
 
 @runtime_checkable
@@ -58,7 +59,16 @@ def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
 
 def callback_states(model: keras.Model) -> dict[str, Any]:
     """Returns the state of each callback that has some, as JSON keeps it, by name."""
-    return {name: _callback_state(callback) for name, callback in _callbacks_of(model).items()}
+    states: dict[str, Any] = {}
+    for name, callback in _callbacks_of(model).items():
+        counters = {}
+        for counter in _counters(callback):
+            value = getattr(callback, counter)
+            counters[counter] = value if isinstance(value, int | None) else float(value)
+        states[name] = {"counters": counters}
+        if isinstance(callback, Resumable):
+            states[name]["state"] = callback.get_state()
+    return states
 
 
 def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
@@ -68,7 +78,6 @@ def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
         ModelFileError: The checkpoint is of another model.
     """
     wanted = variables_of(model)
-    known = set(wanted)
     for name, variable in wanted.items():
         if name not in checkpoint.arrays:
             if name.startswith("loss_scale/"):
@@ -84,7 +93,7 @@ def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
     superfluous = [
         name
         for name in checkpoint.arrays
-        if name not in known and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
+        if name not in wanted and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
     ]
     if superfluous:
         raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
@@ -96,7 +105,10 @@ def restore_callbacks(model: keras.Model, checkpoint: Checkpoint) -> None:
     for name, callback in _callbacks_of(model).items():
         if name not in states:
             continue
-        _set_callback_state(callback, states[name])
+        for counter, value in states[name]["counters"].items():
+            setattr(callback, counter, value)
+        if "state" in states[name]:
+            callback.set_state(states[name]["state"])
         prefix = f"callbacks/{name}/best_weights/"
         weights = [v for key, v in checkpoint.arrays.items() if key.startswith(prefix)]
         if weights:
@@ -128,12 +140,10 @@ def variables_of(model: keras.Model) -> dict[str, keras.Variable]:
     named: dict[str, keras.Variable] = {}
     for i, variable in enumerate(v for v in model.variables if id(v) not in metrics):
         named[f"model/{i}/{variable.name}"] = variable
-    inner = optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        inner = optimizer.inner_optimizer
+    if has_dynamic_scale(optimizer):
         for i, variable in enumerate(private.optimizer_variables(optimizer)):
             named[f"loss_scale/{i}"] = variable
-    for i, variable in enumerate(inner.variables):
+    for i, variable in enumerate(inner(optimizer).variables):
         named[f"optimizer/{i}"] = variable
     return named
 
@@ -160,8 +170,7 @@ def _callbacks_of(model: keras.Model) -> dict[str, Any]:
 def set_up(model: keras.Model, *, resident: bool) -> dict[str, Any]:
     """What may change between two processes, at the price of other bits."""
     device = tf.DeviceSpec.from_string(_local(model, model.variables[0])[0].device).device_type
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or usable_cores()
     return {
         "replicas": model.distribute_strategy.num_replicas_in_sync,
         "device": device,
@@ -215,19 +224,3 @@ _COUNTERS: dict[type, tuple[str, ...]] = {
 
 def _counters(callback: Any) -> tuple[str, ...]:
     return next((names for kind, names in _COUNTERS.items() if isinstance(callback, kind)), ())
-
-
-def _callback_state(callback: Any) -> dict[str, Any]:
-    state = {}
-    for name in _counters(callback):
-        value = getattr(callback, name)
-        state[name] = value if isinstance(value, int | None) else float(value)
-    own = {"state": callback.get_state()} if isinstance(callback, Resumable) else {}
-    return {"counters": state, **own}
-
-
-def _set_callback_state(callback: Any, state: dict[str, Any]) -> None:
-    for name, value in state["counters"].items():
-        setattr(callback, name, value)
-    if "state" in state:
-        callback.set_state(state["state"])

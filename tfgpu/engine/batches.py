@@ -194,10 +194,8 @@ class Batches:
         # keras.utils.PyDataset, which stop with the epoch and must not be asked for more then.
         ahead = self.device_map is not None or dataset.options().autotune.enabled is not False
         if self.whole:
-            # Data of our own have been read ahead already.
-            return (
-                dataset.prefetch(tf.data.AUTOTUNE) if ahead and self.device_map is None else dataset
-            )
+            ahead = ahead and self.device_map is None  # Our own have been read ahead already.
+            return dataset.prefetch(tf.data.AUTOTUNE) if ahead else dataset
         rows = _static_rows(dataset.element_spec)
         even = rows is not None and rows % replicas == 0
 
@@ -230,16 +228,13 @@ def _cut(dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool) -
         def part(replica: tf.Tensor) -> Any:
             shard = shard_of(data, replica=tf.cast(replica, tf.int32), replicas=replicas)
             if not even:
-                return Shard(
-                    shard.data, tf.cast(shard.real, tf.int32), tf.cast(shard.total, tf.int32)
-                )
-            return tree.map_structure(
-                lambda leaf, whole: tf.ensure_shape(
-                    leaf, [whole.shape[0] // replicas, *whole.shape[1:]]
-                ),
-                shard.data,
-                data,
-            )
+                real, total = tf.cast(shard.real, tf.int32), tf.cast(shard.total, tf.int32)
+                return Shard(shard.data, real, total)
+
+            def sized(leaf: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+                return tf.ensure_shape(leaf, [whole.shape[0] // replicas, *whole.shape[1:]])
+
+            return tree.map_structure(sized, shard.data, data)
 
         return tf.data.Dataset.range(local.start, local.stop).map(part)
 

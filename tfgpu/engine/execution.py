@@ -22,13 +22,7 @@ from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults
 from tfgpu.engine.own_step import OwnStep, is_own
-from tfgpu.engine.replica_step import (
-    ReplicaStep,
-    layer_scopes,
-    refusal,
-    results_by_rows,
-    rows_of,
-)
+from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
 
 
 class Replicas:
@@ -55,15 +49,7 @@ class Replicas:
         self._own_step = None
         if self.own or (alone and model.run_eagerly):  # To step through.
             self._own_step = OwnStep(model, name)
-        steps = ReplicaStep(model)
-        self._step: Callable[..., Any] = (
-            self._own_step
-            or {
-                "train_step": steps.train,
-                "test_step": steps.test,
-                "predict_step": steps.predict,
-            }[name]
-        )
+        self._step: Callable[..., Any] = self._own_step or getattr(ReplicaStep(model), name)
         # Results that only the step knows have to leave the loop with it.
         self.own_results = self.own or (
             type(model).compute_metrics is not keras.Model.compute_metrics
@@ -209,29 +195,27 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
     trainer: Any = model
     replicas, strategy = Replicas(model, "predict_step"), model.distribute_strategy
 
-    def joined(
-        read: Callable[[int], Any], steps: int, device_map: Any, resident: Any, whole: bool
-    ) -> Any:
-        parts = []
-        for step in range(steps):
-            outputs = replicas.run(read(step), device_map, resident, whole=whole)
-            several = strategy.num_replicas_in_sync > 1
-            parts.append(_concatenated(outputs, strategy) if several else outputs)
-        if steps == 1:
+    def run(batch: Any, device_map: Any, resident: Any, whole: bool) -> Any:
+        outputs = replicas.run(batch, device_map, resident, whole=whole)
+        several = strategy.num_replicas_in_sync > 1
+        return _concatenated(outputs, strategy) if several else outputs
+
+    def joined(parts: list[Any]) -> Any:
+        if len(parts) == 1:
             return parts[0]
         return keras.tree.map_structure(lambda *p: private.concat(p), *parts)
 
     def run_next(source: Any, device_map: Any, resident: Any, whole: bool, steps: int) -> Any:
-        def read(_: int) -> Any:
+        def read() -> Any:
             with tf.name_scope("input"):
                 return next(source)
 
-        return joined(read, steps, device_map, resident, whole)
+        return joined([run(read(), device_map, resident, whole) for _ in range(steps)])
 
     def run_given(
         batches: list[Any], device_map: Any = None, resident: Any = (), whole: bool = True
     ) -> Any:
-        return joined(batches.__getitem__, len(batches), device_map, resident, whole)
+        return joined([run(batch, device_map, resident, whole) for batch in batches])
 
     if not model.run_eagerly:
         options = {"reduce_retracing": True, "autograph": False}

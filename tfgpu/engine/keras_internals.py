@@ -123,33 +123,29 @@ require(tf.data.Dataset, "_variant_tensor")
 require(multi_device_iterator_ops.OwnedMultiDeviceIterator, "_create_device_dataset")
 
 
-def _distribute_when_read() -> None:
-    """Has Keras' iterators over an epoch distribute their data when they are first read.
-
-    They do it when they are made, for nothing where other data take their place, and where a
-    component has no rows TensorFlow fails at it.
-    """
-
-    @functools.wraps(TFEpochIterator.__init__)
-    def init(self: Any, distribute_strategy: Any = None, *args: Any, **kwargs: Any) -> None:
-        EpochIterator.__init__(self, *args, **kwargs)
-        self._distribute_strategy = distribute_strategy
-        self._distributed_dataset = None
-
-    @functools.wraps(TFEpochIterator._get_iterator)
-    def get_iterator(self: Any) -> Any:
-        if self._distributed_dataset is None:
-            dataset = self.data_adapter.get_tf_dataset()
-            if not isinstance(dataset, tf.distribute.DistributedDataset):
-                dataset = self._distribute_strategy.experimental_distribute_dataset(dataset)
-            self._distributed_dataset = dataset
-        return self._distributed_dataset
-
-    TFEpochIterator.__init__ = init
-    TFEpochIterator._get_iterator = get_iterator
+# Keras' iterators over an epoch distribute their data when they are made, for nothing where other
+# data take their place, and where a component has no rows TensorFlow fails at it. Here they do it
+# when they are first read.
 
 
-_distribute_when_read()
+@functools.wraps(TFEpochIterator.__init__)
+def _init(self: Any, distribute_strategy: Any = None, *args: Any, **kwargs: Any) -> None:
+    EpochIterator.__init__(self, *args, **kwargs)
+    self._distribute_strategy = distribute_strategy
+    self._distributed_dataset = None
+
+
+@functools.wraps(TFEpochIterator._get_iterator)
+def _get_iterator(self: Any) -> Any:
+    if self._distributed_dataset is None:
+        dataset = self.data_adapter.get_tf_dataset()
+        if not isinstance(dataset, tf.distribute.DistributedDataset):
+            dataset = self._distribute_strategy.experimental_distribute_dataset(dataset)
+        self._distributed_dataset = dataset
+    return self._distributed_dataset
+
+
+TFEpochIterator.__init__, TFEpochIterator._get_iterator = _init, _get_iterator
 
 
 class WrappedDataset(tf.data.Dataset):

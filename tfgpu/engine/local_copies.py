@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.temporary import ThreadState
 
 # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
 _SPREAD = 2654435769
@@ -73,7 +73,7 @@ class Writes:
         self.before.append(before)
 
 
-class _Current(threading.local):
+class _Current(ThreadState):
     """What this thread is tracing or running.
 
     Attributes:
@@ -111,8 +111,7 @@ class _OneReplica(private.DefaultContext):
 
     @property
     def num_replicas_in_sync(self) -> int:
-        replicas: int = self.replica_context.num_replicas_in_sync
-        return replicas
+        return self.replica_context.num_replicas_in_sync
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         if not self._exchanging:
@@ -132,27 +131,15 @@ class _OneReplica(private.DefaultContext):
 
 
 @contextlib.contextmanager
-def _entered(one: _OneReplica) -> Iterator[None]:
-    with private.entered(one, updating=True):
-        was, _current.local = _current.local, True
-        try:
-            yield
-        finally:
-            _current.local = was
-
-
-@contextlib.contextmanager
 def _left(one: _OneReplica) -> Iterator[None]:
     """Back in the strategy's own replica context, for an exchange."""
-    local, writes = _current.local, _current.writes
     # Another replica's thread goes on here, calls the same layers, and has them add its losses.
     losses = [list(private.own_losses(layer)) for layer in _current.layers]
-    _current.local, _current.writes = False, None
+    outside = _current.having(local=False, writes=None)
     try:
-        with private.entered(one.replica_context, updating=False):
+        with outside, private.entered(one.replica_context, updating=False):
             yield
     finally:
-        _current.local, _current.writes = local, writes
         for layer, own in zip(_current.layers, losses, strict=True):
             private.own_losses(layer)[:] = own
 
@@ -173,20 +160,15 @@ def on_local_copies(
     if not tf.distribute.has_strategy():
         yield  # There is but one replica, and it is this.
         return
-    with noting(writes), _entered(_OneReplica(context, exchanging=exchanging)):
+    one = _OneReplica(context, exchanging=exchanging)
+    with private.entered(one, updating=True), _current.having(local=True, writes=writes):
         yield
 
 
-@contextlib.contextmanager
-def for_xla() -> Iterator[None]:
+def for_xla() -> contextlib.AbstractContextManager[None]:
     """Has an exchange between replicas in the block raise `NotCompilable`."""
-    was, _current.compiling = _current.compiling, True
-    if not tf.executing_eagerly():
-        _current.graph = tf.compat.v1.get_default_graph()
-    try:
-        yield
-    finally:
-        _current.compiling, _current.graph = was, None
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    return _current.having(compiling=True, graph=graph)
 
 
 def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
@@ -203,14 +185,9 @@ def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
     return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-@contextlib.contextmanager
-def noting(writes: Writes | None) -> Iterator[None]:
+def noting(writes: Writes | None) -> contextlib.AbstractContextManager[None]:
     """Notes what is assigned in the block; None notes nothing, whatever stands around it."""
-    was, _current.writes = _current.writes, writes
-    try:
-        yield
-    finally:
-        _current.writes = was
+    return _current.having(writes=writes)
 
 
 def current_writes() -> Writes | None:
@@ -232,15 +209,13 @@ def as_replica(
             losses that they have added apart.
         several: Whether there are other replicas.
     """
-    was, _current.layers = _current.replica, layers
-    _current.replica, _current.several = replica, several
     before = private.global_generator()
     if generator is not None:
         private.set_global_generator(generator)
     try:
-        yield
+        with _current.having(replica=replica, layers=layers, several=several):
+            yield
     finally:
-        _current.replica, _current.layers, _current.several = was, (), False
         if generator is not None:
             private.set_global_generator(before)
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -28,12 +27,13 @@ from keras import tree
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.shards import Rows
+from tfgpu.engine.temporary import ThreadState
 
 _BY_WEIGHT = "mean_with_sample_weight"
 _MEANS = ("sum_over_batch_size", "mean", _BY_WEIGHT)
 
 
-class Current(threading.local):
+class Current(ThreadState):
     """What this thread computes losses and metrics, and in a step of one's own updates, for.
 
     Attributes:
@@ -61,8 +61,7 @@ class Current(threading.local):
 current = Current()
 
 
-@contextlib.contextmanager
-def counting(rows: Rows, *, own_context: Any = None) -> Iterator[None]:
+def counting(rows: Rows, *, own_context: Any = None) -> contextlib.AbstractContextManager[None]:
     """Inside, a replica's step on `rows` is computed.
 
     Args:
@@ -71,18 +70,12 @@ def counting(rows: Rows, *, own_context: Any = None) -> Iterator[None]:
             class defines. Keras' losses give the mean over this replica's rows there, of which
             the gradient is the replica's part of that of the global batch.
     """
-    before = (current.rows, current.own_context)
-    current.rows, current.own_context = rows, own_context
-    try:
-        yield
-    finally:
-        current.rows, current.own_context = before
+    return current.having(rows=rows, own_context=own_context)
 
 
-@contextlib.contextmanager
 def sharded(
     counted: Any, *, totals: dict[int, tf.Tensor], exchange: Callable[[tf.Tensor], tf.Tensor]
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Inside `counting`, around `compute_loss`: declared reductions are followed.
 
     Args:
@@ -91,13 +84,7 @@ def sharded(
         exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
             makes.
     """
-    before = (current.totals, current.exchange, current.counted, current.own_context)
-    current.totals, current.exchange = totals, exchange
-    current.counted, current.own_context = counted, None
-    try:
-        yield
-    finally:
-        current.totals, current.exchange, current.counted, current.own_context = before
+    return current.having(counted=counted, totals=totals, exchange=exchange, own_context=None)
 
 
 def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Tensor]]:
@@ -247,11 +234,7 @@ def _install() -> None:
     @functools.wraps(update)
     def counted_update(self: Any, values: Any, sample_weight: Any = None) -> Any:
         rows = current.shared
-        if (
-            rows is not None
-            and sample_weight is None
-            and not len(tf.convert_to_tensor(values).shape)
-        ):
+        if rows and sample_weight is None and not len(tf.convert_to_tensor(values).shape):
             sample_weight = rows.share
         return update(self, values, sample_weight)
 

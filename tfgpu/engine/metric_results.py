@@ -15,6 +15,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from tfgpu.engine.temporary import in_place_of
+
 
 class MetricResults:
     """Notes the results that a model's metrics give to a step.
@@ -32,16 +34,12 @@ class MetricResults:
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
         """While replicas run, metrics note what they give."""
-        metrics = list(self._model.metrics)
-        for metric in metrics:
-            # Past `__setattr__`, with which Keras looks for variables.
-            vars(metric)["result"] = functools.partial(self._result, metric, metric.result)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._given.clear)
+            for metric in self._model.metrics:
+                result = functools.partial(self._result, metric, metric.result)
+                stack.enter_context(in_place_of(metric, result=result))
             yield
-        finally:
-            for metric in metrics:
-                vars(metric).pop("result", None)
-            self._given.clear()
 
     def find(self, logs: Any) -> None:
         """In a replica: notes which leaves of what a step returned are results of metrics."""

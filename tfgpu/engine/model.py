@@ -150,8 +150,7 @@ class ReplicaTrainer(private.TrainerHooks):
         if private.given_jit_compile(self) is None:  # Asked before anybody has set it.
             private.given_jit_compile.set(self, self.tfgpu_resolve_jit_compile())
             self.tfgpu_jit_is_automatic, self._jit_is_resolved = True, False
-        jit_compile: bool = private.given_jit_compile(self)
-        return jit_compile
+        return private.given_jit_compile(self)
 
     @jit_compile.setter
     def jit_compile(self, value: bool) -> None:

@@ -25,22 +25,15 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
-from tfgpu.engine.replica_step import (
-    dense,
-    finished,
-    own_outputs,
-    rows_of,
-    settled,
-    sharded_loss,
-)
+from tfgpu.engine.replica_step import begun, dense, own_outputs, settled, sharded_loss
 from tfgpu.engine.shards import Shard
 from tfgpu.engine.state import sum_over_replicas
+from tfgpu.engine.temporary import in_place_of
 
 
 def is_own(model: keras.Model, name: str) -> bool:
     """Whether the class of `model` defines `name`, one of the three steps, itself."""
-    own: bool = getattr(type(model), name) is not getattr(keras.Model, name)
-    return own
+    return getattr(type(model), name) is not getattr(keras.Model, name)
 
 
 class OwnStep:
@@ -77,9 +70,8 @@ class OwnStep:
 
     def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """Runs the step on a replica's rows."""
-        context = tf.distribute.get_replica_context()
-        rows = rows_of(shard, context)
-        data = finished(shard.data, device_map, resident)
+        context, rows, read = begun(shard, device_map, resident)
+        data = read()
         # A strategy's optimizer that has to make its variables first needs the strategy for it.
         ready = not tf.distribute.has_strategy() or all(o.built for o in _optimizers(self._model))
         if rows.replicas == 1 and ready:
@@ -100,30 +92,13 @@ class OwnStep:
             yield
             return
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                _in_place_of(model, "compute_loss", functools.partial(_loss, model.compute_loss))
-            )
+            loss = functools.partial(_loss, model.compute_loss)
+            stack.enter_context(in_place_of(model, compute_loss=loss))
             for optimizer in _optimizers(model):
-                stack.enter_context(
-                    _in_place_of(
-                        optimizer,
-                        "apply",
-                        functools.partial(
-                            _apply, optimizer, optimizer.apply, build=not optimizer.built
-                        ),
-                    )
-                )
+                build = not optimizer.built
+                apply = functools.partial(_apply, optimizer, optimizer.apply, build=build)
+                stack.enter_context(in_place_of(optimizer, apply=apply))
             yield
-
-
-@contextlib.contextmanager
-def _in_place_of(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    # Past `__setattr__`, with which Keras looks for layers and variables.
-    vars(owner)[name] = function
-    try:
-        yield
-    finally:
-        vars(owner).pop(name, None)
 
 
 def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -154,12 +129,9 @@ def _apply(
         if build:  # Once, and not in each replica; of which all have to come here.
             context.merge_call(lambda _: _build(optimizer, trainable_variables))
     sums = sum_over_replicas(context, dense(grads))
-    losses.current.updating = True
-    try:
-        with on_local_copies(context), update.prepared(optimizer):
-            return apply(sums, trainable_variables)
-    finally:
-        losses.current.updating = False
+    updating = losses.current.having(updating=True)
+    with updating, on_local_copies(context), update.prepared(optimizer):
+        return apply(sums, trainable_variables)
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:
@@ -174,12 +146,8 @@ def _optimizers(model: Any) -> list[Any]:
     found: dict[int, Any] = {}
     for value in [model.optimizer, *vars(model).values()]:
         if isinstance(value, dict):
-            values = list(value.values())
-        elif isinstance(value, list | tuple):
-            values = list(value)
-        else:
-            values = [value]
-        for leaf in values:
+            value = list(value.values())
+        for leaf in value if isinstance(value, list | tuple) else [value]:
             if isinstance(leaf, keras.optimizers.Optimizer):
                 found[id(leaf)] = leaf
     return list(found.values())

@@ -101,10 +101,10 @@ class Attribute:
         setattr(instance, self.name, value)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else getattr(instance, self.name)
+        return self if instance is None else self(instance)
 
     def __set__(self, instance: Any, value: Any) -> None:
-        setattr(instance, self.name, value)
+        self.set(instance, value)
 
 
 class Method:

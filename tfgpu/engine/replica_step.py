@@ -62,68 +62,50 @@ class ReplicaStep:
 
     # ---- the steps ----------------------------------------------------------------------
 
-    def train(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
+    def train_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One training step; returns what `compute_metrics` returned."""
-        context = tf.distribute.get_replica_context()
-        rows = rows_of(shard, context)
-        with losses.counting(rows):
-            return self._train(context, shard, rows, device_map, resident)
-
-    def _train(
-        self,
-        context: Any,
-        shard: Shard,
-        rows: Rows,
-        device_map: Any,
-        resident: Sequence[tf.Tensor],
-    ) -> Any:
         model = self._model
+        context, rows, read = begun(shard, device_map, resident)
         dynamic = update.has_dynamic_scale(model.optimizer)
-        forward = functools.partial(self._compute, context, shard, rows, device_map, resident)
-        if rows.replicas == 1 and not dynamic:
 
-            def whole() -> tuple[Outcome, Any]:
-                outcome = forward()
-                norm = self._update(context, outcome.gradients)
-                return outcome._replace(gradients=[]), norm
+        def whole() -> tuple[Outcome, Any]:
+            outcome = self._compute(context, rows, read)
+            norm = self._update(context, outcome.gradients)
+            return outcome._replace(gradients=[]), norm
 
-            outcome, norm = self._run(whole)
-        else:
-            totals = self._weight_totals(context, shard, rows, device_map)
-            outcome, gradients = self._forward_and_sum(context, rows, forward, totals, dynamic)
-            norm = self._run(lambda: self._update(context, gradients))
-        if norm is not None:
-            model.tfgpu_statistics.record(norm)
-        with tf.name_scope("metrics"):
-            return self._metrics(context, outcome, rows)
+        with losses.counting(rows):
+            if rows.replicas == 1 and not dynamic:
+                outcome, norm = self._run(whole)
+            else:
+                outcome = self._forward_and_sum(shard, device_map, resident, dynamic=dynamic)
+                norm = self._run(lambda: self._update(context, outcome.gradients))
+            if norm is not None:
+                model.tfgpu_statistics.record(norm)
+            with tf.name_scope("metrics"):
+                return self._metrics(context, outcome, rows)
 
-    def test(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
+    def test_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One evaluation step; returns what `compute_metrics` returned."""
-        context = tf.distribute.get_replica_context()
-        rows = rows_of(shard, context)
+        context, rows, read = begun(shard, device_map, resident)
         totals = self._weight_totals(context, shard, rows, device_map)
 
         def forward(writes: Writes | None) -> Outcome:
             return self._run(
-                lambda: self._compute(
-                    context, shard, rows, device_map, resident, writes, totals, training=False
-                )
+                lambda: self._compute(context, rows, read, writes, totals, training=False)
             )
 
         with losses.counting(rows):
             return self._metrics(context, settled(context, rows, forward), rows)
 
-    def predict(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
+    def predict_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One prediction step; returns the outputs for the rows that are this replica's."""
-        model, context = self._model, tf.distribute.get_replica_context()
-        rows = rows_of(shard, context)
+        context, rows, read = begun(shard, device_map, resident)
 
         def forward(writes: Writes | None) -> Any:
             def compute() -> Any:
                 with on_local_copies(context, writes, exchanging=True):
-                    data = finished(shard.data, device_map, resident)
-                    x, _, _ = unpack_x_y_sample_weight(data)
-                    return _call(model, x, training=False)
+                    x, _, _ = unpack_x_y_sample_weight(read())
+                    return _call(self._model, x, training=False)
 
             return self._run(compute)
 
@@ -134,45 +116,36 @@ class ReplicaStep:
         self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]
     ) -> Outcome:
         """The forward and the backward pass of a training step, and what they assign."""
-        context = tf.distribute.get_replica_context()
-        rows = rows_of(shard, context)
-        forward = functools.partial(self._compute, context, shard, rows, device_map, resident)
+        _, rows, _ = begun(shard, device_map, resident)
         with losses.counting(rows):
-            totals = self._weight_totals(context, shard, rows, device_map)
-            outcome, gradients = self._forward_and_sum(
-                context, rows, forward, totals, dynamic=False
-            )
-        return outcome._replace(gradients=gradients)
+            return self._forward_and_sum(shard, device_map, resident, dynamic=False)
 
     # ---- their parts --------------------------------------------------------------------
 
     def _forward_and_sum(
-        self,
-        context: Any,
-        rows: Rows,
-        forward: Callable[..., Outcome],
-        totals: dict[int, tf.Tensor],
-        dynamic: bool,
-    ) -> tuple[Outcome, list[Any]]:
-        """The outcome, and the gradients of the global batch."""
+        self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor], *, dynamic: bool
+    ) -> Outcome:
+        """The outcome of a training step, with the gradients of the global batch."""
         model = self._model
+        context, rows, read = begun(shard, device_map, resident)
         if rows.replicas == 1:
             before = _floats(model.non_trainable_variables) if dynamic else []
-            outcome = self._run(forward)
+            outcome = self._run(lambda: self._compute(context, rows, read))
             finite = update.all_finite(outcome.gradients) if before else None
             for variable, value in before:
                 # What a step that overflows has seen is forgotten.
                 variable.assign(tf.where(finite, variable, value))
-            return outcome, outcome.gradients
+            return outcome
+        totals = self._weight_totals(context, shard, rows, device_map)
         writes = Writes(keep=dynamic or rows.may_be_absent)
-        outcome = self._run(lambda: forward(writes, totals))
+        outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
         with tf.name_scope("all_reduce"):
             sums = sum_over_replicas(context, [*outcome.gradients, *settlement.contributions])
         gradients = sums[: len(outcome.gradients)]
         finite = update.all_finite(gradients) if dynamic else None
         settlement.finish(sums[len(gradients) :], finite)
-        return outcome, gradients
+        return outcome._replace(gradients=gradients)
 
     def _weight_totals(
         self, context: Any, shard: Shard, rows: Rows, device_map: Any
@@ -189,10 +162,8 @@ class ReplicaStep:
     def _compute(
         self,
         context: Any,
-        shard: Shard,
         rows: Rows,
-        device_map: Any,
-        resident: Sequence[tf.Tensor],
+        read: Callable[[], Any],
         writes: Writes | None = None,
         totals: dict[int, tf.Tensor] | None = None,
         *,
@@ -202,20 +173,13 @@ class ReplicaStep:
         model = self._model
         tape: Any = tf.GradientTape() if training else contextlib.nullcontext()
         with on_local_copies(context, writes, exchanging=True):
-            data = finished(shard.data, device_map, resident)
-            x, y, sample_weight = unpack_x_y_sample_weight(data)
+            x, y, sample_weight = unpack_x_y_sample_weight(read())
             with tf.name_scope("forward"), tape:
                 y_pred = _call(model, x, training=training)
+                compute_loss = functools.partial(private.compute_loss, model)
+                given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
                 loss = sharded_loss(
-                    functools.partial(private.compute_loss, model),
-                    context,
-                    totals or {},
-                    rows.real,
-                    x=x,
-                    y=y,
-                    y_pred=y_pred,
-                    sample_weight=sample_weight,
-                    training=training,
+                    compute_loss, context, totals or {}, rows.real, **given, training=training
                 )
                 if training:
                     target = losses.objective(loss, rows)
@@ -224,11 +188,8 @@ class ReplicaStep:
             gradients: list[Any] = []
             if training and model.trainable_variables:
                 gradients = tape.gradient(target, model.trainable_variables)
-                if (
-                    rows.replicas > 1
-                    or not _is_sparse(x)
-                    or update.has_dynamic_scale(model.optimizer)
-                ):
+                dynamic = update.has_dynamic_scale(model.optimizer)
+                if rows.replicas > 1 or dynamic or not _is_sparse(x):
                     gradients = dense(gradients)
         # The default `compute_metrics` ignores `x`; returning it would copy it.
         keep_x = type(model).compute_metrics is not keras.Model.compute_metrics
@@ -273,9 +234,11 @@ class ReplicaStep:
         if not model.jit_compile or model.run_eagerly or self._without_xla:
             return function()
         several = model.distribute_strategy.num_replicas_in_sync > 1
-        if several and (names := synchronized_layers(model)):
+        layers = private.flatten_layers(model) if several else ()
+        meeting = next((layer for layer in layers if getattr(layer, "synchronized", False)), None)
+        if meeting is not None:
             self._leave_xla(
-                f"{names[0]} is synchronized: replicas meet in the middle of the forward pass, "
+                f"{meeting.name} is synchronized: replicas meet in the middle of the forward pass, "
                 "which XLA cannot compile. Use synchronized=False to keep XLA"
             )
             return function()
@@ -305,12 +268,19 @@ def rows_of(shard: Shard, context: Any) -> Rows:
     return Rows(shard.real, shard.total, context.num_replicas_in_sync)
 
 
-def finished(data: Any, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
-    """A batch as the model takes it, of what travelled to the device."""
-    if device_map is None:
-        return data
-    with tf.name_scope("device_map"):
-        return device_map(data, resident)
+def begun(
+    shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]
+) -> tuple[Any, Rows, Callable[[], Any]]:
+    """The replica context, the row counts, and what gives the batch as the model takes it."""
+    context = tf.distribute.get_replica_context()
+
+    def read() -> Any:
+        if device_map is None:
+            return shard.data
+        with tf.name_scope("device_map"):
+            return device_map(shard.data, resident)
+
+    return context, rows_of(shard, context), read
 
 
 def sharded_loss(
@@ -361,10 +331,8 @@ def own_outputs(outputs: Any, rows: Rows) -> Any:
         if not rows.may_be_absent:
             return leaf
         if isinstance(leaf, tf.SparseTensor):
-            shape = tf.concat(
-                [[leaf.dense_shape[0] * tf.cast(rows.present, tf.int64)], leaf.dense_shape[1:]],
-                axis=0,
-            )
+            count = leaf.dense_shape[0] * tf.cast(rows.present, tf.int64)
+            shape = tf.concat([[count], leaf.dense_shape[1:]], axis=0)
             return tf.sparse.slice(leaf, tf.zeros_like(shape), shape)
         if isinstance(leaf, tf.RaggedTensor):
             return leaf[: leaf.nrows() * tf.cast(rows.present, leaf.row_splits.dtype)]
@@ -395,12 +363,6 @@ def refusal(complaint: str) -> str:
         f"jit_compile=True: {complaint}. Use jit_compile=False, or 'auto', which runs such a model "
         "without XLA."
     )
-
-
-def synchronized_layers(model: keras.Model) -> list[str]:
-    """Names of layers that exchange statistics in the forward pass."""
-    layers = private.flatten_layers(model)
-    return [layer.name for layer in layers if getattr(layer, "synchronized", False)]
 
 
 def layer_scopes(model: keras.Model) -> dict[str, str]:

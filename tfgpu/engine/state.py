@@ -13,8 +13,7 @@ without rows of its own counts nowhere.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -41,7 +40,8 @@ class Settlement:
 
     def __init__(self, context: Any, writes: Writes, rows: Rows):
         self.contributions: list[tf.Tensor] = []
-        self._finish: list[tuple[tf.Variable, Callable[[tf.Tensor], tf.Tensor], tf.Tensor]] = []
+        # A copy, what its sum is added to, and its value from before.
+        self._finish: list[tuple[tf.Variable, tf.Tensor | None, tf.Tensor]] = []
         first = tf.get_static_value(context.replica_id_in_sync_group) == 0
         self._rows = rows
         self._context = context
@@ -63,6 +63,8 @@ class Settlement:
         self, variable: Any, copy: tf.Variable, before: tf.Tensor | None, first: bool
     ) -> None:
         how, dtype, rows = variable.aggregation, copy.dtype, self._rows
+        if how == _NONE and not dtype.is_floating:
+            how = _FIRST
         new = copy.read_value()
         number = dtype.is_floating or dtype.is_integer or dtype.is_complex
         if not number and how in (_SUM, _MEAN):
@@ -79,31 +81,24 @@ class Settlement:
                 f"Variable {variable.name!r} has dtype {dtype.name} and aggregation 'mean', and "
                 "a mean over replicas is no integer; use a float, 'sum' or 'only_first_replica'."
             )
-        back: Callable[[tf.Tensor], tf.Tensor] = _same
         if how == _SUM:
-            assert before is not None
-            old = before
-            part = new - old
-            if rows.may_be_absent:
-                part = tf.where(rows.present, part, tf.zeros_like(part))
-
-            back = functools.partial(tf.add, old)
-        elif how == _MEAN or (how == _NONE and dtype.is_floating):
-            if how == _MEAN:
-                one = tf.cast(rows.present, tf.float32)
-                share = one / tf.cast(rows.present_replicas, tf.float32)
-            else:
-                share = rows.share
-            part = new * tf.cast(share, dtype)
-            if rows.may_be_absent:  # What is not finite stays so when it is multiplied by 0.
-                part = tf.where(rows.present, part, tf.zeros_like(part))
+            part = new - before
+        elif how == _MEAN:
+            one = tf.cast(rows.present, tf.float32)
+            part = new * tf.cast(one / tf.cast(rows.present_replicas, tf.float32), dtype)
+        elif how == _NONE:
+            part = new * tf.cast(rows.share, dtype)
         else:
             part = new if first else tf.zeros_like(new)
+        if how != _FIRST and rows.may_be_absent:
+            # What is not finite stays so when it is multiplied by 0.
+            part = tf.where(rows.present, part, tf.zeros_like(part))
         if not (dtype.is_floating or dtype.is_complex):
             # TensorFlow keeps small integers on the host, and sums none on other devices.
-            part, back = tf.cast(part, tf.int64), _cast_before(back, dtype)
+            part = tf.cast(part, tf.int64)
         self.contributions.append(part)
-        self._finish.append((copy, back, new if before is None else before))
+        old = before if how == _SUM else None
+        self._finish.append((copy, old, new if before is None else before))
 
     def finish(self, sums: Sequence[tf.Tensor], finite: tf.Tensor | None = None) -> None:
         """Assigns the values.
@@ -112,8 +107,10 @@ class Settlement:
             sums: The `contributions`, summed over the replicas.
             finite: Where it is false, floats keep the value from before the step.
         """
-        for (copy, back, before), total in zip(self._finish, sums, strict=True):
-            value = back(total)
+        for (copy, old, before), total in zip(self._finish, sums, strict=True):
+            value = tf.cast(total, copy.dtype)
+            if old is not None:
+                value = old + value
             if finite is not None and copy.dtype.is_floating:
                 value = tf.where(finite, value, before)
             copy.assign(value)
@@ -164,6 +161,7 @@ def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
 _NONE = tf.VariableAggregation.NONE
 _SUM = tf.VariableAggregation.SUM
 _MEAN = tf.VariableAggregation.MEAN
+_FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 def _of_first_replica(context: Any, variable: Any, value: tf.Tensor) -> tf.Tensor:
@@ -177,15 +175,4 @@ def _of_first_replica(context: Any, variable: Any, value: tf.Tensor) -> tf.Tenso
     def first(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
         return strategy.experimental_local_results(values)[0]
 
-    result: tf.Tensor = context.merge_call(first, args=(value,))
-    return result
-
-
-def _same(total: tf.Tensor) -> tf.Tensor:
-    return total
-
-
-def _cast_before(
-    back: Callable[[tf.Tensor], tf.Tensor], dtype: tf.DType
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    return lambda total: back(tf.cast(total, dtype))
+    return context.merge_call(first, args=(value,))

@@ -35,8 +35,7 @@ class StepStatistics:
         if model.tfgpu_statistics is None:
             model.tfgpu_statistics = cls()
             model.train_function = None  # One that was traced already writes none.
-        statistics: StepStatistics = model.tfgpu_statistics
-        return statistics
+        return model.tfgpu_statistics
 
     def record(self, norm: tf.Tensor) -> None:
         """Keeps what `norm` returned; in a replica, of which the first one writes."""

@@ -15,20 +15,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.temporary import in_place_of
 
 
 def inner(optimizer: Any) -> Any:
     """The optimizer that updates the weights: `optimizer` or the one it wraps."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
+    return optimizer.inner_optimizer if has_dynamic_scale(optimizer) else optimizer
 
 
 def has_dynamic_scale(optimizer: Any) -> bool:
@@ -44,8 +43,7 @@ def loss_scale(optimizer: Any) -> keras.Variable | float | None:
     """
     if has_dynamic_scale(optimizer):
         return optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
-    factor: float | None = getattr(optimizer, "loss_scale_factor", None)
-    return factor
+    return getattr(optimizer, "loss_scale_factor", None)
 
 
 def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -70,22 +68,14 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(probe) for probe in probes])
 
 
-@contextlib.contextmanager
-def prepared(optimizer: Any) -> Iterator[None]:
+def prepared(optimizer: Any) -> contextlib.AbstractContextManager[None]:
     """Around an update: accumulation counts updates, and the graph names what is updated."""
     updating = inner(optimizer)
-    replaced: dict[str, Any] = {}
+    replaced = {"update_step": functools.partial(_named_update, updating, updating.update_step)}
     if getattr(updating, "gradient_accumulation_steps", None):
         name = private.apply_unclipped.name
         replaced[name] = functools.partial(_accumulate, updating, getattr(updating, name))
-    replaced["update_step"] = functools.partial(_named_update, updating, updating.update_step)
-    # Past `__setattr__`, with which Keras looks for variables.
-    vars(updating).update(replaced)
-    try:
-        yield
-    finally:
-        for name in replaced:
-            del vars(updating)[name]
+    return in_place_of(updating, **replaced)
 
 
 def _named_update(

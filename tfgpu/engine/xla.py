@@ -14,17 +14,7 @@ from tfgpu.engine import keras_internals as private
 
 
 class Uncompilable(Exception):
-    """XLA has no kernel for an operation.
-
-    Attributes:
-        operation: Its type.
-        layer: The name of the layer it belongs to, or where in the graph it is.
-    """
-
-    def __init__(self, operation: str, layer: str):
-        super().__init__(f"{layer} uses {operation}, which XLA cannot compile")
-        self.operation = operation
-        self.layer = layer
+    """XLA has no kernel for an operation; says which, and of which layer."""
 
 
 def complaint(error: tf.errors.OpError, layers: dict[str, str]) -> str | None:
@@ -45,14 +35,8 @@ def complaint(error: tf.errors.OpError, layers: dict[str, str]) -> str | None:
         "its compiler's words are in the error that led to this one",
     )
     nodes = re.findall(r"{{node ([^}]+)}}", error.message)
-    where = next(
-        (
-            layer
-            for layer in (_layer_of(node, layers) for node in nodes)
-            if layer.startswith("Layer")
-        ),
-        "The step",
-    )
+    places = (_layer_of(node, layers) for node in nodes)
+    where = next((place for place in places if place.startswith("Layer")), "The step")
     return f"{where} cannot be compiled by XLA ({reason})"
 
 
@@ -96,7 +80,8 @@ def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]
     graph = concrete.get_concrete_function().graph
     for kind, name in _operations(graph):
         if not _has_kernel(kind):
-            raise Uncompilable(kind, _layer_of(name, layers()))
+            where = _layer_of(name, layers())
+            raise Uncompilable(f"{where} uses {kind}, which XLA cannot compile")
     values = concrete()
     tensors = iter(values)
     structure = tree.map_structure(lambda x: next(tensors) if _is_tensor(x) else x, result)
@@ -123,14 +108,10 @@ def _operations(graph: Any) -> Iterator[tuple[str, str]]:
                 yield node.op, node.name
 
 
-_CALLS = frozenset(
-    {
-        *("PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf"),
-        *("While", "StatelessWhile", "Case", "StatelessCase"),
-    }
-)
+_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+_CALLS |= {"If", "StatelessIf", "While", "StatelessWhile", "Case", "StatelessCase"}
 # Inputs and outputs, which are no work.
-_ENDS = frozenset({"Placeholder", "_Arg", "_Retval", "NoOp"})
+_ENDS = {"Placeholder", "_Arg", "_Retval", "NoOp"}
 
 
 @functools.cache

@@ -117,11 +117,8 @@ def layers(model: keras.Model) -> Iterator[Layer]:
             yield from layers(layer)
         elif isinstance(layer, keras.layers.Layer) and not node.is_input:
             inputs, outputs = node.arguments.keras_tensors, node.outputs
-            yield Layer(
-                layer,
-                flops=_flops(layer, inputs, outputs),
-                elements=_elements([*inputs, *outputs]),
-            )
+            elements = _elements([*inputs, *outputs])
+            yield Layer(layer, flops=_flops(layer, inputs, outputs), elements=elements)
 
 
 def _flops(
@@ -151,11 +148,8 @@ def _einsum_flops(layer: keras.layers.EinsumDense, output: Any) -> float | None:
     kernel_axes = terms.partition(",")[2]
     if any(side is None for side in output.shape[1:]):
         return None
-    summed = [
-        side
-        for axis, side in zip(kernel_axes, layer.kernel.shape, strict=True)
-        if axis not in result
-    ]
+    kernel = zip(kernel_axes, layer.kernel.shape, strict=True)
+    summed = [side for axis, side in kernel if axis not in result]
     return 2.0 * math.prod(output.shape[1:]) * math.prod(summed)
 
 

@@ -30,8 +30,13 @@ def cpu_model() -> str:
 
 
 def host_memory() -> int | None:
+    return _bytes_of("SC_PHYS_PAGES")
+
+
+def _bytes_of(pages: str) -> int | None:
+    """Bytes in a number of pages; None on Windows, and where macOS does not know the name."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
 
@@ -47,10 +52,9 @@ def host_free_memory(*, root: Path = Path("/")) -> int:
         match = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.M)
         free = int(match[1]) << 10 if match else None
     if free is None:
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):  # Windows, and macOS for the first name.
-            free = 4 << 30  # Half of the least that a machine to train on has.
+        free = _bytes_of("SC_AVPHYS_PAGES")
+    if free is None:
+        free = 4 << 30  # Half of the least that a machine to train on has.
     return max(0, min([free, *_cgroup_rooms(root)]))
 
 
@@ -62,20 +66,13 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
             _, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 groups[controller] = path
-    files = (
-        ("sys/fs/cgroup", groups[""], "memory.max", "memory.current", "inactive_file"),
-        (
-            "sys/fs/cgroup/memory",
-            groups["memory"],
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    )
-    for base, group, limit_name, used_name, reclaimable in files:
-        folder = root / base
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    v2 = ("memory.max", "memory.current", "inactive_file")
+    for controller, names in (("", v2), ("memory", v1)):
+        folder = root / "sys/fs/cgroup" / controller
+        limit_name, used_name, reclaimable = names
         # A limit may stand at any level; inside a container the path may not exist at all.
-        parts = Path(group.lstrip("/")).parts
+        parts = Path(groups[controller].lstrip("/")).parts
         for depth in range(len(parts) + 1):
             level = folder.joinpath(*parts[:depth])
             with contextlib.suppress(OSError, ValueError):

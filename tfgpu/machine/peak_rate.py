@@ -32,14 +32,8 @@ def peak_flops(device: str, *, dtype: str = "float32", cache: Path | None = None
         repetitions, measured now or, on this machine with this TensorFlow, earlier.
     """
     cache = cache or _cache_file()
-    key = "|".join(
-        [
-            _describe(device),
-            dtype,
-            tf.__version__,
-            str(tf.sysconfig.get_build_info()["is_cuda_build"]),
-        ]
-    )
+    is_cuda = tf.sysconfig.get_build_info()["is_cuda_build"]
+    key = f"{_describe(device)}|{dtype}|{tf.__version__}|{is_cuda}"
     known = _read(cache)
     if key not in known:
         known[key] = _measure(device, dtype)

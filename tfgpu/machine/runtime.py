@@ -178,38 +178,29 @@ def start(
 
     if cluster:
         # Before the devices are listed: collectives between workers are set up at start-up.
-        made, cross_device = tf.distribute.MultiWorkerMirroredStrategy(), ""
+        made = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy_reason = f"this is {cluster.name} of {cluster.num_workers} in all"
         # Its own devices: with several workers TensorFlow lists everybody's.
         names = tuple(name.rpartition("device:")[2] for name in made.extended.worker_devices)
     else:
-        names = choose_devices(
-            requested=requested,
-            present=hardware.logical_devices("GPU", "CPU"),
-            strategy=strategy,
-        )
-        made, cross_device = make_strategy(strategy, names)
+        present = hardware.logical_devices("GPU", "CPU")
+        names = choose_devices(requested=requested, present=present, strategy=strategy)
+        made, strategy_reason = make_strategy(strategy, names)
     jit, jit_reason = decide_jit(jit_compile, on_gpu=on_gpu)
     descriptions = tuple(hardware.description(name) for name in names)
     capability = hardware.compute_capability(names[0]) if on_gpu else None
     replicas = made.num_replicas_in_sync
-    choices = (
+    count = f"{replicas} replica{'s' if replicas > 1 else ''}"
+    choices = [
         Choice("devices", ", ".join(names), devices_reason(names, requested, virtual_devices)),
         Choice("hardware", "; ".join(dict.fromkeys(descriptions)), ""),
-        Choice(
-            "strategy",
-            f"{strategy}, {replicas} replica{'s' if replicas > 1 else ''}",
-            cross_device
-            or (f"this is {cluster.name} of {cluster.num_workers} in all" if cluster else ""),
-        ),
+        Choice("strategy", f"{strategy}, {count}", strategy_reason),
         Choice("precision", precision, precision_reason(precision, capability=capability)),
         Choice("XLA", "on" if jit else "off", jit_reason),
-        *(
-            []
-            if threads is None
-            else [Choice("threads", f"{threads} an operation", threads_reason)]
-        ),
         Choice("seed", str(seed), "deterministic kernels, slower" if deterministic else ""),
-    )
+    ]
+    if threads is not None:
+        choices.insert(-1, Choice("threads", f"{threads} an operation", threads_reason))
     return Runtime(
         strategy=made,
         strategy_name=strategy,
@@ -224,7 +215,7 @@ def start(
         seed=seed,
         deterministic=deterministic,
         intra_op_threads=threads,
-        choices=choices,
+        choices=tuple(choices),
     )
 
 
@@ -249,21 +240,18 @@ def again(runtime: Runtime, *, precision: str, jit_compile: str | bool, seed: in
     jit, jit_reason = decide_jit(jit_compile, on_gpu=runtime.on_gpu)
     capability = hardware.compute_capability(runtime.devices[0]) if runtime.on_gpu else None
     changed = {
-        "precision": Choice(
-            "precision", precision, precision_reason(precision, capability=capability)
-        ),
-        "XLA": Choice("XLA", "on" if jit else "off", jit_reason),
-        "seed": Choice("seed", str(seed), "deterministic kernels, slower")
-        if runtime.deterministic
-        else Choice("seed", str(seed), ""),
+        "precision": (precision, precision_reason(precision, capability=capability)),
+        "XLA": ("on" if jit else "off", jit_reason),
+        "seed": (str(seed), "deterministic kernels, slower" if runtime.deterministic else ""),
     }
+    choices = [Choice(c.item, *changed.get(c.item, (c.value, c.reason))) for c in runtime.choices]
     return dataclasses.replace(
         runtime,
         precision=precision,
         jit_compile=jit,
         jit_reason=jit_reason,
         seed=seed,
-        choices=tuple(changed.get(choice.item, choice) for choice in runtime.choices),
+        choices=tuple(choices),
     )
 
 

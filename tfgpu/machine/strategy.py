@@ -25,10 +25,9 @@ def make_strategy(name: str, devices: Sequence[str]) -> tuple[tf.distribute.Stra
         return tf.distribute.MirroredStrategy(list(devices)), "ring all-reduce between CPUs"
     if len(tf.config.list_physical_devices("GPU")) < len(hardware.logical_devices("GPU")):
         # NCCL refuses two ranks on one physical GPU.
+        on_one = tf.distribute.ReductionToOneDevice()
         return (
-            tf.distribute.MirroredStrategy(
-                list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice()
-            ),
+            tf.distribute.MirroredStrategy(list(devices), cross_device_ops=on_one),
             "reduced on one device: NCCL does not work between parts of one GPU",
         )
     return tf.distribute.MirroredStrategy(list(devices)), "NCCL all-reduce"
