@@ -1,10 +1,9 @@
 """`digits`: real handwritten digits as a TFDS set that needs no network.
 
-The images are those that scikit-learn carries: the test part of the UCI set
-"Optical Recognition of Handwritten Digits", 1,797 digits of 8x8 values 0..16.
+The images are those that scikit-learn carries: the test part of the UCI set "Optical Recognition
+of Handwritten Digits", 1,797 digits of 8x8 values 0..16.
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -23,6 +22,9 @@ from tfgpu.data.examples import Source
 from tfgpu.errors import DataError
 
 _NUM_TEST = 360
+
+# What is wrong with one directory and need not be with the next.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR)
 
 _CITATION = """@misc{alpaydin1998optical,
   author = {Alpaydin, E. and Kaynak, C.},
@@ -89,8 +91,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 def choose_test(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Chooses the test images by what they show, so that no library's version matters.
 
-    Each digit gives its share of the test images (largest remainders), and of each
-    digit those whose pixels have the lowest SHA-256.
+    Each digit gives its share of the test images (largest remainders), and of each digit those
+    whose pixels have the lowest SHA-256.
 
     Args:
         pixels: uint8 [n, 8, 8].
@@ -137,8 +139,8 @@ def open_digits(*, data_dir: str | None, image_size: tuple[int, int] | None) -> 
     """Opens the set, and prepares it first where it is not yet.
 
     Args:
-        data_dir: Where prepared sets lie. Where that cannot be written, the set is
-            prepared in the user's cache directory instead.
+        data_dir: Where prepared sets lie. Where that cannot be written, the set is prepared in the
+            user's cache directory instead.
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
@@ -152,8 +154,8 @@ def open_digits(*, data_dir: str | None, image_size: tuple[int, int] | None) -> 
 def prepare(*, data_dir: str | None) -> str:
     """Returns the directory of the prepared set, which it makes where there is none.
 
-    Several processes may do this at once: each prepares beside the place and
-    renames; the first wins, the others use what it made.
+    Several processes may do this at once: each prepares beside the place and renames; the first
+    wins, the others use what it made.
 
     Args:
         data_dir: See `open_digits`.
@@ -172,9 +174,7 @@ def prepare(*, data_dir: str | None) -> str:
         try:
             prepared = _prepare_in(place)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC) and (
-                not isinstance(error, FileExistsError | NotADirectoryError)
-            ):
+            if error.errno not in _UNUSABLE:
                 raise DataError(f"digits cannot be prepared in {place}: {error}") from None
             reasons.append(f"{place} ({error.strerror or error})")
             continue
@@ -209,20 +209,12 @@ def _prepare_in(place: str) -> str:
                     try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
                 )
             )
-        # A directory that is there already, and not empty, makes this fail: another process
-        # was first, with the same content.
-        with contextlib.suppress(FileExistsError):
-            _rename(str(builder.data_path), str(final))
+        try:
+            os.rename(builder.data_path, final)
+        except OSError:
+            # Another process was first, with the same content.
+            if not (final / "dataset_info.json").exists():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return str(final)
-
-
-def _rename(source: str, target: str) -> None:
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        # Linux says ENOTEMPTY, macOS and Windows also EEXIST or EACCES.
-        if os.path.exists(os.path.join(target, "dataset_info.json")):
-            raise FileExistsError(error.errno, error.strerror, target) from None
-        raise

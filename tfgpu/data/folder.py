@@ -2,8 +2,7 @@
 
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
-Which of `train`, `test`, `validation` (or `val`) is the test split is decided
-where it is for every source, in `tfgpu.data.sources`.
+Which of `train`, `test`, `validation` (or `val`) is the test split, `tfgpu.data.sources` decides.
 """
 
 import concurrent.futures
@@ -38,15 +37,15 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     The number of channels comes from the data: 1 when every image is grey, else 3.
 
     Args:
-        path: Holds `train` (and `test`, `validation` or `val`) with one directory a
-            class each, or the directories of the classes themselves. Images lie in
-            them at any depth; files that are not images by their extension are left.
+        path: Holds `train` (and `test`, `validation` or `val`) with one directory a class each, or
+            the directories of the classes themselves. Images lie in them at any depth; files that
+            are not images by their extension are left.
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
         RequestError: The images differ in size and `image_size` is None.
-        DataError: The directory or an image cannot be read, or there are fewer than
-            two classes, or a class has no images or is unknown to the training split.
+        DataError: The directory or an image cannot be read, or there are fewer than two classes,
+            or a class has no images or is unknown to the training split.
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(root):
@@ -87,11 +86,7 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
     return Source(
         name=f"folder:{path}",
-        version="",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
-        license="",
-        citation="",
-        homepage="",
         image_shape=(*size, channels),
         class_names=class_names,
         split=split,
@@ -101,8 +96,8 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
 def read_image(path: str, *, channels: int) -> np.ndarray:
     """Decodes one image file as every image of a folder is decoded.
 
-    Of an animation the first frame; a JPEG is turned upright by its EXIF tag;
-    transparency is dropped; 16 bits a value become 8 by dropping the lower ones.
+    Of an animation the first frame; a JPEG is turned upright by its EXIF tag; transparency is
+    dropped; 16 bits a value become 8 by dropping the lower ones.
 
     Args:
         path: The file.
