@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +85,17 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, (image, label) in enumerate(zip(enlarge(pixels), labels, strict=True)):
             yield key, {"image": image, "label": int(label)}
+
+
+def build(data_dir: str) -> Digits:
+    """Prepares the set below a directory; returns its builder."""
+    builder = Digits(data_dir=data_dir)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+        )
+    )
+    return builder
 
 
 def choose_test(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -200,21 +210,15 @@ def _prepare_in(place: str) -> str:
     """Prepares the set below `place`; raises OSError where that cannot be written."""
     final = pathlib.Path(place, Digits.name, str(Digits.VERSION))
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".digits-", dir=place)
-    try:
-        builder = Digits(data_dir=temporary)
+    with tempfile.TemporaryDirectory(
+        prefix=".digits-", dir=place, ignore_cleanup_errors=True
+    ) as temporary:
         with tfds_source.quiet():
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-                )
-            )
+            made = build(temporary).data_path
         try:
-            os.rename(builder.data_path, final)
+            os.rename(made, final)
         except OSError:
             # Another process was first, with the same content.
             if not (final / "dataset_info.json").exists():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return str(final)

@@ -6,10 +6,12 @@ Which of `train`, `test`, `validation` (or `val`) is the test split, `tfgpu.data
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -109,25 +111,30 @@ def read_image(path: str, *, channels: int) -> np.ndarray:
     Raises:
         DataError: It cannot be read as an image.
     """
+    with _opened(path) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file) if file.format in ("JPEG", "MPO") else file
+        if image.mode.startswith("I"):
+            grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], channels, axis=-1)
+        if image.mode == "P" and "transparency" in image.info:
+            # Pillow warns about the direct way.
+            image = image.convert("RGBA")
+        values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return values.reshape(*values.shape[:2], channels)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """Opens an image; what is found to be wrong with it is a DataError."""
     try:
         with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if file.format in ("JPEG", "MPO"):
-                image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], channels, axis=-1)
-            if image.mode == "P" and "transparency" in image.info:
-                # Pillow warns about the direct way.
-                image = image.convert("RGBA")
-            values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            yield file
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image that can be read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for broken PNG chunks.
         raise DataError(f"{path} cannot be read: {error}") from None
-    return values.reshape(*values.shape[:2], channels)
 
 
 def _subdirectories(directory: str) -> list[str]:
@@ -188,18 +195,13 @@ def _check_classes(
 
 
 def _read_header(path: str) -> _Header:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
-            if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
-                width, height = height, width
-            grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-            return _Header((height, width), grey)
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    with _opened(path) as image:
+        width, height = image.size
+        # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
+        if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
+            width, height = height, width
+        grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
+        return _Header((height, width), grey)
 
 
 def _common_size(paths: list[str], headers: list[_Header]) -> tuple[int, int]:

@@ -169,7 +169,7 @@ class _OpenFile:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             return os.read(self._descriptor, length)
 
-    # `os` is gone when this is called at the end of the process, but for the default.
+    # A default, since the module's `os` may be gone when the process ends.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._descriptor >= 0:
             close(self._descriptor)
