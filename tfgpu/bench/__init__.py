@@ -1,6 +1,6 @@
 """The benchmark of a training: where its time goes, and what would save some of it.
 
-`run` is the whole. `ceilings` measures the machine, `factors` plans what is compared, `trial`
-trains it in processes that `interleaved_timing` starts and times, `verdict` judges the timings,
-`report` and `plots` show them.
+`run` is the whole. `factors` plans what is compared; in processes of their own (`process`), which
+`interleaved_timing` starts and times, `ceilings` measures the machine and `trial` trains, also
+layer by layer (`layers`); `verdict` judges the timings, `report` and `plots` show them.
 """

@@ -30,7 +30,7 @@ class Machine:
 
     def __init__(self, config: BenchSettings):
         self._config = config
-        self._started: runtime.Runtime | None = None
+        self._device = ""  # Until `start`.
 
     def look(self) -> dict[str, Any]:
         """Returns the GPUs that TensorFlow shows; nothing is started yet."""
@@ -48,13 +48,8 @@ class Machine:
             precision=self._config.precision,
             jit_compile=False,
         )
-        self._started = started
+        self._device = started.devices[0]
         return environment.record(started)
-
-    @property
-    def _device(self) -> str:
-        assert self._started is not None
-        return self._started.devices[0]
 
     def matrix_product(self, precision: str) -> float:
         """Operations per second of a square matrix product in a precision's compute dtype."""
@@ -144,10 +139,8 @@ def _time(function: Callable[[], tf.Tensor], seconds: float) -> float:
     several = int(min(1000, max(1, 0.02 / max(time.perf_counter() - start, 1e-6))))
 
     def work() -> None:
-        last = None
-        for _ in range(several):
-            last = function()
-        assert last is not None
-        last.numpy()
+        for _ in range(several - 1):
+            function()
+        function().numpy()
 
     return interleaved_timing.repeat(work, seconds=seconds) / several

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], lis
     def add(
         factor: str, *, name: str = "", environment: dict[str, str] = hidden, **changes: Any
     ) -> None:
-        flags = " ".join(f"--{key}={as_typed(value)}" for key, value in changes.items())
+        given = {key: as_typed(value) for key, value in changes.items() if value != "all"}
+        flags = " ".join(f"--{key}={value}" for key, value in given.items())
         name = name or ", ".join(as_typed(value) for value in changes.values())
         changed = dataclasses.replace(base, **changes)
         cells.append(
@@ -90,8 +91,8 @@ def plan(config: BenchSettings, *, gpus: Sequence[str]) -> tuple[list[Cell], lis
                 if batch:
                     add(factor, name=f"batch {batch}", batch_size=batch)
         elif factor == "replicas":
-            parts = config.virtual_devices or 2
-            cells += _replicas(base, others, parts=parts, hidden=hidden)
+            for name, changes in _replicas(base, others, parts=config.virtual_devices or 2):
+                add(factor, name=name, **changes)
     if len(cells) == 1:
         raise RequestError(
             f"--factors={config.factors}: nothing to compare here; {'; '.join(remarks)}"
@@ -112,33 +113,24 @@ def _devices(config: BenchSettings, gpus: Sequence[str]) -> tuple[str, list[str]
 
 
 def _replicas(
-    base: BenchSettings, others: Sequence[str], *, parts: int, hidden: dict[str, str]
-) -> list[Cell]:
-    """Plans weak scaling (the same batch per replica) and strong scaling (the same over all)."""
+    base: BenchSettings, others: Sequence[str], *, parts: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Plans weak scaling (the same batch per replica) and strong scaling (the same over all).
+
+    Yields:
+        The name of a cell, and its changes.
+    """
     counts: list[tuple[int, dict[str, Any]]]
     if len(others) > 1:
-        sizes = sorted({*(2**power for power in range(1, 8) if 2**power <= len(others))})
-        sizes = sorted({*sizes, len(others)})
+        sizes = sorted({*(2**i for i in range(1, 8) if 2**i <= len(others)), len(others)})
         counts = [(size, {"devices": ",".join(others[:size])}) for size in sizes]
     else:
         # Virtual devices show what several replicas cost, not what several devices gain.
         counts = [(parts, {"devices": "all", "virtual_devices": parts})]
-    cells = []
     for size, where in counts:
         shown = f"{size} virtual replicas" if len(others) == 1 else f"{size} replicas"
         strong = base.batch_size // size * size
         for kind, batch in (("weak", base.batch_size * size), ("strong", strong)):
-            if not batch:
-                continue
-            changes = {"strategy": "mirrored", "batch_size": batch, **where}
-            flags = {key: value for key, value in changes.items() if value != "all"}
-            cells.append(
-                Cell(
-                    factor="replicas",
-                    name=f"{shown}, {kind} scaling",
-                    config=dataclasses.replace(base, **changes),
-                    flags=" ".join(f"--{key}={as_typed(value)}" for key, value in flags.items()),
-                    environment=hidden,
-                )
-            )
-    return cells
+            if batch:
+                changes = {"strategy": "mirrored", "batch_size": batch, **where}
+                yield f"{shown}, {kind} scaling", changes

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpu.bench import interleaved_timing
+from tfgpu.bench.interleaved_timing import repeat
 from tfgpu.machine import flops as flops_lib
 
 MOST = 12
@@ -112,10 +112,8 @@ def _time(layer: keras.layers.Layer, batch: int, device: str, seconds: float) ->
             return _corner(x)
 
         try:
-            whole = interleaved_timing.repeat(
-                lambda: forward(inputs).numpy(), seconds=seconds * 0.7
-            )
-            call = interleaved_timing.repeat(lambda: nothing(inputs).numpy(), seconds=seconds * 0.3)
+            whole = repeat(lambda: forward(inputs).numpy(), seconds=seconds * 0.7)
+            call = repeat(lambda: nothing(inputs).numpy(), seconds=seconds * 0.3)
         except (tf.errors.OpError, TypeError, ValueError):  # Such as indices where ones were given.
             return None
     return whole - call if whole > 1.2 * call else None

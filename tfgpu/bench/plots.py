@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # Files, whatever display there is.
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from tfgpu.artifacts import files
 
-_FACTOR_COLOURS = plt.get_cmap("tab10")
+_FACTOR_COLOURS = matplotlib.colormaps["tab10"]
 
 
 def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -38,13 +34,11 @@ def draw(record: Mapping[str, Any], directory: Path) -> list[Path]:
     }
     made = []
     for name, figure in charts.items():
-        if figure is None:
-            continue
-        path = directory / name
-        with files.named(path):
-            figure.savefig(path, dpi=120, metadata={"Software": None})
-        plt.close(figure)
-        made.append(path)
+        if figure is not None:
+            path = directory / name
+            with files.named(path):
+                figure.savefig(path, dpi=120, metadata={"Software": None})
+            made.append(path)
     return made
 
 
@@ -53,7 +47,8 @@ def throughput(record: Mapping[str, Any]) -> Figure | None:
     cells = [cell for cell in record["cells"][1:] if not cell["error"]]
     if not cells:
         return None
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(cells) + 1.6), layout="constrained")
+    figure = Figure(figsize=(8, 0.42 * len(cells) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
     factors = list(dict.fromkeys(cell["factor"] for cell in cells))
     for row, cell in enumerate(cells):
         gain = cell["gain"]
@@ -87,7 +82,8 @@ def scaling(record: Mapping[str, Any]) -> Figure | None:
     cells = [cell for cell in record["cells"] if cell["factor"] == "replicas" and not cell["error"]]
     if not cells:
         return None
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
     virtual = any("virtual" in cell["name"] for cell in cells)
     for kind, marker in (("weak", "o"), ("strong", "s")):
         points = [(1, {"median": 1.0, "low": 1.0, "high": 1.0})]
@@ -101,11 +97,10 @@ def scaling(record: Mapping[str, Any]) -> Figure | None:
     most = max(cell["replicas"] for cell in cells)
     if not virtual:
         axes.plot([1, most], [1, most], linestyle=":", color="grey", label="ideal")
+    where = "virtual replicas, which share one device" if virtual else "replicas"
     axes.set_xticks(sorted({1, *(cell["replicas"] for cell in cells)}))
     axes.set_ylim(bottom=0)
-    where = "virtual replicas, which share one device" if virtual else "replicas"
-    axes.set_xlabel(where)
-    axes.set_ylabel("throughput over one replica's")
+    axes.set(xlabel=where, ylabel="throughput over one replica's")
     axes.set_title(_subject(record), fontsize=9, loc="left")
     axes.legend()
     return figure
@@ -121,7 +116,8 @@ def roofline(record: Mapping[str, Any]) -> Figure | None:
     ]
     if not layers:
         return None
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
     peak, bandwidth = timings["peak_flops"], timings["bandwidth"]
     intensities = [layer["flops"] / layer["traffic"] for layer in layers]
     whole = timings["flops"] / timings["traffic"]
@@ -146,10 +142,8 @@ def roofline(record: Mapping[str, Any]) -> Figure | None:
         color="black",
         label="the training step",
     )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("operations a byte moved (FLOP/B)")
-    axes.set_ylabel("operations a second (FLOP/s)")
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="operations a byte moved (FLOP/B)", ylabel="operations a second (FLOP/s)")
     axes.set_title(_subject(record), fontsize=9, loc="left")
     axes.legend(fontsize=7, loc="lower right")
     return figure

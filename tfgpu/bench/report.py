@@ -200,7 +200,7 @@ def table(results: Sequence[Result], rounds: int) -> str:
             f"{rate['median']:,.0f}",
             f"{rate['low']:,.0f} to {rate['high']:,.0f}",
             "" if factor == "baseline" else f"{gain['median']:.2f}",
-            "" if factor == "baseline" else _interval(gain),
+            "" if factor == "baseline" else f"{gain['low']:.2f} to {gain['high']:.2f}",
             duration(result.built["compile_seconds"]),
         )
     failed = [f"{result.cell.name}: {result.error}" for result in results if result.error]
@@ -232,10 +232,6 @@ def quantity(kind: str, value: float | None) -> str:
     if kind.endswith("bandwidth"):
         return f"{value / 1e9:,.1f} GB/s"
     return f"{value * 1e6:,.2f} us"
-
-
-def _interval(values: Spread) -> str:
-    return f"{values['low']:.2f} to {values['high']:.2f}"
 
 
 def _as_text(shown: Table) -> str:

@@ -31,12 +31,12 @@ SECONDS = 0.6
 _START, _BUILD, _CEILING = 5.0, 4.0, 1.0
 
 _TIMED = {
-    "input alone": {"kind": "data_alone"},
-    "computation alone": {"kind": "compute_alone"},
-    "a quarter of the batch": {"kind": "compute_alone"},
-    "training": {"kind": "train"},
+    "input alone": "data_alone",
+    "computation alone": "compute_alone",
+    "a quarter of the batch": "compute_alone",
+    "training": "train",
 }
-"""What is timed for the verdict, `_VERDICT_ROUNDS` times, with the request for it."""
+"""What is timed for the verdict, `_VERDICT_ROUNDS` times, with the kind of the request for it."""
 
 _VERDICT_ROUNDS = 3
 _MEMORY = 1 << 30  # Bytes of a process: they limit how many are alive at once.
@@ -66,7 +66,7 @@ def run(config: BenchSettings, *, console: Console) -> Path:
             remarks.append(report.NO_PLOTS)
         for remark in remarks:
             console.say(remark)
-        ceilings = _ceiling_jobs()
+        ceilings = _ceiling_requests()
         groups = _groups(cells[1:], room=hardware.host_free_memory() // _MEMORY)
         jobs = _job_seconds(config, len(ceilings), groups)
         countdown = stack.enter_context(Countdown(console, jobs))
@@ -162,28 +162,24 @@ def _groups(cells: Sequence[Cell], *, room: int) -> list[list[Cell]]:
     return [list(cells[i : i + size]) for i in range(0, len(cells), size)]
 
 
-def _ceiling_jobs() -> list[tuple[str, dict[str, Any]]]:
-    products = [
-        (f"matrix product {precision}", {"kind": "matrix_product", "precision": precision})
-        for precision in PRECISIONS
-    ]
+def _ceiling_requests() -> list[dict[str, Any]]:
     seconds = {"seconds": SECONDS}
-    convolutions = [
-        (f"convolution {precision}", {"kind": "convolution", "precision": precision, **seconds})
-        for precision in PRECISIONS
-    ]
     alone = ("memory_bandwidth", "host_to_device_bandwidth", "launch_seconds", "call_seconds")
-    others = [(kind.replace("_", " "), {"kind": kind, **seconds}) for kind in alone]
-    return [*products, *convolutions, *others]
+    return [
+        *({"kind": "matrix_product", "precision": precision} for precision in PRECISIONS),
+        *({"kind": "convolution", "precision": precision, **seconds} for precision in PRECISIONS),
+        *({"kind": kind, **seconds} for kind in alone),
+    ]
 
 
 def _ceilings(
-    machine: MeasuredProcess, jobs: list[tuple[str, dict[str, Any]]], countdown: Countdown
+    machine: MeasuredProcess, requests: list[dict[str, Any]], countdown: Countdown
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"matrix_product": {}, "convolution": {}}
-    for name, request in jobs:
+    for request in requests:
+        kind, precision = request["kind"], request.get("precision", "")
+        name = f"{kind.replace('_', ' ')} {precision}".rstrip()
         countdown.begin(name)
-        kind = request["kind"]
         try:
             value = machine.ask(request)
         except MeasurementFailed as failure:
@@ -192,8 +188,8 @@ def _ceilings(
             countdown.end(f"{name}: {failure}")
         else:
             countdown.end(f"{name}: {report.quantity(kind, value)}")
-        if "precision" in request:
-            found[kind][request["precision"]] = value
+        if precision:
+            found[kind][precision] = value
         else:
             found[kind] = value
     return found
@@ -207,19 +203,14 @@ def _measure(
     alive: list[tuple[Result, MeasuredProcess]] = []
     with contextlib.ExitStack() as stack:
         parallel = _parallel_starts()
-        waves = [results[i : i + parallel] for i in range(0, len(results), parallel)]
-        for wave in waves:
+        for first in range(0, len(results), parallel):
             # They import TensorFlow in parallel, but compile one after another, so that the
             # compilation times are not those of a loaded machine.
-            processes = [
-                (
-                    result,
-                    stack.enter_context(
-                        _process("trial", result.cell.config, result.cell.environment)
-                    ),
-                )
-                for result in wave
-            ]
+            processes = []
+            for result in results[first : first + parallel]:
+                cell = result.cell
+                process = stack.enter_context(_process("trial", cell.config, cell.environment))
+                processes.append((result, process))
             for result, process in processes:
                 _try(result, process)
             for result, process in processes:
@@ -283,7 +274,7 @@ def _timings(
         what = f"input, computation and both, {number + 1} of {_VERDICT_ROUNDS}"
         countdown.begin(what)
         for name, kind in _TIMED.items():
-            request: dict[str, Any] = {**kind, "seconds": SECONDS}
+            request: dict[str, Any] = {"kind": kind, "seconds": SECONDS}
             if name == "a quarter of the batch":
                 if not quarter:
                     continue

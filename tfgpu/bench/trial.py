@@ -17,17 +17,17 @@ import tensorflow as tf
 from tfgpu.bench import interleaved_timing
 from tfgpu.bench import layers as layers_lib
 from tfgpu.bench.settings import BenchSettings
-from tfgpu.data import sources
+from tfgpu.cli.console import Stopwatch
 from tfgpu.data.augment import draw
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, DeviceMap, make_resident, training_batches
 from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.errors import RequestError
 from tfgpu.machine import flops as flops_lib
-from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.train import recipe
 from tfgpu.train.recipe import Resolved
+from tfgpu.train.session import Session
 
 ALL_REDUCE_BYTES = 16 << 20
 
@@ -50,24 +50,8 @@ class Trial:
             tfgpu.errors.Error: The request or the data is at fault.
         """
         builder = find_builder(config.model)
-        self.machine = runtime.start(
-            strategy=config.strategy,
-            devices=config.devices,
-            virtual_devices=config.virtual_devices,
-            precision=config.precision,
-            jit_compile=config.jit_compile,
-            seed=config.seed,
-            deterministic=config.deterministic,
-            intra_op_threads=config.intra_op_threads,
-            small_steps=recipe.has_small_steps(config),
-        )
-        self.data = sources.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            validation_fraction=config.validation_fraction,
-            image_size=config.image_size,
-            seed=config.seed,
-        )
+        session = Session.open(config, stopwatch=Stopwatch())
+        self.machine, self.data = session.machine, session.data
         self.examples = self.data.train
         self.config: Resolved = recipe.resolve(
             config.training,
@@ -161,8 +145,7 @@ class Trial:
         size = batch_size or self.config.batch_size
         if size not in self._held:
             self._held[size] = self._run(self._fixed(size))
-        running = self._held[size]
-        return running.time(seconds) / self.config.steps_per_execution
+        return self._held[size].time(seconds) / self.config.steps_per_execution
 
     def all_reduce(self, seconds: float) -> float:
         """Returns the bytes per second of a sum over all replicas, of tensors of 16 MiB."""
@@ -183,9 +166,8 @@ class Trial:
             sums = strategy.experimental_local_results(strategy.run(replica, args=(values,)))
             return tf.concat(sums, axis=0)
 
-        return ALL_REDUCE_BYTES / interleaved_timing.repeat(
-            lambda: reduce().numpy(), seconds=seconds
-        )
+        spent = interleaved_timing.repeat(lambda: reduce().numpy(), seconds=seconds)
+        return ALL_REDUCE_BYTES / spent
 
     def layers(self, seconds: float) -> dict[str, Any]:
         """Returns operations, bytes and times of the layers, and of a whole step."""
@@ -284,7 +266,7 @@ class _Running:
                 self.execute()
             self.wait()
             elapsed = time.perf_counter() - start
-        return self._seen(self._position) / elapsed - self._seen(begin) / elapsed
+        return (self._seen(self._position) - self._seen(begin)) / elapsed
 
     def _seen(self, steps: int) -> int:
         """Returns the examples in the first steps; the last batch of an epoch may be smaller."""
@@ -294,7 +276,7 @@ class _Running:
 
 def _per_step(work: Callable[[int], object], seconds: float) -> float:
     """Returns the seconds of a step, from runs of more and more steps."""
-    steps, elapsed = 1, 0.0
+    steps = 1
     while True:
         start = time.perf_counter()
         work(steps)

@@ -3,9 +3,9 @@
 A step's time consists of waiting for input, a fixed part that does not shrink with the batch
 (calls from Python, launches of operations, filling the device), and work. The largest of the
 three bounds the step; work is bound by memory or by arithmetic, whichever is slower by the
-machine's ceilings: the roofline model (S. Williams, A. Waterman, D.
-Patterson, "Roofline: an insightful visual performance model for multicore architectures",
-Communications of the ACM 52(4), 2009).
+machine's ceilings: the roofline model (S. Williams, A. Waterman, D. Patterson, "Roofline: an
+insightful visual performance model for multicore architectures", Communications of the ACM 52(4),
+2009).
 """
 
 from __future__ import annotations

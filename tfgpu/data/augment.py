@@ -1,9 +1,9 @@
 """Random augmentation of image batches: stateless, vectorised, on the device.
 
-A transformation is a pure function of a batch of images and of one row of random
-numbers an image. The numbers are drawn with the batch, on the host, from (seed, step), and
-travel with it: an example is changed in the same way however many replicas share the work, and
-with XLA or without (whose `stateless_uniform` draws other numbers than TensorFlow's own).
+A transformation is a pure function of a batch of images and of one row of random numbers an image.
+The numbers are drawn with the batch, on the host, from (seed, step), and travel with it: an example
+is changed in the same way however many replicas share the work, and with XLA or without (whose
+`stateless_uniform` draws other numbers than TensorFlow's own).
 """
 
 from __future__ import annotations

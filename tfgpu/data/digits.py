@@ -1,16 +1,14 @@
 """`digits`: real handwritten digits as a TFDS set that needs no network.
 
-The images are those that scikit-learn carries: the test part of the UCI set
-"Optical Recognition of Handwritten Digits", 1,797 digits of 8x8 values 0..16.
+The images are those that scikit-learn carries: the test part of the UCI set "Optical Recognition
+of Handwritten Digits", 1,797 digits of 8x8 values 0..16.
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +21,9 @@ from tfgpu.data.examples import Source
 from tfgpu.errors import DataError
 
 _NUM_TEST = 360
+
+# What is wrong with one directory and need not be with the next.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR)
 
 _CITATION = """@misc{alpaydin1998optical,
   author = {Alpaydin, E. and Kaynak, C.},
@@ -86,11 +87,22 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
             yield key, {"image": image, "label": int(label)}
 
 
+def build(data_dir: str) -> Digits:
+    """Prepares the set below a directory; returns its builder."""
+    builder = Digits(data_dir=data_dir)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+        )
+    )
+    return builder
+
+
 def choose_test(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Chooses the test images by what they show, so that no library's version matters.
 
-    Each digit gives its share of the test images (largest remainders), and of each
-    digit those whose pixels have the lowest SHA-256.
+    Each digit gives its share of the test images (largest remainders), and of each digit those
+    whose pixels have the lowest SHA-256.
 
     Args:
         pixels: uint8 [n, 8, 8].
@@ -137,8 +149,8 @@ def open_digits(*, data_dir: str | None, image_size: tuple[int, int] | None) -> 
     """Opens the set, and prepares it first where it is not yet.
 
     Args:
-        data_dir: Where prepared sets lie. Where that cannot be written, the set is
-            prepared in the user's cache directory instead.
+        data_dir: Where prepared sets lie. Where that cannot be written, the set is prepared in the
+            user's cache directory instead.
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
@@ -152,8 +164,8 @@ def open_digits(*, data_dir: str | None, image_size: tuple[int, int] | None) -> 
 def prepare(*, data_dir: str | None) -> str:
     """Returns the directory of the prepared set, which it makes where there is none.
 
-    Several processes may do this at once: each prepares beside the place and
-    renames; the first wins, the others use what it made.
+    Several processes may do this at once: each prepares beside the place and renames; the first
+    wins, the others use what it made.
 
     Args:
         data_dir: See `open_digits`.
@@ -172,9 +184,7 @@ def prepare(*, data_dir: str | None) -> str:
         try:
             prepared = _prepare_in(place)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC) and (
-                not isinstance(error, FileExistsError | NotADirectoryError)
-            ):
+            if error.errno not in _UNUSABLE:
                 raise DataError(f"digits cannot be prepared in {place}: {error}") from None
             reasons.append(f"{place} ({error.strerror or error})")
             continue
@@ -200,29 +210,15 @@ def _prepare_in(place: str) -> str:
     """Prepares the set below `place`; raises OSError where that cannot be written."""
     final = pathlib.Path(place, Digits.name, str(Digits.VERSION))
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".digits-", dir=place)
-    try:
-        builder = Digits(data_dir=temporary)
+    with tempfile.TemporaryDirectory(
+        prefix=".digits-", dir=place, ignore_cleanup_errors=True
+    ) as temporary:
         with tfds_source.quiet():
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-                )
-            )
-        # A directory that is there already, and not empty, makes this fail: another process
-        # was first, with the same content.
-        with contextlib.suppress(FileExistsError):
-            _rename(str(builder.data_path), str(final))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            made = build(temporary).data_path
+        try:
+            os.rename(made, final)
+        except OSError:
+            # Another process was first, with the same content.
+            if not (final / "dataset_info.json").exists():
+                raise
     return str(final)
-
-
-def _rename(source: str, target: str) -> None:
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        # Linux says ENOTEMPTY, macOS and Windows also EEXIST or EACCES.
-        if os.path.exists(os.path.join(target, "dataset_info.json")):
-            raise FileExistsError(error.errno, error.strerror, target) from None
-        raise

@@ -1,10 +1,9 @@
 """Random access to labelled images, whatever they are stored in.
 
-A batch of training is a pure function of the seed, the epoch and the step, so
-every source of images must give any example at any time at O(1). `Examples` is
-that: `read` fetches raw records by position, `decode` makes one of them a
-picture and a label. Both run inside `tf.data`, so a stream and a resident
-array come from the same two functions and hold the same bytes.
+A batch of training is a pure function of the seed, the epoch and the step, so every source of
+images must give any example at any time at O(1). `Examples` is that: `read` fetches raw records by
+position, `decode` makes one of them a picture and a label. Both run inside `tf.data`, so a stream
+and a resident array come from the same two functions and hold the same bytes.
 """
 
 import contextlib
@@ -35,10 +34,10 @@ class Examples:
 
     Attributes:
         num_examples: How many examples there are; positions run from 0 below it.
-        read: int64 [n] positions -> the raw records, one or more tensors that are
-            batch-first, [n, ...]. Usable inside a `tf.data` map.
-        decode: The components of ONE raw record -> (uint8 [H, W, C], int32 []).
-            Usable inside a `tf.data` map; the static shape of the image is set.
+        read: int64 [n] positions -> the raw records, one or more tensors that are batch-first,
+            [n, ...]. Usable inside a `tf.data` map.
+        decode: The components of ONE raw record -> (uint8 [H, W, C], int32 []). Usable inside a
+            `tf.data` map; the static shape of the image is set.
     """
 
     num_examples: int
@@ -82,9 +81,9 @@ class Examples:
     def batch(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads and decodes many examples; usable inside a `tf.data` map.
 
-        Run several batches in parallel rather than single examples: TensorFlow's
-        overhead for each call of a mapped function is more than it takes to decode a
-        small picture (CIFAR-10, 2 cores: 2.7 s against 4.3 s for 50,000).
+        Run several batches in parallel rather than single examples: TensorFlow's overhead for each
+        call of a mapped function is more than it takes to decode a small picture (CIFAR-10, 2
+        cores: 2.7 s against 4.3 s for 50,000).
 
         Args:
             positions: int64 [n].
@@ -106,8 +105,8 @@ class Examples:
             positions: Scalars int64; every example in its natural order when None.
 
         Returns:
-            Elements (uint8 [H, W, C], int32 []). The order is that of the positions
-            although batches are read and decoded in parallel.
+            Elements (uint8 [H, W, C], int32 []), in the order of the positions although batches are
+            read and decoded in parallel.
         """
         if positions is None:
             positions = tf.data.Dataset.range(self.num_examples)
@@ -157,30 +156,41 @@ class Examples:
         return f"an example cannot be decoded: {_first_line(error)}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What one kind of storage knows about a data set, before any split is chosen.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a data set holds, and where it comes from.
 
     Attributes:
         name: Of the data set, without version and configuration.
-        version: Of its content, empty where there is none.
-        fingerprint: Hexadecimal digits over what determines the content.
+        version: Of its content, empty where there is none, as for a folder.
+        fingerprint: SHA-256 over what determines the content, in hexadecimal: name, version,
+            features and the name and size of each file of a TFDS set; the relative path and size
+            of each image of a folder.
         license: As the source states it, else empty.
         citation: As the source states it, else empty.
         homepage: As the source states it, else empty.
         image_shape: (height, width, channels) of every decoded image.
         class_names: One a class, in the order of the labels.
-        split: Opens the split of a name; None where there is none, or none with labels.
     """
 
     name: str
-    version: str
+    version: str = ""
     fingerprint: str
-    license: str
-    citation: str
-    homepage: str
+    license: str = ""
+    citation: str = ""
+    homepage: str = ""
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source(Description):
+    """What one kind of storage knows about a data set, before any split is chosen.
+
+    Attributes:
+        split: Opens the split of a name; None where there is none, or none with labels.
+    """
+
     split: Callable[[str], Examples | None]
 
 
@@ -193,8 +203,8 @@ RESIZE_RULE = (
 def resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """The one rule by which an image gets another size, in training and ever after.
 
-    Bilinear with antialiasing (a triangle filter that widens when it shrinks, as
-    in Pillow), aspect ratio not kept, rounded half to even and clipped to 0..255.
+    Bilinear with antialiasing (a triangle filter that widens when it shrinks, as in Pillow), aspect
+    ratio not kept, rounded half to even and clipped to 0..255.
 
     Args:
         image: uint8 [H, W, C] or [n, H, W, C].
@@ -238,8 +248,7 @@ def python_op(
 def data_errors() -> Iterator[None]:
     """Turns what a damaged file raised inside `tf.data` back into its `DataError`.
 
-    Wrap the consumption of any pipeline built on `Examples` with it. Other errors
-    pass unchanged.
+    Wrap the consumption of any pipeline built on `Examples` with it. Other errors pass unchanged.
 
     Raises:
         DataError: The message that `read` or `decode` raised, naming the file.

@@ -2,15 +2,16 @@
 
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
-Which of `train`, `test`, `validation` (or `val`) is the test split is decided
-where it is for every source, in `tfgpu.data.sources`.
+Which of `train`, `test`, `validation` (or `val`) is the test split, `tfgpu.data.sources` decides.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -38,15 +39,15 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     The number of channels comes from the data: 1 when every image is grey, else 3.
 
     Args:
-        path: Holds `train` (and `test`, `validation` or `val`) with one directory a
-            class each, or the directories of the classes themselves. Images lie in
-            them at any depth; files that are not images by their extension are left.
+        path: Holds `train` (and `test`, `validation` or `val`) with one directory a class each, or
+            the directories of the classes themselves. Images lie in them at any depth; files that
+            are not images by their extension are left.
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
         RequestError: The images differ in size and `image_size` is None.
-        DataError: The directory or an image cannot be read, or there are fewer than
-            two classes, or a class has no images or is unknown to the training split.
+        DataError: The directory or an image cannot be read, or there are fewer than two classes,
+            or a class has no images or is unknown to the training split.
     """
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(root):
@@ -87,11 +88,7 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
     return Source(
         name=f"folder:{path}",
-        version="",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
-        license="",
-        citation="",
-        homepage="",
         image_shape=(*size, channels),
         class_names=class_names,
         split=split,
@@ -101,8 +98,8 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
 def read_image(path: str, *, channels: int) -> np.ndarray:
     """Decodes one image file as every image of a folder is decoded.
 
-    Of an animation the first frame; a JPEG is turned upright by its EXIF tag;
-    transparency is dropped; 16 bits a value become 8 by dropping the lower ones.
+    Of an animation the first frame; a JPEG is turned upright by its EXIF tag; transparency is
+    dropped; 16 bits a value become 8 by dropping the lower ones.
 
     Args:
         path: The file.
@@ -114,25 +111,30 @@ def read_image(path: str, *, channels: int) -> np.ndarray:
     Raises:
         DataError: It cannot be read as an image.
     """
+    with _opened(path) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file) if file.format in ("JPEG", "MPO") else file
+        if image.mode.startswith("I"):
+            grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], channels, axis=-1)
+        if image.mode == "P" and "transparency" in image.info:
+            # Pillow warns about the direct way.
+            image = image.convert("RGBA")
+        values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return values.reshape(*values.shape[:2], channels)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """Opens an image; what is found to be wrong with it is a DataError."""
     try:
         with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if file.format in ("JPEG", "MPO"):
-                image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], channels, axis=-1)
-            if image.mode == "P" and "transparency" in image.info:
-                # Pillow warns about the direct way.
-                image = image.convert("RGBA")
-            values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            yield file
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image that can be read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for broken PNG chunks.
         raise DataError(f"{path} cannot be read: {error}") from None
-    return values.reshape(*values.shape[:2], channels)
 
 
 def _subdirectories(directory: str) -> list[str]:
@@ -193,18 +195,13 @@ def _check_classes(
 
 
 def _read_header(path: str) -> _Header:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
-            if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
-                width, height = height, width
-            grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-            return _Header((height, width), grey)
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    with _opened(path) as image:
+        width, height = image.size
+        # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
+        if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
+            width, height = height, width
+        grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
+        return _Header((height, width), grey)
 
 
 def _common_size(paths: list[str], headers: list[_Header]) -> tuple[int, int]:

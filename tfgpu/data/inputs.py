@@ -1,10 +1,9 @@
 """Batches of images for `tfgpu.Model.fit`: from device memory or from disk, the same ones.
 
-The batch of a step is a pure function of (seed, epoch, step). What travels to a
-replica is, with *resident* input, the numbers of the examples, which it gathers from
-the data set in its own memory; with *streaming* input, the uint8 images; and with both,
-the random numbers that augmentation takes. Everything behind that (augmentation, the
-model) is the same code on the same bytes.
+The batch of a step is a pure function of (seed, epoch, step). What travels to a replica is, with
+*resident* input, the numbers of the examples, which it gathers from the data set in its own
+memory; with *streaming* input, the uint8 images; and with both, the random numbers that
+augmentation takes. What follows (augmentation, the model) is the same code on the same bytes.
 """
 
 from __future__ import annotations
@@ -133,12 +132,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _numbers(
-    num_examples: int,
-    *,
-    batch_size: int,
-    names: Sequence[str],
-    seed: int | None,
-    start_step: int,
+    num_examples: int, *, batch_size: int, names: Sequence[str], seed: int | None, start_step: int
 ) -> tf.data.Dataset:
     """Yields (draws, examples) of each batch: endless with a seed, one pass in order without."""
     steps = -(-num_examples // batch_size)
@@ -174,31 +168,28 @@ def _numbers(
     return epochs.flat_map(from_epoch).apply(endless)
 
 
-def _finish(
+def _batches(
     examples: Examples,
-    numbers: Callable[[int], tf.data.Dataset],
     resident: Resident,
     *,
     names: Sequence[str],
-    seed: int,
+    seed: int | None,
     batch_size: int,
-    start_step: int | None,
+    start_step: int = 0,
 ) -> DeviceDataset:
-    """Puts what travels to the device behind the example numbers from a step on."""
+    """Makes the data set: from a step on with a seed, of an evaluation without."""
     shape = examples.image_shape
     spec = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
 
     def fetch(draws: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, labels = examples.batch(tf.cast(positions, tf.int64))
         size = positions.shape[0]
-        return (
-            draws,
-            tf.ensure_shape(images, [size, *shape]),
-            tf.ensure_shape(labels, [size]),
-        )
+        return draws, tf.ensure_shape(images, [size, *shape]), tf.ensure_shape(labels, [size])
 
     def from_step(step: int) -> tf.data.Dataset:
-        dataset = numbers(step)
+        dataset = _numbers(
+            examples.num_examples, batch_size=batch_size, names=names, seed=seed, start_step=step
+        )
         if not resident:
             dataset = dataset.map(
                 fetch, num_parallel_calls=hardware.usable_cores(), deterministic=True
@@ -206,13 +197,13 @@ def _finish(
         return untuned(dataset.prefetch(PREFETCHED))
 
     return DeviceDataset(
-        from_step(start_step or 0),
+        from_step(start_step),
         device_map=DeviceMap(element_spec=spec, names=tuple(names)),
         resident=resident,
         examples=examples,
         batch_size=batch_size,
-        settings={"augment": list(names), "seed": seed, "batch_size": batch_size},
-        from_step=None if start_step is None else from_step,
+        settings={"augment": list(names), "seed": seed or 0, "batch_size": batch_size},
+        from_step=None if seed is None else from_step,
     )
 
 
@@ -266,32 +257,13 @@ def training_batches(
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
     """
-
-    def numbers(step: int) -> tf.data.Dataset:
-        return _numbers(
-            examples.num_examples,
-            batch_size=batch_size,
-            names=augment,
-            seed=seed,
-            start_step=step,
-        )
-
-    return _finish(
-        examples,
-        numbers,
-        resident,
-        names=augment,
-        seed=seed,
-        batch_size=batch_size,
-        start_step=start_step,
+    return _batches(
+        examples, resident, names=augment, seed=seed, batch_size=batch_size, start_step=start_step
     )
 
 
 def evaluation_batches(
-    examples: Examples,
-    *,
-    batch_size: int,
-    resident: Resident = (),
+    examples: Examples, *, batch_size: int, resident: Resident = ()
 ) -> DeviceDataset:
     """A data set that yields each example once, in order, without augmentation.
 
@@ -303,18 +275,4 @@ def evaluation_batches(
     Returns:
         A data set for `evaluate`, `predict` or `validation_data`.
     """
-
-    def numbers(step: int) -> tf.data.Dataset:
-        return _numbers(
-            examples.num_examples, batch_size=batch_size, names=(), seed=None, start_step=step
-        )
-
-    return _finish(
-        examples,
-        numbers,
-        resident,
-        names=(),
-        seed=0,
-        batch_size=batch_size,
-        start_step=None,
-    )
+    return _batches(examples, resident, names=(), seed=None, batch_size=batch_size)

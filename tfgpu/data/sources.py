@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgpu.data.examples import Examples, Source
+from tfgpu.data.examples import Description, Examples, Source
 from tfgpu.errors import RequestError
 
 # Each purpose has a stream of random numbers of its own, so that one split does not depend on
@@ -14,36 +14,20 @@ from tfgpu.errors import RequestError
 _TEST_STREAM = 1
 _VALIDATION_STREAM = 2
 
+_DESCRIBED = dataclasses.fields(Description)
 
-@dataclasses.dataclass(frozen=True)
-class ImageDataset:
-    """Labelled images in their splits, and where they come from.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageDataset(Description):
+    """Labelled images in their splits.
 
     Attributes:
-        name: Of the data set, without version.
-        version: Of its content; empty for a folder.
-        fingerprint: SHA-256 over what determines the content, in hexadecimal: name,
-            version, features and the name and size of each file of a TFDS set; the
-            relative path and size of each image of a folder.
-        license: As the source states it, else empty.
-        citation: As the source states it, else empty.
-        homepage: As the source states it, else empty.
-        image_shape: (height, width, channels).
-        class_names: One a class, in the order of the labels.
         train: The examples to train on, without those of validation.
         validation: The part carved from train; None when the fraction is 0.
         test: To be read once, at the end.
         test_split: Which split that is: "test", "validation" or "a tenth of train".
     """
 
-    name: str
-    version: str
-    fingerprint: str
-    license: str
-    citation: str
-    homepage: str
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
     train: Examples
     validation: Examples | None
     test: Examples
@@ -53,12 +37,7 @@ class ImageDataset:
     def provenance(self) -> dict[str, Any]:
         """Where the images come from and how many there are, as JSON keeps it."""
         return {
-            "name": self.name,
-            "version": self.version,
-            "fingerprint": self.fingerprint,
-            "license": self.license,
-            "citation": self.citation,
-            "homepage": self.homepage,
+            **{field.name: getattr(self, field.name) for field in _DESCRIBED},
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
             "train_examples": self.train.num_examples,
@@ -81,15 +60,14 @@ def load(
     Args:
         name: `digits`; a TFDS name such as `cifar10`, `name/config` or `name:version`;
             `folder:PATH`; or `synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES`.
-        data_dir: Where TFDS sets lie prepared; None for TFDS_DATA_DIR, else TFDS's
-            own default.
+        data_dir: Where TFDS sets lie prepared; None for TFDS_DATA_DIR, else TFDS's own default.
         validation_fraction: Which part of the training split to hold out, in [0, 1).
         image_size: (height, width) to bring every image to; None for the data's own.
         seed: Decides which examples are held out.
 
     Raises:
-        RequestError: An unknown name, a set that is not image classification, images
-            of different sizes without `image_size`, a fraction that leaves nothing.
+        RequestError: An unknown name, a set that is not image classification, images of different
+            sizes without `image_size`, a fraction that leaves nothing.
         DataError: The data cannot be had or is damaged.
         WorkError: The disk is full.
     """
@@ -120,19 +98,9 @@ def load(
                 "on: both must be positive (0 turns validation off)"
             )
         train, validation = _carve(train, count, seed, _VALIDATION_STREAM)
+    described = {field.name: getattr(source, field.name) for field in _DESCRIBED}
     return ImageDataset(
-        name=source.name,
-        version=source.version,
-        fingerprint=source.fingerprint,
-        license=source.license,
-        citation=source.citation,
-        homepage=source.homepage,
-        image_shape=source.image_shape,
-        class_names=source.class_names,
-        train=train,
-        validation=validation,
-        test=test,
-        test_split=test_split,
+        **described, train=train, validation=validation, test=test, test_split=test_split
     )
 
 

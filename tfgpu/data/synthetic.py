@@ -21,14 +21,15 @@ _POOL = 64
 """Different pictures; more would only take memory: 224x224x3 takes 9.6 MB."""
 
 
-def parse(name: str) -> tuple[tuple[int, int, int], int]:
-    """Reads "synthetic:32x32x3:10".
+def open_synthetic(name: str, *, image_size: tuple[int, int] | None) -> Source:
+    """Opens the set.
 
-    Returns:
-        (height, width, channels), and the number of classes.
+    Args:
+        name: Such as "synthetic:32x32x3:10".
+        image_size: (height, width) to bring every image to, or None.
 
     Raises:
-        RequestError: It is not of that form.
+        RequestError: The name is not of that form.
     """
     match = re.fullmatch(r"synthetic:(\d+)x(\d+)x(\d+):(\d+)", name)
     height, width, channels, classes = map(int, match.groups()) if match else (0, 0, 0, 0)
@@ -37,23 +38,9 @@ def parse(name: str) -> tuple[tuple[int, int, int], int]:
             f"--dataset={name}: must be synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES with numbers of "
             "at least 1, such as synthetic:224x224x3:1000"
         )
-    return (height, width, channels), classes
-
-
-def open_synthetic(name: str, *, image_size: tuple[int, int] | None) -> Source:
-    """Opens the set.
-
-    Args:
-        name: As `parse` takes it.
-        image_size: (height, width) to bring every image to, or None.
-
-    Raises:
-        RequestError: The name is not of that form.
-    """
-    shape, classes = parse(name)
-    size = image_size or shape[:2]
+    size = image_size or (height, width)
     random = np.random.RandomState(0)
-    pool = random.randint(0, 256, (_POOL, *shape)).astype(np.uint8)
+    pool = random.randint(0, 256, (_POOL, height, width, channels)).astype(np.uint8)
     with tf.device("CPU"):
         pictures = tf.constant(resize(tf.constant(pool), size).numpy())
 
@@ -75,10 +62,7 @@ def open_synthetic(name: str, *, image_size: tuple[int, int] | None) -> Source:
         name="synthetic",
         version="1",
         fingerprint=hashlib.sha256(f"{name} {size}".encode()).hexdigest(),
-        license="",
-        citation="",
-        homepage="",
-        image_shape=(*size, shape[2]),
+        image_shape=(*size, channels),
         class_names=tuple(str(label) for label in range(classes)),
         split=split,
     )

@@ -1,7 +1,7 @@
 """Image-classification sets of TensorFlow Datasets, read in any order.
 
-A set that lies prepared is read by its files alone; the code that made it is
-imported only when it has to be prepared.
+A set that lies prepared is read by its files alone; the code that made it is imported only when it
+has to be prepared.
 """
 
 import contextlib
@@ -14,10 +14,12 @@ import io
 import json
 import os
 import pathlib
+import queue
 import re
 import ssl
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -39,8 +41,7 @@ _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d*]+\.
 # A machine without network is told so after this time; TFDS itself retries for minutes.
 _NETWORK_SECONDS = 6.0
 
-# A split is taken to have no labels when one of its first examples has the label -1, TFDS's
-# mark for that.
+# A split is taken to have no labels when one of its first examples has TFDS's mark for that, -1.
 _LABELS_LOOKED_AT = 32
 
 
@@ -59,8 +60,8 @@ def open_name(name: str, *, data_dir: str | None, image_size: tuple[int, int] | 
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
-        RequestError: There is no such set, it is not image classification, or its
-            images have no common size and `image_size` is None.
+        RequestError: There is no such set, it is not image classification, or its images have no
+            common size and `image_size` is None.
         DataError: It cannot be prepared, or is damaged.
         WorkError: The disk is full.
     """
@@ -86,8 +87,8 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
         image_size: (height, width) to bring every image to, or None.
 
     Raises:
-        RequestError: It is not image classification, or its images have no common
-            size and `image_size` is None.
+        RequestError: It is not image classification, or its images have no common size and
+            `image_size` is None.
         DataError: It cannot be read.
     """
     try:
@@ -135,22 +136,23 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
 def _find_prepared(root: str, name: str, config: str | None, version: str | None) -> str | None:
     """Returns the directory of the highest prepared version that fits, if there is one."""
     parent = pathlib.Path(root, name, *([config] if config else []))
-    best: tuple[tuple[int, ...], str] | None = None
     try:
         children = list(parent.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{parent} cannot be read: {error.strerror or error}") from None
-    for child in children:
-        if not re.fullmatch(r"\d+\.\d+\.\d+", child.name):
-            continue
-        if version and not tfds.core.Version(child.name).match(version):
-            continue
-        if (child / "features.json").exists() and (child / "dataset_info.json").exists():
-            numbers = tuple(int(part) for part in child.name.split("."))
-            best = max(best, (numbers, str(child))) if best else (numbers, str(child))
-    return best[1] if best else None
+    fitting = [
+        child
+        for child in children
+        if re.fullmatch(r"\d+\.\d+\.\d+", child.name)
+        and (not version or tfds.core.Version(child.name).match(version))
+        and (child / "features.json").exists()
+        and (child / "dataset_info.json").exists()
+    ]
+    if not fitting:
+        return None
+    return str(max(fitting, key=lambda child: [int(part) for part in child.name.split(".")]))
 
 
 def _prepare(name: str, root: str) -> str:
@@ -233,30 +235,17 @@ def network_reachable(urls: Sequence[str], *, seconds: float = _NETWORK_SECONDS)
         for parts in map(urllib.parse.urlsplit, urls)
         if parts.scheme in ("http", "https")
     }
-    answered = threading.Event()
-    finished = threading.Semaphore(0)
-
-    def ask(host: str) -> None:
-        try:
-            if _answers(host, seconds):
-                answered.set()
-        finally:
-            finished.release()
-
     asked = sorted(hosts)[:3] or ["https://storage.googleapis.com/"]
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
     for host in asked:
         # Daemons: resolving a name cannot be given a timeout, only left behind.
-        threading.Thread(target=ask, args=(host,), daemon=True).start()
-
-    def wait_for_all() -> None:
-        for _ in asked:
-            finished.acquire()
-        done.set()
-
-    done = threading.Event()
-    threading.Thread(target=wait_for_all, daemon=True).start()
-    done.wait(seconds)
-    return answered.is_set()
+        threading.Thread(
+            target=lambda url: answers.put(_answers(url, seconds)), args=(host,), daemon=True
+        ).start()
+    end = time.monotonic() + seconds
+    with contextlib.suppress(queue.Empty):
+        return any(answers.get(timeout=max(0.0, end - time.monotonic())) for _ in asked)
+    return False
 
 
 def _answers(url: str, seconds: float) -> bool:
@@ -304,15 +293,10 @@ def _no_warnings() -> Iterator[None]:
 
 def _find_keys(info: Any, requested: str) -> tuple[str, str]:
     """Returns the names of the image and the label feature."""
-    features = info.features
-    images: list[str] = []
-    labels: list[str] = []
-    if isinstance(features, tfds.features.FeaturesDict):
-        for key, feature in features.items():
-            if type(feature) is tfds.features.Image:
-                images.append(key)
-            elif isinstance(feature, tfds.features.ClassLabel):
-                labels.append(key)
+    named = isinstance(info.features, tfds.features.FeaturesDict)
+    features = dict(info.features.items()) if named else {}
+    images = [key for key, each in features.items() if type(each) is tfds.features.Image]
+    labels = [key for key, each in features.items() if isinstance(each, tfds.features.ClassLabel)]
     supervised = info.supervised_keys
     if supervised and len(supervised) == 2:
         image_key, label_key = supervised
@@ -320,14 +304,10 @@ def _find_keys(info: Any, requested: str) -> tuple[str, str]:
             return image_key, label_key
     elif len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
-    found = (
-        ", ".join(f"{key}: {_describe(feature)}" for key, feature in features.items())
-        if isinstance(features, tfds.features.FeaturesDict)
-        else _describe(features)
-    )
+    found = ", ".join(f"{key}: {_describe(each)}" for key, each in features.items())
     raise RequestError(
         f"{requested!r} is not an image-classification set: it needs one Image and one ClassLabel "
-        f"as its supervised keys, and has {found}"
+        f"as its supervised keys, and has {found or _describe(info.features)}"
     )
 
 

@@ -1,10 +1,9 @@
 """Random access to the records of TFRecord files.
 
-The format has none of its own: a file is a row of records, each a little-endian
-uint64 length, the masked CRC-32C of those 8 bytes, the data, and the masked
-CRC-32C of the data (tensorflow/core/lib/io/record_writer.h). Walking the
-lengths alone gives every record's place in a fraction of a second, and then
-each is one read away.
+The format has none of its own: a file is a row of records, each a little-endian uint64 length, the
+masked CRC-32C of those 8 bytes, the data, and the masked CRC-32C of the data
+(tensorflow/core/lib/io/record_writer.h). Walking the lengths alone gives every record's place in a
+fraction of a second, and then each is one read away.
 """
 
 import collections
@@ -12,7 +11,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -87,8 +86,8 @@ class TFRecordFiles:
             shard_lengths: How many records each must hold, when known.
 
         Raises:
-            DataError: A file is missing, unreadable, truncated, damaged, or holds
-                another number of records.
+            DataError: A file is missing, unreadable, truncated, damaged, or holds another number
+                of records.
         """
         self._paths = list(paths)
         indices = [index_records(path) for path in self._paths]
@@ -157,8 +156,9 @@ class TFRecordFiles:
 class _OpenFile:
     """A descriptor that closes with its last reference."""
 
+    _descriptor = -1
+
     def __init__(self, path: str):
-        self._descriptor = -1
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._lock = threading.Lock()
 
@@ -169,9 +169,10 @@ class _OpenFile:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             return os.read(self._descriptor, length)
 
-    def __del__(self) -> None:
+    # A default, since the module's `os` may be gone when the process ends.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            close(self._descriptor)
 
 
 def _masked_crc(data: bytes) -> int:

@@ -118,32 +118,19 @@ class _Memory(ctypes.Structure):
 def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     handle = ctypes.c_void_p()
     _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-    memory: _Memory | None = _Memory()
-    try:
-        _call(nvml, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))  # type: ignore[arg-type]
-    except _Failed:
-        memory = None
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    capability: tuple[int, int] | None = None
-    try:
-        pair = ctypes.byref(major), ctypes.byref(minor)
-        _call(nvml, "nvmlDeviceGetCudaComputeCapability", handle, *pair)
-        capability = (major.value, minor.value)
-    except _Failed:
-        pass
-    mode = ctypes.c_int()
-    try:
-        _call(nvml, "nvmlDeviceGetComputeMode", handle, ctypes.byref(mode))
-    except _Failed:
-        mode.value = 0
+    memory, major, minor, mode = _Memory(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    knows_memory = _answers(nvml, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+    pair = ctypes.byref(major), ctypes.byref(minor)
+    knows_capability = _answers(nvml, "nvmlDeviceGetCudaComputeCapability", handle, *pair)
+    knows_mode = _answers(nvml, "nvmlDeviceGetComputeMode", handle, ctypes.byref(mode))
     return Gpu(
         index=index,
         name=_text(nvml, "nvmlDeviceGetName", handle),
         uuid=_text(nvml, "nvmlDeviceGetUUID", handle),
-        capability=capability,
-        total=memory.total if memory else None,
-        free=memory.free if memory else None,
-        prohibited=mode.value == 2,  # NVML_COMPUTEMODE_PROHIBITED
+        capability=(major.value, minor.value) if knows_capability else None,
+        total=memory.total if knows_memory else None,
+        free=memory.free if knows_memory else None,
+        prohibited=knows_mode and mode.value == 2,  # NVML_COMPUTEMODE_PROHIBITED
     )
 
 
@@ -159,6 +146,11 @@ def _call(nvml: ctypes.CDLL, function: str, *arguments: object) -> None:
         nvml.nvmlErrorString.restype = ctypes.c_char_p
         text = nvml.nvmlErrorString(code) or b""
         raise _Failed(code, f"{function}: {text.decode(errors='replace')} ({code})")
+
+
+def _answers(nvml: ctypes.CDLL, function: str, *arguments: object) -> bool:
+    """Calls a function that not every GPU supports; returns whether this one does."""
+    return int(getattr(nvml, function)(*arguments)) == SUCCESS
 
 
 def _cards(root: Path) -> int:

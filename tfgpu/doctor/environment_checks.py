@@ -68,15 +68,12 @@ def check_software(framework: Framework, *, versions: Mapping[str, str | None]) 
         # TensorFlow has distributions of other names too.
         version = versions.get(name) or framework.versions.get(name)
         bound = declared.get(name, "")
+        remedy = f"{pip} {shlex.quote(name + bound)}"
         if version is None:
-            remedy = f"{pip} {shlex.quote(name + bound)}"
             found.add(item, "problem", "not installed", remedy)
         elif not within(version, bound):
-            remedy = (
-                f"make a virtual environment with a Python {bound}"
-                if name == "python"
-                else f"{pip} {shlex.quote(name + bound)}"
-            )
+            if name == "python":
+                remedy = f"make a virtual environment with a Python {bound}"
             found.add(item, "problem", f"{version}, but tfgpu takes {bound}", remedy)
         else:
             found.add(item, "ok", version)

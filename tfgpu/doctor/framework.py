@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tfgpu.cli.startup import child_environment
+from tfgpu.doctor.libraries import how_ended
 
 LIMIT = 180.0
 """Seconds for the process: the first start on a GPU that runs the wheel's PTX compiles it."""
@@ -78,30 +77,23 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
     variables = child_environment(environment) | {"TF_CPP_MIN_LOG_LEVEL": "0"}
     request = json.dumps({"data_dir": data_dir})
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, request], stdout=out, stderr=err, env=variables
-        )
+        command = [sys.executable, "-m", __name__, request]
         ended = ""
         try:
-            code = process.wait(timeout=LIMIT)
+            code = subprocess.run(
+                command, stdout=out, stderr=err, env=variables, timeout=LIMIT
+            ).returncode
             if code:
-                ended = _ended(code)
+                ended = f"it {'was ended by' if code < 0 else 'ended with'} {how_ended(code)}"
         except subprocess.TimeoutExpired:
             ended = f"it did not answer within {LIMIT:.0f} s"
-        finally:
-            process.kill()
-            process.wait()
         out.seek(0)
         err.seek(0)
-        answers = [
-            json.loads(line.removeprefix(_MARK))
-            for line in out.read().splitlines()
-            if line.startswith(_MARK)
-        ]
+        found: dict[str, Any] = {}
+        for line in out:  # The GPUs come twice: before and after the matrix product.
+            if line.startswith(_MARK):
+                found |= json.loads(line.removeprefix(_MARK))
         stderr = err.read()
-    found: dict[str, Any] = {}
-    for answer in answers:  # The GPUs come twice: before and after the matrix product.
-        found |= answer
     gpus = tuple(
         Device(**gpu | {"capability": tuple(gpu["capability"]) if gpu["capability"] else None})
         for gpu in found.pop("gpus", ())
@@ -110,15 +102,6 @@ def ask(*, data_dir: str | None, environment: Mapping[str, str] | None = None) -
     if ended and lines:
         ended += f": {' '.join(lines[-1].split())}"
     return Framework(**found, gpus=gpus, stderr=stderr, error=ended)
-
-
-def _ended(code: int) -> str:
-    if code < 0:
-        try:
-            return f"it was ended by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"it was ended by signal {-code}"
-    return f"it ended with exit code {code}"
 
 
 def _print(**found: Any) -> None:
@@ -172,27 +155,19 @@ def _plain(value: Any) -> Any:
 
 def _write_and_read(data_dir: str) -> str:
     """Prepares `digits` in a temporary folder in `data_dir` and reads it; returns the error."""
-    import tensorflow_datasets as tfds
-
-    from tfgpu.data.digits import Digits
+    from tfgpu.data import digits
     from tfgpu.data.tfds_source import quiet
 
-    made = ""
     try:
-        made = tempfile.mkdtemp(prefix=".tfgpu-doctor-", dir=data_dir)
-        builder = Digits(data_dir=made)
-        with quiet():
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-                )
-            )
-            next(iter(builder.as_dataset(split="test").take(1)))
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=".tfgpu-doctor-", dir=data_dir, ignore_cleanup_errors=True
+            ) as made,
+            quiet(),
+        ):
+            next(iter(digits.build(made).as_dataset(split="test").take(1)))
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
     return ""
 
 

@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tfgpu.doctor import driver as driver_lib
 from tfgpu.doctor import libraries as libraries_lib
@@ -30,7 +30,7 @@ _SHARED_MEMORY = 512 << 20  # Bytes that NCCL needs; Docker gives 64 MB by defau
 def check_gpus(
     driver: Driver,
     framework: Framework,
-    opened: Sequence[tuple[Library, Opened]] | zip[tuple[Library, Opened]],
+    opened: Iterable[tuple[Library, Opened]],
     *,
     devices: str = "all",
     variables: Mapping[str, str],

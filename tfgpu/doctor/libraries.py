@@ -158,7 +158,8 @@ def open_all(
                 env=variables,
                 timeout=LIMIT,
             )
-            lines, reason = done.stdout.splitlines(), _ended(done.returncode)
+            lines = done.stdout.splitlines()
+            reason = f"opening it ends the process ({how_ended(done.returncode)})"
         except subprocess.TimeoutExpired as error:
             said = error.stdout or b""
             text = said.decode(errors="replace") if isinstance(said, bytes) else said
@@ -171,12 +172,12 @@ def open_all(
     return [found[library.soname] for library in libraries]
 
 
-def _ended(code: int) -> str:
+def how_ended(code: int) -> str:
+    """Says how a process ended: "SIGSEGV", "signal 64", "exit code 1"."""
     try:
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
     except ValueError:
-        how = f"signal {-code}"
-    return f"opening it ends the process ({how})"
+        return f"signal {-code}"
 
 
 def remedy(library: Library, opened: Opened, *, python: str = sys.executable) -> str:

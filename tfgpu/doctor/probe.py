@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tfgpu.cli.startup import child_environment
+from tfgpu.doctor.libraries import how_ended
 from tfgpu.doctor.settings import PROBE_AXES
 
 REPLICAS = 2
@@ -156,9 +156,9 @@ def run(cell: Cell, *, gpus: int = 0, limit: float = 120) -> Outcome:
             if line.startswith(_MARK):
                 return Outcome(seconds=seconds, **json.loads(line.removeprefix(_MARK)))
         said = [line for line in err.read().splitlines() if line.strip()]
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     why = f": {first_words(said[-1])}" if said else ""
-    return Outcome(status="fails", seconds=seconds, error=f"the process ended with {how}{why}")
+    error = f"the process ended with {how_ended(code)}{why}"
+    return Outcome(status="fails", seconds=seconds, error=error)
 
 
 def _environment(index: int, addresses: Sequence[str], *, gpus: int) -> dict[str, str]:
@@ -215,28 +215,20 @@ def table(results: Iterable[tuple[Cell, Outcome]]) -> str:
         rows.setdefault(key, {})[cell.precision, cell.library] = outcome.status
     left = [max(len(head), *(len(key[i]) for key in rows)) for i, head in enumerate(heads)]
     wide = max(map(len, (*libraries, "works")))
-    group = max(map(len, precisions))
-    span = max(len(libraries) * (wide + 2) - 2, group)
-    pad = " " * (sum(left) + 2 * len(left))
-    lines = [
-        pad + "  ".join(f"{precision:<{span}}" for precision in precisions).rstrip(),
-        "  ".join(f"{head:<{width}}" for head, width in zip(heads, left, strict=True))
-        + "  "
-        + "  ".join(
-            f"{'  '.join(f'{library:<{wide}}' for library in libraries):<{span}}"
-            for _ in precisions
-        ).rstrip(),
-    ]
+    span = max(len(libraries) * (wide + 2) - 2, *map(len, precisions))
+
+    def line(settings: Iterable[str], groups: Iterable[str]) -> str:
+        texts = [f"{text:<{width}}" for text, width in zip(settings, left, strict=True)]
+        return "  ".join([*texts, *(f"{text:<{span}}" for text in groups)]).rstrip()
+
+    names = "  ".join(f"{library:<{wide}}" for library in libraries)
+    lines = [line([""] * len(heads), precisions), line(heads, [names] * len(precisions))]
     for settings, row in rows.items():
-        cellwise = [
+        groups = [
             "  ".join(f"{row.get((precision, library), '-'):<{wide}}" for library in libraries)
             for precision in precisions
         ]
-        lines.append(
-            "  ".join(f"{text:<{width}}" for text, width in zip(settings, left, strict=True))
-            + "  "
-            + "  ".join(f"{text:<{span}}" for text in cellwise).rstrip()
-        )
+        lines.append(line(settings, groups))
     errors: dict[str, list[Cell]] = {}
     for cell, outcome in found.items():
         if outcome.status != "works":

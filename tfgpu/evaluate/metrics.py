@@ -90,22 +90,17 @@ class Counts:
             was never predicted, the recall of one without examples.
         """
         labels, predicted = np.nonzero(self.confusion)
-        precision, recall, f1, support = precision_recall_fscore_support(
+        *ratios, support = precision_recall_fscore_support(
             labels,
             predicted,
             sample_weight=self.confusion[labels, predicted],
             labels=range(len(names)),
             zero_division=np.nan,
         )
+        columns = [[None if np.isnan(x) else float(x) for x in column] for column in ratios]
         return [
-            {
-                "name": name,
-                "precision": None if np.isnan(precision[i]) else float(precision[i]),
-                "recall": None if np.isnan(recall[i]) else float(recall[i]),
-                "f1": None if np.isnan(f1[i]) else float(f1[i]),
-                "examples": round(support[i]),
-            }
-            for i, name in enumerate(names)
+            {"name": name, "precision": precision, "recall": recall, "f1": f1, "examples": round(n)}
+            for name, precision, recall, f1, n in zip(names, *columns, support, strict=True)
         ]
 
 

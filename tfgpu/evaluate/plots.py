@@ -74,8 +74,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
                     fontsize=8,
                     color="white" if fractions[row, column] > 0.5 else "black",
                 )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
+    axes.set(xlabel="predicted", ylabel="label")
     figure.colorbar(image, ax=axes, label="share of the label's examples", shrink=0.8)
     return figure
 

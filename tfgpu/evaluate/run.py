@@ -60,7 +60,9 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
     with machine.strategy.scope():
         model = run.load_model(builder=config.model)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
-    directory = _make_directory(config, run, dataset=data.name)
+    own = run.path / "evaluation" / f"{files.file_name(data.name)}-{config.split}"
+    directory = Path(config.out).expanduser() if config.out else own
+    files.make_directory(directory, flag="out")
     chosen = _choose_splits(data, config.split)
     metrics = _compile(model, run, machine)
     if data.name == run.dataset.get("name") and data.fingerprint != run.dataset["fingerprint"]:
@@ -139,17 +141,6 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _make_directory(config: EvaluateSettings, run: TrainedRun, *, dataset: str) -> Path:
-    """Makes the directory for the files, before the evaluation."""
-    directory = (
-        Path(config.out).expanduser()
-        if config.out
-        else run.path / "evaluation" / f"{files.file_name(dataset)}-{config.split}"
-    )
-    files.make_directory(directory, flag="out")
-    return directory
-
-
 def _batch_size(config: EvaluateSettings, replicas: int) -> int:
     if config.batch_size is None:
         return -(-BATCH // replicas) * replicas
@@ -193,16 +184,13 @@ def _choose_splits(data: sources.ImageDataset, split: str) -> list[Examples]:
 def _write(result: Mapping[str, Any], directory: Path) -> list[Path]:
     """Writes the files, and returns them."""
     path = directory / "evaluation.json"
-    with files.replacing(path) as beside:
-        beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    files.write_json(path, result)
     table = directory / "confusion_matrix.csv"
     names = [each["name"] for each in result["classes"]]
-    with files.replacing(table) as beside:
-        with open(beside, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["label \\ predicted", *names])
-            for name, row in zip(names, result["confusion_matrix"], strict=True):
-                writer.writerow([name, *row])
+    rows = [["label \\ predicted", *names]]
+    rows += [[name, *row] for name, row in zip(names, result["confusion_matrix"], strict=True)]
+    with files.replacing(table) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
     try:
         from tfgpu.evaluate import plots
     except ImportError as error:

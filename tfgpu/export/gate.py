@@ -20,6 +20,17 @@ LATENCY_CALLS = 200
 SECONDS = 2.0
 """For each of the two measurements at most, after three calls that do not count."""
 
+_COLUMNS = {
+    "greatest difference": ("max_difference", ".1e"),
+    "agreement": ("agreement", ".4f"),
+    "accuracy": ("accuracy", ".4f"),
+    "size, kB": ("kilobytes", ",.0f"),
+    "p50, ms": ("latency_ms_p50", ".2f"),
+    "p99, ms": ("latency_ms_p99", ".2f"),
+    f"images/s at {THROUGHPUT_BATCH}": ("images_per_second", ",.0f"),
+}
+"""Figures in the table: by heading, the name in export.json and the format."""
+
 
 @dataclasses.dataclass
 class Comparison:
@@ -96,9 +107,9 @@ def measure(predict: Predict, images: np.ndarray) -> dict[str, float]:
         `images_per_second` of batches of `THROUGHPUT_BATCH`. The call from Python and the copies
         of pixels and probabilities count.
     """
-    singles = _seconds(predict, images[:1], calls=LATENCY_CALLS)
+    singles = _seconds(predict, images[:1])
     batch = np.resize(images, (THROUGHPUT_BATCH, *images.shape[1:]))
-    batches = _seconds(predict, batch, calls=LATENCY_CALLS)
+    batches = _seconds(predict, batch)
     return {
         "latency_ms_p50": 1e3 * float(np.percentile(singles, 50)),
         "latency_ms_p99": 1e3 * float(np.percentile(singles, 99)),
@@ -107,12 +118,12 @@ def measure(predict: Predict, images: np.ndarray) -> dict[str, float]:
     }
 
 
-def _seconds(predict: Predict, images: np.ndarray, *, calls: int) -> list[float]:
+def _seconds(predict: Predict, images: np.ndarray) -> list[float]:
     for _ in range(3):
         predict(images)
     taken: list[float] = []
     end = time.perf_counter() + SECONDS
-    while len(taken) < calls and (not taken or time.perf_counter() < end):
+    while len(taken) < LATENCY_CALLS and (not taken or time.perf_counter() < end):
         before = time.perf_counter()
         predict(images)
         taken.append(time.perf_counter() - before)
@@ -163,33 +174,15 @@ def table(files: Iterable[Mapping[str, Any]]) -> str:
     Returns:
         Lines without a newline at the end.
     """
-    head = (
-        "format",
-        "greatest difference",
-        "agreement",
-        "accuracy",
-        "size, kB",
-        "p50, ms",
-        "p99, ms",
-        f"images/s at {THROUGHPUT_BATCH}",
-        "verdict",
-    )
+    head = ("format", *_COLUMNS, "verdict")
     rows = [head]
     for each in files:
-        measured = each.get("accuracy") is not None
-        rows.append(
-            (
-                each["format"],
-                f"{each['max_difference']:.1e}" if measured else "-",
-                f"{each['agreement']:.4f}" if measured else "-",
-                f"{each['accuracy']:.4f}" if measured else "-",
-                f"{each['bytes'] / 1e3:,.0f}" if each.get("bytes") else "-",
-                f"{each['latency_ms_p50']:.2f}" if measured else "-",
-                f"{each['latency_ms_p99']:.2f}" if measured else "-",
-                f"{each['images_per_second']:,.0f}" if measured else "-",
-                each["verdict"],
-            )
+        values = {**each, "kilobytes": each.get("bytes", 0) / 1e3 or None}
+        figures = (
+            "-" if values.get(key) is None else f"{values[key]:{form}}"
+            for key, form in _COLUMNS.values()
         )
+        rows.append((each["format"], *figures, each["verdict"]))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

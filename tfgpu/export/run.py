@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
-import math
 import os
 import shutil
 import tempfile
@@ -104,11 +102,14 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
             batches = data.test.dataset().batch(gate.THROUGHPUT_BATCH)
             own, others = gate.compare(runtimes, reference, batches.as_numpy_iterator())
             some = next(iter(batches.as_numpy_iterator()))[0]
-            timed = {name: gate.measure(each, some) for name, each in runtimes.items()}
-            timed_reference = gate.measure(reference, some)
+            figures = {
+                name: _figures(others[name]) | gate.measure(predict, some)
+                for name, predict in runtimes.items()
+            }
+            own_figures = _figures(own) | gate.measure(reference, some)
         for file in written:
             if file.kind in others:
-                file.found |= _figures(others[file.kind]) | timed[file.kind]
+                file.found |= figures[file.kind]
                 file.problem = file.problem or gate.verdict(
                     file.kind,
                     others[file.kind],
@@ -130,18 +131,12 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
         "versions": _versions(),
         "class_names": list(run.class_names),
         "preprocessing": source.preprocessing,
-        "reference": {
-            "format": "Keras model in float32",
-            "verdict": "",
-            **_figures(own),
-            **timed_reference,
-        },
+        "reference": {"format": "Keras model in float32", "verdict": "", **own_figures},
         "run_model": (
             {
                 "format": "the run's model",
                 "verdict": f"{run.config.get('precision')}, for comparison",
-                **_figures(others["the run's model"]),
-                **timed["the run's model"],
+                **figures["the run's model"],
             }
             if plain is not model
             else None
@@ -150,8 +145,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     }
     with files.replacing(place / "labels.txt") as beside:
         beside.write_text(source.labels, encoding="utf-8")
-    with files.replacing(place / "export.json") as beside:
-        beside.write_text(json.dumps(_finite(result), indent=2) + "\n", encoding="utf-8")
+    files.write_json(place / "export.json", result)
     rows = [result["reference"], result["run_model"], *published]
     console.say(gate.table(row for row in rows if row))
     console.say(f"compared over {own.examples:,} test examples; everything is in {place}")
@@ -225,24 +219,21 @@ def _publish(file: _File, place: Path) -> dict[str, Any]:
     """
     accepted = place / file.path.name
     rejected = accepted.with_name(f"{accepted.stem}.rejected{accepted.suffix}")
-    final: Path | None = rejected if file.problem else accepted
-    if not file.path.exists():
-        final = None
-    elif file.kind == "saved_model":
+    final, other = (rejected, accepted) if file.problem else (accepted, rejected)
+    made = file.path.exists()
+    if made and file.kind == "saved_model":
         _remove(rejected)
-        base = rejected if file.problem else accepted
-        base.mkdir(exist_ok=True)
+        final.mkdir(exist_ok=True)
         # TensorFlow Serving loads the highest number, and lets go of the one before.
-        numbers = [int(each.name) for each in base.iterdir() if each.name.isdecimal()]
-        final = base / str(max(numbers, default=0) + 1)
+        numbers = [int(each.name) for each in final.iterdir() if each.name.isdecimal()]
+        final = final / str(max(numbers, default=0) + 1)
         os.rename(file.path, final)
-    else:
-        _remove(accepted if file.problem else rejected)
-        assert final is not None
+    elif made:
+        _remove(other)
         os.replace(file.path, final)
     return {
         "format": file.kind,
-        "path": str(final) if final else None,
+        "path": str(final) if made else None,
         "accepted": not file.problem,
         "verdict": f"rejected: {file.problem}" if file.problem else "accepted",
         **file.found,
@@ -279,15 +270,6 @@ def _versions() -> dict[str, str]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -116,7 +116,8 @@ class PerformanceMeter:
         return point
 
     def _begin_interval(self) -> _Interval:
-        examples, waited = self._examples(), self._waited()
+        examples, statistics = self._examples(), self._statistics
+        waited = 0.0 if statistics is None else float(statistics.input_seconds.numpy())
         return _Interval(
             began=time.perf_counter(),
             examples=examples,
@@ -133,9 +134,6 @@ class PerformanceMeter:
         strategy = self.model.distribute_strategy
         parts = strategy.experimental_local_results(tracker.count.value)
         return sum(map(to_float, parts)) * strategy.num_replicas_in_sync / len(parts)
-
-    def _waited(self) -> float:
-        return 0.0 if self._statistics is None else float(self._statistics.input_seconds.numpy())
 
     def _saving(self) -> float:
         callbacks = getattr(self.model, "tfgpu_callbacks", None) or ()

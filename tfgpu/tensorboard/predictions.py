@@ -30,9 +30,7 @@ def evaluate(
         mistakes, in descending order.
     """
     outputs = np.asarray(model.predict(dataset, verbose=0), np.float32)
-    outputs -= outputs.max(axis=-1, keepdims=True)
-    odds = np.exp(outputs)
-    probabilities = odds / odds.sum(axis=-1, keepdims=True)
+    probabilities = tf.nn.softmax(outputs).numpy()
     classes = probabilities.shape[-1]
     matrix = np.zeros((classes, classes), np.int64)
     worst: list[Mistake] = []

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfgpu.artifacts import files
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import duration
 from tfgpu.cli.startup import child_environment
@@ -20,7 +21,7 @@ from tfgpu.train.settings import TrainSettings
 from tfgpu.tune import address, worker_pool
 from tfgpu.tune.oracle import COMPLETED, FAILED
 from tfgpu.tune.search import Search
-from tfgpu.tune.search_directory import BEST, FINAL, RESULT, read_json, write_json
+from tfgpu.tune.search_directory import BEST, FINAL, RESULT, read_json
 from tfgpu.tune.trials_table import shown_settings
 from tfgpu.tune.worker import wait_until_free
 
@@ -56,7 +57,7 @@ def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
     }
     for name in _SET_BY_WORKER - set(record.get("settings") or ()):
         settings[name] = getattr(config, name)
-    write_json(search.directory / BEST, settings)
+    files.write_json(search.directory / BEST, settings)
     if config.final_seeds:
         final = _retrain(search, trial.trial_id, settings, signals)
     else:
@@ -80,7 +81,7 @@ def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
         "final_seconds": sum(run["seconds"] or 0.0 for run in final),
         "asked": search.limits,
     }
-    write_json(search.directory / RESULT, result)
+    files.write_json(search.directory / RESULT, result)
     search.console.say(summary(result, search.directory))
     return result
 
@@ -241,21 +242,20 @@ def summary(result: dict[str, Any], directory: Path) -> str:
     final = [run for run in result["final"] if run["test_accuracy"] is not None]
     seeds = ", ".join(str(run["seed"]) for run in final)
     if len(final) > 1:
-        lines.append(
+        lines += [
             f"{objective} of {len(final)} trainings with seeds {seeds}: {result[objective]:.4f}, "
-            f"standard deviation {result[f'{objective}_std']:.4f}"
-        )
-        lines.append(
+            f"standard deviation {result[f'{objective}_std']:.4f}",
             f"test accuracy: {result['test_accuracy']:.4f}, "
-            f"standard deviation {result['test_accuracy_std']:.4f}"
-        )
+            f"standard deviation {result['test_accuracy_std']:.4f}",
+        ]
     elif final:
         lines.append(
             f"with seed {seeds}: {objective} {result[objective]:.4f}, "
             f"test accuracy {result['test_accuracy']:.4f}"
         )
-    lines.append(f"retraining and testing took {duration(result['final_seconds'])}")
-    path = shlex.quote(str(directory / BEST))
-    lines.append(f"train with them: tfgpu train --experiment={path}")
-    lines.append(f"look at the search: tensorboard --logdir {shlex.quote(str(directory))}")
+    lines += [
+        f"retraining and testing took {duration(result['final_seconds'])}",
+        f"train with them: tfgpu train --experiment={shlex.quote(str(directory / BEST))}",
+        f"look at the search: tensorboard --logdir {shlex.quote(str(directory))}",
+    ]
     return "\n".join(lines)

@@ -103,7 +103,7 @@ class Search:
             # search.json first: without it the other files would not be those of a search.
             if not (self.directory / SEARCH).exists():
                 identity = search_directory.identity(self.config, self.space)
-                search_directory.write_json(self.directory / SEARCH, identity)
+                files.write_json(self.directory / SEARCH, identity)
             if not (self.directory / "tensorboard").exists():
                 values = self.space.values()
                 search_directory.write_hparams(values, self.directory / "tensorboard")

@@ -157,9 +157,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"{str(path)!r} holds no JSON object; name another --run_dir")
     return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all."""
-    with files.replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -84,9 +84,10 @@ class TrialsTable:
     def _print(self, trial: Any, record: Mapping[str, Any], status: str) -> None:
         number = f"trial {trial.trial_id}"
         if status == COMPLETED:
+            epochs = record.get("epochs")
             text = (
-                f"{number}  {self._objective} {trial.score:.4f}  after {record.get('epochs')} "
-                f"epochs, {duration(record.get('seconds', 0.0))}"
+                f"{number}  {self._objective} {trial.score:.4f}  after {epochs} "
+                f"epoch{'' if epochs == 1 else 's'}, {duration(record.get('seconds', 0.0))}"
             )
         elif status == FAILED:
             text = f"{number}  failed: {record.get('reason')}"
