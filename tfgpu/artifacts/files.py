@@ -28,10 +28,14 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        known = disk_full(error) or error  # HDF5 gives no number.
-        if known.errno is None:
+        number, text = error.errno, error.strerror
+        # HDF5 gives no number. No name may keep the error: with its traceback it would be a cycle,
+        # and what its frames hold, such as a lock, would be let go of late.
+        if number is None and (full := disk_full(error)) is not None:
+            number, text = full.errno, full.strerror
+        if number is None:
             raise
-        raise OSError(known.errno, known.strerror, os.fspath(path)) from error
+        raise OSError(number, text, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
