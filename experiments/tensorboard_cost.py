@@ -10,7 +10,7 @@ minutes. Writes `experiments/results/tensorboard_cost.json`; see `versus.py` for
 
 from __future__ import annotations
 
-from versus import Contestant, arguments, compare, machine, race, spread, write
+from versus import TrainingProcess, arguments, compare, interleave, machine, spread, write
 
 STEPS = 98
 
@@ -22,8 +22,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for batch_size in map(int, options.batch_sizes.split(",")):
-        contestants = [
-            Contestant(
+        processes = [
+            TrainingProcess(
                 name,
                 "tfgpu",
                 options={"batch_size": batch_size, "steps": STEPS, "tensorboard": name == "with"},
@@ -31,10 +31,10 @@ def main() -> None:
             for name in ("without", "with")
         ]
         try:
-            without, having = race(contestants, rounds=options.rounds)
+            without, having = interleave(processes, rounds=options.rounds)
         finally:
-            for contestant in contestants:
-                contestant.close()
+            for process in processes:
+                process.close()
         ratio = compare(without, having)
         rows.append(
             {
@@ -57,7 +57,7 @@ def main() -> None:
         {
             "unit": "samples/s",
             "machine": machine(),
-            "versions": contestants[0].versions,
+            "versions": processes[0].versions,
             "rows": rows,
         },
     )

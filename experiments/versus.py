@@ -1,10 +1,10 @@
 """Times competing training loops side by side; the parts that `versus_*.py` share.
 
-Each contestant is a process of its own, with its own environment, that stays alive and
+Each process is a process of its own, with its own environment, that stays alive and
 trains for a fixed number of examples whenever it is told to. The driver tells them in
 turn and quotes ratios of neighbours (`tfgpu.bench.interleaved_timing`).
 
-All but the contestants of `versus_keras_resnet50.py` train the same network (`lenet`: 62,006
+All but the processes of `versus_keras_resnet50.py` train the same network (`lenet`: 62,006
 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9, on
 the same number of examples, shuffled, held in memory. Compilation and the first pass are
 excluded.
@@ -29,13 +29,13 @@ from typing import Any
 from tfgpu.bench import interleaved_timing
 from tfgpu.bench.interleaved_timing import compare, spread
 
-__all__ = ["Contestant", "arguments", "compare", "machine", "race", "spread", "write"]
+__all__ = ["TrainingProcess", "arguments", "compare", "machine", "interleave", "spread", "write"]
 
 EXAMPLES = 8192
-"""In the data set that each contestant holds."""
+"""In the data set that each process holds."""
 
 
-class Contestant:
+class TrainingProcess:
     """A process that trains when told to.
 
     Args:
@@ -79,9 +79,9 @@ class Contestant:
         self._process.close()
 
 
-def race(contestants: Sequence[Contestant], *, rounds: int) -> list[list[float]]:
-    """Lets each contestant train once a round, in turn; samples/s, a list for each."""
-    rates = [contestant.rate for contestant in contestants]
+def interleave(processes: Sequence[TrainingProcess], *, rounds: int) -> list[list[float]]:
+    """Lets each process train once a round, in turn; samples/s, a list for each."""
+    rates = [process.rate for process in processes]
     return interleaved_timing.interleave(rates, rounds=rounds)
 
 
@@ -121,7 +121,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-# ---- what runs in the contestants' processes ------------------------------------------------
+# ---- what runs in the processes' processes ------------------------------------------------
 
 
 def _serve(train: Callable[[], int], versions: Sequence[str]) -> None:

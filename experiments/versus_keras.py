@@ -11,7 +11,7 @@ processor, so two are at best about as fast as one. Writes
 
 from __future__ import annotations
 
-from versus import Contestant, arguments, compare, machine, race, spread, write
+from versus import TrainingProcess, arguments, compare, interleave, machine, spread, write
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
         f"  tfgpu over Keras, over Keras without oneDNN, n={options.rounds}"
     )
     for batch_size in map(int, options.batch_sizes.split(",")):
-        contestants = [
-            Contestant(
+        processes = [
+            TrainingProcess(
                 kind,
                 kind,
                 options={"batch_size": batch_size, "devices": devices},
@@ -39,11 +39,11 @@ def main() -> None:
             )
         ]
         try:
-            rates = race(contestants, rounds=options.rounds)
+            rates = interleave(processes, rounds=options.rounds)
         finally:
-            for contestant in contestants:
-                contestant.close()
-        versions |= {contestant.name: contestant.versions for contestant in contestants}
+            for process in processes:
+                process.close()
+        versions |= {process.name: process.versions for process in processes}
         for devices in (1, 2):
             stock, without, ours = rates[3 * devices - 3 : 3 * devices]
             row = {

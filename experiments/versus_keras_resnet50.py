@@ -10,7 +10,7 @@ minutes on two cores. See `versus.py` for how it is measured.
 
 from __future__ import annotations
 
-from versus import Contestant, arguments, compare, machine, race, spread, write
+from versus import TrainingProcess, arguments, compare, interleave, machine, spread, write
 
 BATCH = 32
 
@@ -22,8 +22,8 @@ def main() -> None:
     versions = {}
     print(f"{'devices':>8}{'Keras':>8}{'tfgpu':>8}  images/s; tfgpu over Keras, n={options.rounds}")
     for devices in (1, 2):
-        contestants = [
-            Contestant(
+        processes = [
+            TrainingProcess(
                 model,
                 "resnet50",
                 options={"model": model, "devices": devices, "batch_size": BATCH},
@@ -31,11 +31,11 @@ def main() -> None:
             for model in ("keras", "tfgpu")
         ]
         try:
-            stock, ours = race(contestants, rounds=options.rounds)
+            stock, ours = interleave(processes, rounds=options.rounds)
         finally:
-            for contestant in contestants:
-                contestant.close()
-        versions |= {contestant.name: contestant.versions for contestant in contestants}
+            for process in processes:
+                process.close()
+        versions |= {process.name: process.versions for process in processes}
         row = {
             "batch_size": BATCH,
             "devices": devices,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from versus import Contestant, arguments, compare, machine, race, spread, write
+from versus import TrainingProcess, arguments, compare, interleave, machine, spread, write
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     versions = {}
     print(f"{'batch':>6}{'PyTorch':>10}{'tfgpu':>10}  ratio (middle half), n={options.rounds}")
     for batch_size in map(int, options.batch_sizes.split(",")):
-        ours = Contestant(
+        ours = TrainingProcess(
             "tfgpu",
             "tfgpu",
             options={
@@ -31,11 +31,11 @@ def main() -> None:
                 "steps_per_execution": 64 if batch_size < 32 else 16,
             },
         )
-        theirs = Contestant(
+        theirs = TrainingProcess(
             "PyTorch", "pytorch", options={"batch_size": batch_size}, python=options.pytorch_python
         )
         try:
-            our_rates, their_rates = race([ours, theirs], rounds=options.rounds)
+            our_rates, their_rates = interleave([ours, theirs], rounds=options.rounds)
         finally:
             ours.close()
             theirs.close()

@@ -122,17 +122,17 @@ def test_a_comment_makes_no_other_search_and_a_range_does(tensorflow, tmp_path):
     path = tmp_path / "mine.py"
     text = "def space(hp):\n    return {'momentum': hp.Float('m', 0.1, 0.9)}\n"
     path.write_text(text)
-    before = Space.load(str(path)).identity()
+    before = Space.load(str(path)).fingerprint()
     path.write_text("# why\n" + text)
-    assert Space.load(str(path)).identity() == before
+    assert Space.load(str(path)).fingerprint() == before
     path.write_text(text.replace("0.9", "0.8"))
-    assert Space.load(str(path)).identity() != before
+    assert Space.load(str(path)).fingerprint() != before
 
 
 def test_another_use_of_the_same_hyperparameters_is_another_search(space_of):
     one = space_of(lambda hp: {"momentum": hp.Float("m", 0.1, 0.5)})
     other = space_of(lambda hp: {"momentum": 2 * hp.Float("m", 0.1, 0.4) - 0.1})
     third = space_of(lambda hp: {"momentum": hp.Float("m", 0.1, 0.5) / 2})
-    assert one.identity() != other.identity()
-    assert one.identity()["m"] == third.identity()["m"]
-    assert one.identity() != third.identity()
+    assert one.fingerprint() != other.fingerprint()
+    assert one.fingerprint()["m"] == third.fingerprint()["m"]
+    assert one.fingerprint() != third.fingerprint()

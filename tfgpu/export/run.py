@@ -67,8 +67,8 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     Raises:
         tfgpu.errors.Error: The request, the run, the data or the work is at fault.
     """
-    place = Path(config.out).expanduser() if config.out else run.path / "export"
-    files.make_directory(place, flag="out")
+    directory = Path(config.out).expanduser() if config.out else run.path / "export"
+    files.make_directory(directory, flag="out")
     with contextlib.suppress(RuntimeError):  # The process may have used its devices already.
         tf.config.set_visible_devices([], "GPU")
     machine = runtime.start(strategy="one_device", devices="CPU:0")
@@ -86,7 +86,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
             else None
         ),
     )
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=place) as work:
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as work:
         written = [_File(kind, Path(work) / FILES[kind][0]) for kind in config.chosen_formats]
         runtimes: dict[str, Predict] = {}
         for file in written:
@@ -117,7 +117,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
                     max_difference=config.max_difference,
                     max_accuracy_difference=config.max_accuracy_difference,
                 )
-        published = [_publish(file, place) for file in written]
+        published = [_publish(file, directory) for file in written]
     result: dict[str, Any] = {
         "run_dir": str(run.path),
         "dataset": data.name,
@@ -143,12 +143,12 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
         ),
         "files": published,
     }
-    with files.replacing(place / "labels.txt") as beside:
+    with files.replacing(directory / "labels.txt") as beside:
         beside.write_text(source.labels, encoding="utf-8")
-    files.write_json(place / "export.json", result)
+    files.write_json(directory / "export.json", result)
     rows = [result["reference"], result["run_model"], *published]
     console.say(gate.table(row for row in rows if row))
-    console.say(f"compared over {own.examples:,} test examples; everything is in {place}")
+    console.say(f"compared over {own.examples:,} test examples; everything is in {directory}")
     return result
 
 
@@ -211,13 +211,13 @@ def _load(file: _File, runtimes: dict[str, Predict], *, threads: int) -> None:
     file.found["bytes"] = _size(file.path)
 
 
-def _publish(file: _File, place: Path) -> dict[str, Any]:
-    """Moves a file to its place, or to that of the rejected, and returns its entry.
+def _publish(file: _File, directory: Path) -> dict[str, Any]:
+    """Moves a file to its path, or to that of a rejected one, and returns its entry.
 
-    What an earlier export left in the other place goes: it was made of another model. Only the
+    What an earlier export left at the other path goes: it was made of another model. Only the
     versions of a SavedModel stay, of which a server may be using one.
     """
-    accepted = place / file.path.name
+    accepted = directory / file.path.name
     rejected = accepted.with_name(f"{accepted.stem}.rejected{accepted.suffix}")
     final, other = (rejected, accepted) if file.problem else (accepted, rejected)
     made = file.path.exists()

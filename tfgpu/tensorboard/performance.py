@@ -35,12 +35,12 @@ class PerformanceMeter:
 
     Args:
         model: The model that is trained.
-        gauges: Its step statistics; None for a model of Keras.
+        statistics: Its step statistics; None for a model of Keras.
     """
 
-    def __init__(self, model: keras.Model, gauges: StepStatistics | None):
+    def __init__(self, model: keras.Model, statistics: StepStatistics | None):
         self.model = model
-        self._statistics = gauges
+        self._statistics = statistics
         self._interval: _Interval | None = None
         counted = flops.count(self.model)
         # None if layers are not counted: utilization would be too low.

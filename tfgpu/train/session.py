@@ -58,13 +58,13 @@ class Session:
         return cls(machine, sources.load(**_of_the_data(config)))
 
     def another(self, config: TrainSettings) -> Session:
-        """The same place made ready for another run, as if that were the first.
+        """The same session made ready for another run, as if that were the first.
 
         Args:
             config: Its settings; those of the devices, the threads and the data are the first
                 run's.
         """
-        place = Session(
+        session = Session(
             runtime.again(
                 self.machine,
                 precision=config.precision,
@@ -73,8 +73,8 @@ class Session:
             ),
             self.data,
         )
-        place._resident = self._resident
-        return place
+        session._resident = self._resident
+        return session
 
     def resident(self, examples: Examples) -> tuple[Any, ...]:
         """A split in the memory of each device, read when it is first asked for.

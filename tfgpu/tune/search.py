@@ -102,8 +102,8 @@ class Search:
         try:
             # search.json first: without it the other files would not be those of a search.
             if not (self.directory / SEARCH).exists():
-                identity = search_directory.identity(self.config, self.space)
-                files.write_json(self.directory / SEARCH, identity)
+                fingerprint = search_directory.fingerprint(self.config, self.space)
+                files.write_json(self.directory / SEARCH, fingerprint)
             if not (self.directory / "tensorboard").exists():
                 values = self.space.values()
                 search_directory.write_hparams(values, self.directory / "tensorboard")

@@ -42,12 +42,12 @@ def choose(config: TuneSettings, dataset: str) -> Path:
     return directory
 
 
-def identity(config: TuneSettings, space: Space) -> dict[str, Any]:
+def fingerprint(config: TuneSettings, space: Space) -> dict[str, Any]:
     """Returns what makes two searches the same one: settings and hyperparameters."""
     # Where the data lie is no part of it either.
     free = config.names(on_resume="ignored") | {"data_dir"}
     settings = {name: value for name, value in config.to_json().items() if name not in free}
-    return settings | {f"space {name}": text for name, text in space.identity().items()}
+    return settings | {f"space {name}": text for name, text in space.fingerprint().items()}
 
 
 def check_same(directory: Path, config: TuneSettings, space: Space) -> None:
@@ -57,7 +57,7 @@ def check_same(directory: Path, config: TuneSettings, space: Space) -> None:
         RequestError: It is another search; names the differences.
     """
     saved = read_json(directory / SEARCH)
-    found = differences(saved, identity(config, space), ignoring=frozenset())
+    found = differences(saved, fingerprint(config, space), ignoring=frozenset())
     if found:
         shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if found[5:] else "")
         raise RequestError(

@@ -169,7 +169,7 @@ class Space:
             except RequestError as error:
                 raise RequestError(f"--space={self.name}: {error}{_with(hp)}") from error
 
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """Returns what two equal spaces have in common: declarations and resulting settings.
 
         The text of the file is not part of it: a changed comment is still the same search.
