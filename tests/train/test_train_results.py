@@ -41,7 +41,7 @@ def test_another_seed_gives_another_run(run):
     assert run(seed=1, epochs=1).values[0] != run().values[0]
 
 
-@pytest.mark.parametrize("devices", ["CPU:0", "CPU:0,CPU:1"])
+@pytest.mark.parametrize("devices", ["CPU:0", pytest.param("CPU:0,CPU:1", marks=pytest.mark.slow)])
 def test_streaming_gives_the_resident_run_to_the_bit(run, devices):
     settings = {"devices": devices, "augment": "crop,flip"}
     resident = run(input="resident", **settings)

@@ -369,6 +369,7 @@ def test_a_machine_whose_name_another_takes_is_refused(search, machine, tmp_path
     assert [trial["status"] for trial in trials(tmp_path / "search")] == ["completed"] * 3
 
 
+@pytest.mark.slow
 def test_machines_find_each_other_by_kerastuners_variables(search, machine, tmp_path):
     chief = search(environment=machine("chief"), workers=0)
     other = search(environment=machine("second"))
