@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from tfgpu.cli import flags
+from tfgpu.cli.entry import COMMANDS
 
-COMMANDS = ("train", "evaluate", "predict", "export", "tune", "bench", "doctor")
 ON_RESUME = {"refused": "same value", "allowed": "may differ", "ignored": "does not matter"}
 HERE = Path(__file__).parent
 

@@ -10,13 +10,12 @@ import pytest
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import flags
 from tfgpu.cli import settings as settings_module
+from tfgpu.cli.entry import COMMANDS
 from tfgpu.errors import RequestError
 from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.export.settings import EXPORT_FORMATS, ExportSettings
 from tfgpu.predict.settings import PredictSettings
 from tfgpu.train.settings import TrainSettings
-
-COMMANDS = ("train", "evaluate", "predict", "export", "tune", "bench", "doctor")
 
 # One value for every field, none of them the default.
 EVERYTHING = {

@@ -16,6 +16,7 @@ from dense_models import (
     normalized,
 )
 from replicas import one_device, slow
+from xla_models import Distinct
 
 import tfgpu
 from tfgpu.data.examples import Examples
@@ -348,22 +349,7 @@ def test_an_optimizer_made_outside_the_scope_trains_rightly_or_says_what_to_chan
     assert_same_on_replicas(model)
 
 
-class Positive(keras.metrics.Metric):
-    """Uses an operation that XLA cannot compile: `tf.unique`'s shape depends on the data."""
-
-    def __init__(self, name="positive", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.count = self.add_variable((), "zeros", name="count")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        labels, _ = tf.unique(tf.boolean_mask(y_true[:, 0], y_true[:, 0] > 0))
-        self.count.assign_add(tf.cast(tf.size(labels), tf.float32))
-
-    def result(self):
-        return self.count.value
-
-
 def test_a_metric_that_xla_cannot_compile_works(mirrored2):
-    model = build(mirrored2, dense, metrics=lambda: [Positive()], jit_compile=True)
+    model = build(mirrored2, dense, metrics=lambda: [Distinct(name="positive")], jit_compile=True)
     logs = fit(model, dataset(X, Y, batch_size=32), epochs=1)
     assert logs["positive"] == [np.sum(Y[:, 0] > 0)]

@@ -62,9 +62,8 @@ def test_accumulation_over_a_last_batch_of_one_row(mirrored2):
     assert_same_weights(*models)
 
 
-@pytest.mark.parametrize("kind", ["apply", "apply_gradients"])
-def test_a_scaled_loss_in_mixed_float16(strategy, kind):
-    keras.config.set_dtype_policy("mixed_float16")
+def scaling(kind):
+    """Scales its loss itself, and updates by `apply` or `apply_gradients`."""
 
     class Scales(tfgpu.Model):
         def train_step(self, data):
@@ -84,12 +83,19 @@ def test_a_scaled_loss_in_mixed_float16(strategy, kind):
             x, y = data
             return {"own": self.compute_loss(x=x, y=y, y_pred=self(x))}
 
+    return Scales
+
+
+@pytest.mark.parametrize("kind", ["apply", "apply_gradients"])
+def test_a_scaled_loss_in_mixed_float16(strategy, kind):
+    keras.config.set_dtype_policy("mixed_float16")
+
     def optimizer():
         return keras.optimizers.LossScaleOptimizer(
             keras.optimizers.SGD(0.3), initial_scale=1024.0, dynamic_growth_steps=8
         )
 
-    model = build(strategy, Scales, optimizer=optimizer)
+    model = build(strategy, scaling(kind), optimizer=optimizer)
     before = evaluate(model, 24, 24)["own"]
     fit(model, epochs=6)
     assert evaluate(model, 24, 24)["own"] < 0.9 * before
@@ -102,19 +108,9 @@ def test_a_scaled_loss_in_mixed_float16(strategy, kind):
 def test_an_overflow_on_one_replica_skips_the_step_on_both(mirrored2):
     keras.config.set_dtype_policy("mixed_float16")
 
-    class Scales(tfgpu.Model):
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
-                scaled = self.optimizer.scale_loss(loss)
-            weights = self.trainable_variables
-            self.optimizer.apply(tape.gradient(scaled, weights), weights)
-            return {"own": loss}
-
     model = build(
         mirrored2,
-        Scales,
+        scaling("apply"),
         optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.3)),
     )
     fit(model, 6, epochs=1)

@@ -5,26 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from replicas import one_device
-from xla_models import X, Y, build, fit, is_compiled
+from xla_models import Distinct, X, Y, build, fit, is_compiled
 
 import tfgpu
 
 RNG = np.random.default_rng(1)
-
-
-class Distinct(keras.metrics.Metric):
-    """Counts distinct positive labels; the shape of what `tf.unique` gives depends on them."""
-
-    def __init__(self, name="distinct", **options):
-        super().__init__(name=name, **options)
-        self.count = self.add_variable((), "zeros", name="count")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        labels, _ = tf.unique(tf.boolean_mask(y_true[:, 0], y_true[:, 0] > 0))
-        self.count.assign_add(tf.cast(tf.size(labels), tf.float32))
-
-    def result(self):
-        return self.count.value
 
 
 class Text(keras.metrics.Metric):

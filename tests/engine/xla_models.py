@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")
@@ -25,6 +26,21 @@ def build(kind, strategy, make=dense, **settings):
 def fit(model, x=X, y=Y, **arguments):
     arguments = {"batch_size": 5, "epochs": 2, "shuffle": False, "verbose": 0, **arguments}
     return model.fit(x, y, **arguments).history  # The last batch has two rows.
+
+
+class Distinct(keras.metrics.Metric):
+    """Counts distinct positive labels; the shape of what `tf.unique` gives depends on them."""
+
+    def __init__(self, name="distinct", **options):
+        super().__init__(name=name, **options)
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        labels, _ = tf.unique(tf.boolean_mask(y_true[:, 0], y_true[:, 0] > 0))
+        self.count.assign_add(tf.cast(tf.size(labels), tf.float32))
+
+    def result(self):
+        return self.count.value
 
 
 def is_compiled(function):

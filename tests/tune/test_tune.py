@@ -145,6 +145,18 @@ def weights(path):
     return [w.tobytes() for w in model.get_weights()]
 
 
+def repeated(run, directory):
+    """Trains what a run trained, by `tfgpu train` alone; returns the new run's directory."""
+    arguments = [f"--experiment={run / 'config.json'}", f"--run_dir={directory}"]
+    subprocess.run(
+        [sys.executable, "-m", "tfgpu.train", *arguments],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
+    return directory
+
+
 def workers_of(process):
     """Process ids of its workers."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -179,16 +191,7 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
 
     # A trial, though not the first of its process, is the run that `train` makes of its settings.
     last = search_dir / found[-1]["directory"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "tfgpu.train", f"--experiment={last / 'config.json'}"),
-            f"--run_dir={tmp_path / 'alone'}",
-        ],
-        env=ENVIRONMENT,
-        check=True,
-        capture_output=True,
-    )
-    assert weights(last) == weights(tmp_path / "alone")
+    assert weights(last) == weights(repeated(last, tmp_path / "alone"))
 
     # Another time there is nothing to do.
     before = (search_dir / "oracle.json").stat().st_mtime_ns
@@ -273,16 +276,7 @@ def test_a_promoted_trial_is_the_run_that_was_never_paused(search, tmp_path, ten
     paused = next(t for t in found if t["trial"] == trial["tuner"]["trial_id"])
     assert (paused["epochs"], trial["epochs"]) == (1, 3)
     run = tmp_path / "search" / trial["directory"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "tfgpu.train", f"--experiment={run / 'config.json'}"),
-            f"--run_dir={tmp_path / 'straight'}",
-        ],
-        env=ENVIRONMENT,
-        check=True,
-        capture_output=True,
-    )
-    assert weights(run) == weights(tmp_path / "straight")
+    assert weights(run) == weights(repeated(run, tmp_path / "straight"))
     straight = (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     names = ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy")

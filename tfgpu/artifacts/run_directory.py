@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -330,6 +330,12 @@ def differences(
         if before != now:
             found.append(f"{name}: {show(before)} there, {show(now)} now")
     return found
+
+
+def first_of(found: Sequence[str], most: int = 5) -> str:
+    """Returns the first of what `differences` found, in one line, and how many more there are."""
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
 
 
 def _is_new(place: Path, resume: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfgpu.artifacts.run_directory import differences
+from tfgpu.artifacts.run_directory import differences, first_of
 from tfgpu.checkpoint import training_state
 from tfgpu.checkpoint.fingerprint import describe
 from tfgpu.checkpoint.format import Checkpoint
@@ -375,10 +375,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _refusal(self, other: OtherRunError) -> RequestError:
         """Says in what the training of a backup differs from this one."""
-        found = differences(other.state.get("run", {}), self._run, ignoring=frozenset())
-        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+        found = first_of(differences(other.state.get("run", {}), self._run))
         return RequestError(
-            f"{other.path} is of another training ({shown}); name another directory, or make it "
+            f"{other.path} is of another training ({found}); name another directory, or make it "
             "the same again"
         )
 
@@ -389,7 +388,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"{checkpoint.path} is of a run with {state['steps_per_epoch']} steps an epoch, "
                 f"this one has {self._steps_per_epoch}"
             )
-        changed = differences(state["how"], self._set_up(), ignoring=frozenset())
+        changed = differences(state["how"], self._set_up())
         if changed:
             self.exact = False
             self._warn(

@@ -14,7 +14,7 @@ from tfgpu.cli import flags
 from tfgpu.errors import DISK_FULL, Error, RequestError, WorkError, did_you_mean
 
 # Each command is the module of that name in this package.
-_COMMANDS = {
+COMMANDS = {
     "train": "train a model",
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
@@ -81,25 +81,25 @@ def _dispatch(argv: list[str]) -> int | None:
         return 0
     if command.startswith("-"):
         raise RequestError(f"{command}: a command comes first: {_known()}")
-    if command not in _COMMANDS:
-        near = did_you_mean(command, _COMMANDS)
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
         raise RequestError(f"{command!r} is not a command{near}: {_known()}")
     return importlib.import_module(f"tfgpu.{command}.__main__").main(rest)
 
 
 def _known() -> str:
-    return f"the commands are {', '.join(_COMMANDS)}; `tfgpu --help` says more"
+    return f"the commands are {', '.join(COMMANDS)}; `tfgpu --help` says more"
 
 
 def _help_text() -> str:
-    width = max(map(len, _COMMANDS))
+    width = max(map(len, COMMANDS))
     return "\n".join(
         [
             "usage: tfgpu COMMAND [--flag=value ...]",
             "       python -m tfgpu.COMMAND [--flag=value ...]",
             "",
             "Commands; `tfgpu COMMAND --help` gives the flags of each:",
-            *(f"  {command:<{width}}  {does}" for command, does in _COMMANDS.items()),
+            *(f"  {command:<{width}}  {does}" for command, does in COMMANDS.items()),
             "",
             "`tfgpu --version` prints the versions of tfgpu, TensorFlow and Keras.",
             "",

@@ -46,10 +46,10 @@ EXIT_CODES = """\
   130  stopped by Ctrl-C;  143  stopped by SIGTERM"""
 
 # Flags that are no settings: --experiment is how settings are obtained, the others are answered.
-_EXPERIMENT = {
-    "experiment": "Settings from a file: FILE.py that defines `config() -> dict` (the file is "
-    "run), or an earlier run's config.json (nothing is run). Flags given beside it win.",
-}
+_EXPERIMENT = (
+    "Settings from a file: FILE.py that defines `config() -> dict` (the file is run), or an "
+    "earlier run's config.json (nothing is run). Flags given beside it win."
+)
 _ANSWERED = {
     "help": "Print this page.",
     "version": "Print the versions of tfgpu, TensorFlow and Keras.",
@@ -126,7 +126,7 @@ def described(command: str) -> dict[str, list[tuple[str, str, str]]]:
             shown = default if setting.default is None else setting.default
             page[title].append((f"--{name}={values}", shown, taken.help(name)))
     if taken.experiment:
-        page[GENERAL] += [(f"--{name}=FILE", "none", text) for name, text in _EXPERIMENT.items()]
+        page[GENERAL].append(("--experiment=FILE", "none", _EXPERIMENT))
     page[GENERAL] += [(f"--{name}", "", text) for name, text in _ANSWERED.items()]
     return {title: flags for title, flags in page.items() if flags}
 
@@ -186,7 +186,8 @@ def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
     see = f"`tfgpu {command} --help` lists the flags"
     taken = settings_of(command)
     settable = {name: each for page in taken.page().values() for name, each in page.items()}
-    settable |= {name: Setting() for name in _EXPERIMENT if taken.experiment}
+    if taken.experiment:
+        settable["experiment"] = Setting()
     values = flags.FlagValues()
     # A positional argument ends absl's parsing otherwise, and hides the flags after it.
     values.set_gnu_getopt(True)

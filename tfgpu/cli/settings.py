@@ -263,6 +263,7 @@ class Settings:
         """
 
     @classmethod
+    @functools.cache
     def setting(cls, name: str) -> Setting:
         """Returns the declaration of a field."""
         # A subclass may give a field another default, or declare it anew; it stays in its section.

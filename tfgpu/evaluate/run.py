@@ -55,8 +55,7 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
         virtual_devices=config.virtual_devices,
         jit_compile=config.jit_compile,
     )
-    replicas = machine.num_replicas
-    batch_size = _batch_size(config, replicas)
+    batch_size = _batch_size(config, machine)
     with machine.strategy.scope():
         model = run.load_model(builder=config.model)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
@@ -95,7 +94,7 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
         "top_5_accuracy": counts.top_k_accuracy,
         "expected_calibration_error": counts.calibration_error,
         "strategy": config.strategy,
-        "replicas": replicas,
+        "replicas": machine.num_replicas,
         "classes": counts.by_class(data.class_names),
         "reliability": counts.reliability(),
         "confusion_matrix": [[round(count) for count in row] for row in counts.confusion.tolist()],
@@ -141,14 +140,10 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _batch_size(config: EvaluateSettings, replicas: int) -> int:
+def _batch_size(config: EvaluateSettings, machine: runtime.Runtime) -> int:
     if config.batch_size is None:
-        return -(-BATCH // replicas) * replicas
-    if config.batch_size % replicas:
-        raise RequestError(
-            f"--batch_size={config.batch_size} does not divide among {replicas} replicas; use "
-            f"{-(-config.batch_size // replicas) * replicas}"
-        )
+        return -(-BATCH // machine.num_replicas) * machine.num_replicas
+    machine.check_batch(config.batch_size)
     return config.batch_size
 
 

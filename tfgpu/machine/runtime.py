@@ -95,6 +95,19 @@ class Runtime:
         """Whether the replicas run on GPUs."""
         return self.devices[0].startswith("GPU")
 
+    def check_batch(self, batch_size: int) -> None:
+        """Checks that a global batch divides among the replicas.
+
+        Raises:
+            RequestError: It does not; names the next one that does.
+        """
+        replicas = self.num_replicas
+        if batch_size % replicas:
+            raise RequestError(
+                f"--batch_size={batch_size} does not divide among {replicas} replicas; use "
+                f"{-(-batch_size // replicas) * replicas}"
+            )
+
 
 def start(
     *,

@@ -47,12 +47,7 @@ def predict(config: PredictSettings, run: TrainedRun) -> int:
     machine = runtime.start(
         strategy=config.strategy, devices=config.devices, virtual_devices=config.virtual_devices
     )
-    replicas = machine.num_replicas
-    if config.batch_size % replicas:
-        raise RequestError(
-            f"--batch_size={config.batch_size} does not divide among {replicas} replicas; use "
-            f"{-(-config.batch_size // replicas) * replicas}"
-        )
+    machine.check_batch(config.batch_size)
     with machine.strategy.scope():
         model = run.load_model(builder=config.model)
         # Batches differ in size, and XLA would compile each size.

@@ -55,7 +55,7 @@ class Session:
             small_steps=recipe.has_small_steps(config),
         )
         stopwatch.switch("data")
-        return cls(machine, sources.load(**_of_the_data(config)))
+        return cls(machine, load_data(config))
 
     def another(self, config: TrainSettings) -> Session:
         """The same session made ready for another run, as if that were the first.
@@ -126,12 +126,16 @@ class Session:
         return -(-most // replicas) * replicas
 
 
-def _of_the_data(config: TrainSettings) -> dict[str, Any]:
-    """The arguments of `sources.load`."""
-    return {
-        "name": config.dataset,
-        "data_dir": config.data_dir,
-        "validation_fraction": config.validation_fraction,
-        "image_size": config.image_size,
-        "seed": config.seed,
-    }
+def load_data(config: TrainSettings) -> sources.ImageDataset:
+    """Opens the data set that settings ask for, and splits it.
+
+    Raises:
+        tfgpu.errors.Error: What `sources.load` refuses.
+    """
+    return sources.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        validation_fraction=config.validation_fraction,
+        image_size=config.image_size,
+        seed=config.seed,
+    )

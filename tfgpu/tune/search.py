@@ -16,10 +16,10 @@ from tfgpu.artifacts import files
 from tfgpu.artifacts.lock import DirectoryLock
 from tfgpu.cli import flags
 from tfgpu.cli.console import Console
-from tfgpu.data import sources
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
 from tfgpu.train import recipe
+from tfgpu.train.session import load_data
 from tfgpu.train.settings import TrainSettings
 from tfgpu.tune import devices, oracle, search_directory
 from tfgpu.tune.devices import WorkerDevices
@@ -69,13 +69,7 @@ class Search:
         # Without workers here, trials run on the devices of other machines.
         gpus, replicas = devices.find(config) if config.workers else ([], 1)
         worker_devices = devices.divide(config.workers, gpus=gpus, cores=devices.usable_cores())
-        data = sources.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            validation_fraction=config.validation_fraction,
-            image_size=config.image_size,
-            seed=config.seed,
-        )
+        data = load_data(config)
 
         def resolve(settings: TrainSettings) -> recipe.Resolved:
             if settings.model == config.model:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.files import plain
-from tfgpu.artifacts.run_directory import differences
+from tfgpu.artifacts.run_directory import differences, first_of
 from tfgpu.errors import RequestError
 from tfgpu.tune.settings import TuneSettings
 from tfgpu.tune.space import Space
@@ -57,12 +57,11 @@ def check_same(directory: Path, config: TuneSettings, space: Space) -> None:
         RequestError: It is another search; names the differences.
     """
     saved = read_json(directory / SEARCH)
-    found = differences(saved, fingerprint(config, space), ignoring=frozenset())
+    found = differences(saved, fingerprint(config, space))
     if found:
-        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if found[5:] else "")
         raise RequestError(
-            f"run_dir {str(directory)!r} holds another search ({shown}); name another --run_dir, "
-            "or give the same settings"
+            f"run_dir {str(directory)!r} holds another search ({first_of(found)}); name another "
+            "--run_dir, or give the same settings"
         )
 
 

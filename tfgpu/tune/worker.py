@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tfgpu.cli import entry, interrupts, startup
+from tfgpu.cli import entry, startup
 from tfgpu.cli.console import Console, Stopwatch
 from tfgpu.errors import DataError, Error, Interrupted, RequestError
 from tfgpu.train.settings import TrainSettings
@@ -34,9 +34,7 @@ def main(argv: list[str]) -> int | None:
         # Before TensorFlow counts them.
         os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
     child.end_with_parent()
-    startup.prepare_environment(verbosity=config.verbosity)
-    with interrupts.caught():
-        startup.import_tensorflow(verbosity=config.verbosity)
+    with startup.tensorflow(verbosity=config.verbosity):
         return _Worker(config).work()
 
 
