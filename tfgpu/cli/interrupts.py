@@ -26,13 +26,29 @@ class Interrupts:
         self.received: signal.Signals | None = None
         self._instead: Callable[[int], None] | None = None
 
+    def check(self) -> None:
+        """Raises for a signal whose exception was lost on its way.
+
+        Python drops what is raised inside a weak reference's callback or a `__del__`, and the
+        import of a library runs thousands of them.
+
+        Raises:
+            KeyboardInterrupt: A signal was received.
+        """
+        if self.received is not None:
+            raise _Stop
+
     @contextlib.contextmanager
     def deferred(self, instead: Callable[[int], None]) -> Iterator[None]:
         """Has the first signal call a function in place of stopping; the second one stops.
 
         Args:
             instead: Takes the signal's number. It is to see to a stop at a good moment.
+
+        Raises:
+            KeyboardInterrupt: A signal was received before.
         """
+        self.check()
         self._instead = instead
         try:
             yield
@@ -40,16 +56,22 @@ class Interrupts:
             self._instead = None
 
 
+_outer: Interrupts | None = None
+"""What the innermost `caught` that is running has caught."""
+
+
 @contextlib.contextmanager
 def caught() -> Iterator[Interrupts]:
     """Turns both signals into `Interrupted`; inside they are a `KeyboardInterrupt`.
 
-    May be nested. Outside the main thread, where Python allows no handlers, it does nothing.
+    May be nested: a signal that the outer one received, and that was lost since, stops the inner
+    one at its start. Outside the main thread, where Python allows no handlers, it does nothing.
 
     Raises:
         Interrupted: A signal was received.
     """
-    interrupts = Interrupts()
+    global _outer
+    outer, interrupts = _outer, Interrupts()
 
     def stop(number: int, frame: FrameType | None) -> None:
         first = interrupts.received is None
@@ -68,9 +90,14 @@ def caught() -> Iterator[Interrupts]:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, stop)
     try:
+        if outer is not None:
+            outer.check()
+        _outer = interrupts
         yield interrupts
     except KeyboardInterrupt:
-        raise Interrupted(interrupts.received or signal.SIGINT) from None
+        received = interrupts.received or (outer and outer.received)
+        raise Interrupted(received or signal.SIGINT) from None
     finally:
+        _outer = outer
         for number, handler in before.items():
             signal.signal(number, handler)

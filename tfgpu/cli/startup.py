@@ -73,11 +73,12 @@ def tensorflow(*, verbosity: int = 0) -> Iterator[None]:
 
     Raises:
         tfgpu.errors.Error: See there.
-        Interrupted: SIGTERM was received.
+        Interrupted: SIGINT or SIGTERM was received.
     """
     prepare_environment(verbosity=verbosity)
-    with interrupts.caught():
+    with interrupts.caught() as signals:
         import_tensorflow(verbosity=verbosity)
+        signals.check()
         yield
 
 
