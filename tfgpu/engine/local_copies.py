@@ -275,6 +275,7 @@ def _install() -> None:
     """Makes methods of Keras and TensorFlow mind `_current`; outside of steps they stay as is."""
     update, assign = private.strategy_update.function, private.assign_distributed.function
     draw, read = private.draw_seed.function, private.read_variable.function
+    assign_keras = private.assign_value.function
 
     @functools.wraps(update)
     def local_update(
@@ -294,6 +295,16 @@ def _install() -> None:
             return assign(self, update_fn, value, **kwargs)
         # Not by TensorFlow's rules, which add up new values where `state` adds what is new.
         return update_fn(private.own_copy(self), value, **kwargs)
+
+    @functools.wraps(assign_keras)
+    def unread_assign(self: Any, value: Any) -> None:
+        variable = private.variable_value(self)
+        if isinstance(variable, private.SyncOnReadVariable):
+            # What TensorFlow returns of it, a sum over all replicas and between workers a
+            # collective of 6 ms, nobody takes: for each variable of each metric that is reset.
+            variable.assign(tf.cast(value, variable.dtype), read_value=False)
+        else:
+            assign_keras(self, value)
 
     @functools.wraps(draw)
     def own_draw(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -339,6 +350,7 @@ def _install() -> None:
     private.strategy_update.replace(local_update)
     private.assign_distributed.replace(noted_assign)
     private.draw_seed.replace(own_draw)
+    private.assign_value.replace(unread_assign)
 
 
 _install()
