@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.local_copies import on_local_copies
-from tfgpu.engine.state import sum_over_replicas
 from tfgpu.engine.update import all_finite, apply
 
 SHAPES = [(6, 4), (4,), (3, 3, 2, 4)]

@@ -20,7 +20,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
-from tfgpu.engine.metric_results import MetricResults
+from tfgpu.engine.metric_results import MetricResults, metrics_result
 from tfgpu.engine.own_step import OwnStep, is_own
 from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
 
@@ -109,7 +109,7 @@ class Replicas:
     def logs(self, last: Any) -> Any:
         """What the steps report, of what `run` returned last."""
         if not self.own_results:
-            return self._model.get_metrics_result()
+            return metrics_result(self._model)
         logs = private.reduce_per_replica(last, self._strategy, reduction="auto")
         return logs if self._metrics is None else self._metrics.asked_again(logs)
 
