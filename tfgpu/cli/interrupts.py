@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from tfgpu.errors import Interrupted
+from tfgpu.errors import Error, Interrupted
 
 
 class _Stop(KeyboardInterrupt):
@@ -20,10 +20,12 @@ class Interrupts:
 
     Attributes:
         received: The first signal, None before it.
+        raised: Whether an exception was raised for one, and not only `deferred` told.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.raised = False
         self._instead: Callable[[int], None] | None = None
 
     def check(self) -> None:
@@ -80,6 +82,7 @@ def caught() -> Iterator[Interrupts]:
             if interrupts._instead is not None:
                 interrupts._instead(number)
                 return
+        interrupts.raised = True
         raise _Stop
 
     before = {}
@@ -97,6 +100,12 @@ def caught() -> Iterator[Interrupts]:
     except KeyboardInterrupt:
         received = interrupts.received or (outer and outer.received)
         raise Interrupted(received or signal.SIGINT) from None
+    except Exception as error:
+        # A library that catches everything has made an error of its own out of the signal.
+        if interrupts.raised and not isinstance(error, Error):
+            assert interrupts.received is not None
+            raise Interrupted(interrupts.received) from error
+        raise
     finally:
         _outer = outer
         for number, handler in before.items():
