@@ -12,7 +12,15 @@ from tfgpu.errors import Error, Interrupted
 
 
 class _Stop(KeyboardInterrupt):
-    """No `Exception`: libraries catch those, and would take it for a failure of their own."""
+    """No `Exception`: libraries catch those, and would take it for a failure of their own.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
 
 
 class Interrupts:
@@ -38,7 +46,7 @@ class Interrupts:
             KeyboardInterrupt: A signal was received.
         """
         if self.received is not None:
-            raise _Stop
+            raise _Stop(self.received)
 
     @contextlib.contextmanager
     def deferred(self, instead: Callable[[int], None]) -> Iterator[None]:
@@ -83,7 +91,7 @@ def caught() -> Iterator[Interrupts]:
                 interrupts._instead(number)
                 return
         interrupts.raised = True
-        raise _Stop
+        raise _Stop(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
