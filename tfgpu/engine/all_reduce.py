@@ -46,8 +46,8 @@ def buckets(tensors: Sequence[Any], *, bucket_bytes: int | None = None) -> list[
         if size >= limit:
             found.append([position])
             continue
-        bucket, filled = filling.get(tensor.dtype, ([], limit))
-        if filled + size > limit:
+        bucket, filled = filling.get(tensor.dtype, ([], 0))
+        if not bucket or filled + size > limit:
             bucket, filled = [], 0
             found.append(bucket)
         bucket.append(position)

@@ -104,7 +104,7 @@ class Batches:
         # On a CPU nothing has to be brought to a device, and what TensorFlow does to bring it
         # takes 0.1 s to set up, for every pass over the data, and some of each step.
         self._direct = private.is_default(strategy) or _is_cpu(strategy)
-        self._local = range(1) if private.is_default(strategy) else local_replicas(strategy)
+        self._local = local_replicas(strategy)
         self.whole = self._direct and not has_several_workers(strategy)
 
     @property
@@ -199,7 +199,7 @@ class Batches:
         even = rows is not None and rows % replicas == 0
 
         if replicas > 1 and not self.whole:
-            cut = functools.partial(_cut, local=self._local, replicas=replicas, even=even)
+            cut = functools.partial(cut_rows, local=self._local, replicas=replicas, even=even)
             # A data set that reads rows by their numbers reads no other's.
             cut_early = getattr(dataset, "cut", None)
             dataset = cut(dataset) if cut_early is None else cut_early(cut)
@@ -219,11 +219,14 @@ class Batches:
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether there are replicas in other processes."""
-    return len(strategy.extended.worker_devices) < strategy.num_replicas_in_sync
+    replicas = strategy.num_replicas_in_sync  # The default strategy names no devices.
+    return replicas > 1 and len(strategy.extended.worker_devices) < replicas
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> range:
     """The numbers of the replicas of this process among all of the strategy."""
+    if not has_several_workers(strategy):
+        return range(strategy.num_replicas_in_sync)
     numbers: list[int] = []
 
     def note(context: tf.distribute.experimental.ValueContext) -> int:
@@ -234,10 +237,17 @@ def local_replicas(strategy: tf.distribute.Strategy) -> range:
     return range(numbers[0], numbers[-1] + 1)
 
 
-def _cut(dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool) -> tf.data.Dataset:
-    """Turns global batches into the parts of the `local` replicas, in turn.
+def cut_rows(
+    dataset: tf.data.Dataset, *, local: range, replicas: int, even: bool
+) -> tf.data.Dataset:
+    """Turns global batches into the parts of some replicas, in turn.
 
-    With `even` each is what the data set yields, of a static number of rows; else a `Shard`.
+    Args:
+        dataset: Yields batches of (rows, ...) tensors.
+        local: The numbers of the replicas.
+        replicas: Of the strategy.
+        even: Whether each part is to be what the data set yields, of a static number of rows that
+            is the same for all replicas, and not a `Shard`.
     """
 
     def part(batch: tuple[Any, ...], replica: Any) -> Any:
