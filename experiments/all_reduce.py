@@ -6,10 +6,10 @@ Two workers, bound to a core each, sum vectors of 4 bytes to 64 MB, and train th
 (0.25 MB of gradients), a perceptron of 28 million parameters and ResNet-50 (24 million) on 32x32
 images. Each step is taken with buckets of several sizes, in turn, and without any exchange. The
 workers talk over loopback and, with the rights to make network namespaces, over a pair of virtual
-Ethernet devices of 1 and 2.5 Gbit/s (token bucket filter). From the vectors' times it fits the
-latency and the bandwidth of the formula in docs/scaling.md, and compares the steps that the formula
-predicts with those that were measured. Takes 25 minutes on 2 cores of an AMD EPYC. Writes
-`experiments/results/all_reduce.json`.
+Ethernet devices of 1 Gbit/s (token bucket filter). From the vectors' times it fits the
+latency and the bandwidth of the formula in docs/scaling.md, whose predictions
+`experiments/scaling_model.py` compares with the steps. Takes 20 minutes on 2 cores of an AMD EPYC.
+Writes `experiments/results/all_reduce.json`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     """Measures link by link."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--links", default="loopback,2500,1000", help="loopback, or Mbit/s")
+    parser.add_argument("--links", default="loopback,1000", help="loopback, or Mbit/s")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "batch": BATCH}
     for link in options.links.split(","):
@@ -71,7 +71,7 @@ def _measure(hosts: Sequence[tuple[str, list[str]]], *, rounds: int) -> dict[str
         print(f"latency {1e3 * latency:.2f} ms, bandwidth {bandwidth / 1e9:.2f} GB/s")
         steps = {}
         for model in MODELS:
-            steps[model] = _steps(workers, model, latency, bandwidth, rounds=rounds)
+            steps[model] = _steps(workers, model, rounds=rounds)
         return {
             "vectors": {size: {"seconds": times[size], **spread(times[size])} for size in SIZES},
             "latency_seconds": latency,
@@ -82,9 +82,7 @@ def _measure(hosts: Sequence[tuple[str, list[str]]], *, rounds: int) -> dict[str
         workers.close()
 
 
-def _steps(
-    workers: Workers, model: str, latency: float, bandwidth: float, *, rounds: int
-) -> dict[str, Any]:
+def _steps(workers: Workers, model: str, *, rounds: int) -> dict[str, Any]:
     layouts = LAYOUTS if model == "resnet50" else ["4", "one"]
     requests = [{"model": model, "layout": layout} for layout in ["none", *layouts]]
     answers: list[list[dict[str, Any]]] = [[] for _ in requests]
@@ -96,22 +94,17 @@ def _steps(
     found: dict[str, Any] = {"compute_seconds": seconds[0]}
     for layout, of_one, values in zip(layouts, answers[1:], seconds[1:], strict=True):
         sizes = of_one[0]["buckets"]
-        exchange = sum(2 * latency + size / bandwidth for size in sizes)
         found[layout] = {
-            "buckets": len(sizes),
-            "bytes": sum(sizes),
+            "bucket_bytes": sizes,
             "seconds": values,
             **spread(values),
             "over_4_MB": compare(values, seconds[1]),
             "all_reduce_seconds": spread([a["all_reduce"] for a in of_one[1:]])["median"],
             "exposed_seconds": spread([a["exposed"] for a in of_one[1:]])["median"],
-            "predicted_without_overlap": compute + exchange,
-            "predicted_with_overlap": max(compute, exchange) + 2 * latency + sizes[-1] / bandwidth,
         }
         print(
             f"{model}, buckets {layout}: {1e3 * spread(values)['median']:.1f} ms, computing "
-            f"{1e3 * compute:.1f}; predicted {1e3 * (compute + exchange):.1f} one after the other; "
-            f"{found[layout]['over_4_MB']['median']:.3f} of buckets of 4 MB"
+            f"{1e3 * compute:.1f}, {found[layout]['over_4_MB']['median']:.3f} of buckets of 4 MB"
         )
     return found
 

@@ -30,6 +30,13 @@ def test_a_bucket_travels_as_soon_as_the_last_of_its_tensors_is_there():
     assert buckets(tensors(1, 8, 1), bucket_bytes=4 * 8) == [[1], [2, 0]]
 
 
+@pytest.mark.parametrize(("layers", "count"), [(10, 2), (100, 13), (1000, 32), (8000, 32)])
+def test_there_are_no_more_buckets_than_their_latency_allows(layers, count):
+    # Of half a megabyte each.
+    layer = tf.TensorSpec([1 << 17])
+    assert len(buckets([layer] * layers)) == pytest.approx(count, abs=1)
+
+
 @pytest.mark.parametrize("bucket_bytes", [1, 8, 64, 1 << 30])
 def test_each_tensor_is_in_one_bucket(bucket_bytes):
     some = tensors(*np.random.RandomState(0).randint(0, 20, 50))

@@ -18,6 +18,9 @@ from tfgpu.engine.step_statistics import StepStatistics
 BUCKET_BYTES = 4 << 20
 """Bytes of a bucket. See docs/scaling.md for what other sizes take."""
 
+MOST_BUCKETS = 32
+"""Of a step, about: with more bytes the buckets are larger, since each pays the latency."""
+
 
 def buckets(tensors: Sequence[Any], *, bucket_bytes: int | None = None) -> list[list[int]]:
     """Which tensors travel together, in the order in which they travel.
@@ -28,12 +31,13 @@ def buckets(tensors: Sequence[Any], *, bucket_bytes: int | None = None) -> list[
 
     Args:
         tensors: Those to sum; None entries are in no bucket.
-        bucket_bytes: How large a bucket may get; None: `BUCKET_BYTES`.
+        bucket_bytes: How large a bucket may get; None: `BUCKET_BYTES`, or a part of all bytes.
 
     Returns:
         The positions of the tensors of each bucket.
     """
-    limit = BUCKET_BYTES if bucket_bytes is None else bucket_bytes
+    sizes = [0 if t is None else (t.shape.num_elements() or 0) * t.dtype.size for t in tensors]
+    limit = bucket_bytes or max(BUCKET_BYTES, sum(sizes) // MOST_BUCKETS)
     found: list[list[int]] = []
     # By dtype the bucket that is being filled, and its bytes.
     filling: dict[tf.DType, tuple[list[int], int]] = {}
@@ -41,9 +45,8 @@ def buckets(tensors: Sequence[Any], *, bucket_bytes: int | None = None) -> list[
         tensor = tensors[position]
         if tensor is None:
             continue
-        elements = tensor.shape.num_elements()
-        size = limit if elements is None else elements * tensor.dtype.size
-        if size >= limit:
+        size = sizes[position]
+        if size >= limit or tensor.shape.num_elements() is None:
             found.append([position])
             continue
         bucket, filled = filling.get(tensor.dtype, ([], 0))
