@@ -68,7 +68,8 @@ class Model:
 
 
 # NVIDIA DGX A100 (data sheet): NVLink 3, 600 GB/s of both directions; 8 adapters of 200 Gb/s, HDR
-# InfiniBand. NVIDIA DGX H100 (data sheet): NVLink 4, 900 GB/s; 8 of 400 Gb/s, NDR InfiniBand. 100 GbE (IEEE 802.3ba): 100 Gb/s, here one adapter for the 8 GPUs of a node; 10 GbE (802.3ae).
+# InfiniBand. NVIDIA DGX H100 (data sheet): NVLink 4, 900 GB/s; 8 of 400 Gb/s, NDR InfiniBand.
+# 100 GbE (IEEE 802.3ba): 100 Gb/s, here one adapter for the 8 GPUs of a node. 10 GbE (802.3ae).
 A100 = System("A100, NVLink 3, 8 x HDR InfiniBand", 8, 300e9, 25e9)
 A100_100 = System("A100, NVLink 3, one 100 GbE", 8, 300e9, 12.5e9 / 8)
 H100 = System("H100, NVLink 4, 8 x NDR InfiniBand", 8, 450e9, 50e9)
