@@ -10,6 +10,11 @@ Ethernet devices of 1 Gbit/s (token bucket filter). From the vectors' times it f
 latency and the bandwidth of the formula in docs/scaling.md, whose predictions
 `experiments/scaling_model.py` compares with the steps. Takes 20 minutes on 2 cores of an AMD EPYC.
 Writes `experiments/results/all_reduce.json`.
+
+    python experiments/all_reduce.py --inter_op_threads=1 --links=1000 --models=resnet50
+
+does so with one thread that starts operations in each worker, which is TensorFlow's default on one
+core. Writes `experiments/results/all_reduce_one_thread.json`.
 """
 
 from __future__ import annotations
@@ -47,20 +52,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--links", default="loopback,1000", help="loopback, or Mbit/s")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--inter_op_threads", type=int, default=2, help="of a worker")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "batch": BATCH}
+    threads = found["inter_op_threads"] = options.inter_op_threads
+    models = options.models.split(",")
     for link in options.links.split(","):
         try:
             with _hosts(link) as hosts:
-                found[link] = _measure(hosts, rounds=options.rounds)
+                found[link] = _measure(hosts, models, rounds=options.rounds, threads=threads)
         except PermissionError as error:
             print(f"{link}: left out, {error}")
             found[link] = {"left_out": str(error)}
-    write("all_reduce.json", found)
+    write("all_reduce.json" if threads > 1 else "all_reduce_one_thread.json", found)
 
 
-def _measure(hosts: Sequence[tuple[str, list[str]]], *, rounds: int) -> dict[str, Any]:
-    workers = Workers(hosts)
+def _measure(
+    hosts: Sequence[tuple[str, list[str]]], models: Sequence[str], *, rounds: int, threads: int
+) -> dict[str, Any]:
+    workers = Workers(hosts, threads=threads)
     try:
         times: dict[int, list[float]] = {size: [] for size in SIZES}
         for _ in range(rounds):
@@ -70,7 +81,7 @@ def _measure(hosts: Sequence[tuple[str, list[str]]], *, rounds: int) -> dict[str
         latency, bandwidth = fit(medians)
         print(f"latency {1e3 * latency:.2f} ms, bandwidth {bandwidth / 1e9:.2f} GB/s")
         steps = {}
-        for model in MODELS:
+        for model in models:
             steps[model] = _steps(workers, model, rounds=rounds)
         return {
             "vectors": {size: {"seconds": times[size], **spread(times[size])} for size in SIZES},
@@ -136,9 +147,10 @@ class Workers:
 
     Args:
         hosts: The address of each, and the words before its command.
+        threads: That run operations beside each other in a worker.
     """
 
-    def __init__(self, hosts: Sequence[tuple[str, list[str]]]):
+    def __init__(self, hosts: Sequence[tuple[str, list[str]]], *, threads: int):
         root = Path(__file__).resolve().parent.parent
         path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         addresses = [address for address, _ in hosts]
@@ -147,7 +159,7 @@ class Workers:
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             self._processes.append(
                 interleaved_timing.MeasuredProcess(
-                    [*prefix, sys.executable, __file__, "WORKER", str(index)],
+                    [*prefix, sys.executable, __file__, "WORKER", str(index), str(threads)],
                     environment=os.environ | {"TF_CONFIG": json.dumps(task), "PYTHONPATH": path},
                 )
             )
@@ -215,7 +227,7 @@ def _run(*words: str) -> None:
 # ---- in a worker -------------------------------------------------------------------------------
 
 
-def work(core: int) -> None:
+def work(core: int, threads: int) -> None:
     """Answers requests until its standard input ends."""
     os.sched_setaffinity(0, {core})
     from tfgpu.cli import startup
@@ -223,6 +235,8 @@ def work(core: int) -> None:
     startup.prepare_environment()
     tf = startup.import_tensorflow()
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    # By default as many as there are cores: with one, nothing overlaps.
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     made: dict[str, Any] = {}
     for line in sys.stdin:
@@ -345,6 +359,6 @@ def _training(strategy: Any, name: str, layout: str) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["WORKER"]:
-        work(int(sys.argv[2]))
+        work(int(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

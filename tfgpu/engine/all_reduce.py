@@ -74,19 +74,13 @@ def sum_over_replicas(
     """
     if context.num_replicas_in_sync == 1:
         return list(tensors)
-    clock = None if statistics is None else _Clock.of(context)
-    result, size = list(tensors), 0
-    for bucket in buckets(tensors):
-        vector = tensors[bucket[0]]
-        if len(bucket) > 1:
-            vector = tf.concat([tf.reshape(tensors[i], [-1]) for i in bucket], axis=0)
-        size += (vector.shape.num_elements() or 0) * vector.dtype.size
-        if clock is not None:
-            clock.ready(vector)
-        # One call each: TensorFlow lays what it is given in one call end to end.
-        total = context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
-        if clock is not None:
-            clock.done(total)
+    together = buckets(tensors)
+    vectors = [_end_to_end([tensors[i] for i in bucket]) for bucket in together]
+    clock = None if statistics is None else _Clock.of(context, vectors)
+    # One call each: TensorFlow lays what it is given in one call end to end.
+    totals = [context.all_reduce(tf.distribute.ReduceOp.SUM, vector) for vector in vectors]
+    result = list(tensors)
+    for bucket, total in zip(together, totals, strict=True):
         if len(bucket) == 1:
             result[bucket[0]] = total
             continue
@@ -94,48 +88,51 @@ def sum_over_replicas(
         for i, part in zip(bucket, tf.split(total, sizes), strict=True):
             result[i] = tf.reshape(part, tensors[i].shape)
     if statistics is not None:
-        statistics.all_reduce_bytes = size
+        statistics.all_reduce_bytes = sum(
+            (vector.shape.num_elements() or 0) * vector.dtype.size for vector in vectors
+        )
         if clock is not None:
-            statistics.record_all_reduce(clock.busy, clock.exposed)
+            statistics.record_all_reduce(*clock.seconds(totals))
     return result
 
 
-class _Clock:
-    """Times the sums of a step, of which one begins when the one before has ended.
+def _end_to_end(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
 
-    Attributes:
-        busy: float64 scalar, seconds in which one was under way.
-        exposed: float64 scalar, seconds from when all was there to be summed to the end.
+
+class _Clock:
+    """Times the sums of a step.
+
+    TensorFlow runs the operations that ask for the time one after the other, in the order in which
+    they were made: here that in which they are due.
+
+    Args:
+        vectors: What is summed, in order.
     """
 
-    def __init__(self) -> None:
-        zero = tf.constant(0.0, tf.float64)
-        self.busy = self._ready = self._last_ready = self._done = zero
+    def __init__(self, vectors: Sequence[tf.Tensor]):
+        self._first, self._all = _time_of(vectors[:1]), _time_of(vectors)
 
     @classmethod
-    def of(cls, context: Any) -> _Clock | None:
-        """A clock for the first replica; None for others, and on GPUs.
+    def of(cls, context: Any, vectors: Sequence[tf.Tensor]) -> _Clock | None:
+        """A clock for the first replica; None for others, on GPUs, and where nothing is summed.
 
-        There an operation counts as done when the GPU has been told of it.
+        On a GPU an operation counts as done when the GPU has been told of it.
         """
-        if tf.get_static_value(context.replica_id_in_sync_group) != 0:
+        if tf.get_static_value(context.replica_id_in_sync_group) != 0 or not vectors:
             return None
         device = tf.DeviceSpec.from_string(context.strategy.extended.worker_devices[0])
-        return cls() if device.device_type == "CPU" else None
+        return cls(vectors) if device.device_type == "CPU" else None
 
-    def ready(self, vector: tf.Tensor) -> None:
-        """Called before `vector` is summed."""
-        with tf.control_dependencies([vector]):
-            self._ready = tf.timestamp()
-        self._last_ready = tf.maximum(self._last_ready, self._ready)
+    def seconds(self, totals: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """float64 scalars: from when the first vector, and from when all were there, to the end."""
+        end = _time_of(totals)
+        return end - self._first, end - self._all
 
-    def done(self, total: tf.Tensor) -> None:
-        """Called with the sum."""
-        begun = tf.maximum(self._ready, self._done)
-        with tf.control_dependencies([total]):
-            self._done = tf.timestamp()
-        self.busy += self._done - begun
 
-    @property
-    def exposed(self) -> tf.Tensor:
-        return self._done - self._last_ready
+def _time_of(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """When all of these were there."""
+    with tf.control_dependencies(tensors):
+        return tf.timestamp()

@@ -22,9 +22,9 @@ class StepStatistics:
         all_reduce_bytes: What a step sums over the replicas; 0 with one replica, and for steps of
             a class's own `train_step`.
         times_all_reduce: Whether steps fill in the two that follow.
-        all_reduce_seconds: float64 scalar, seconds for which such sums have been under way, from
-            the first replica's being ready to their end.
-        all_reduce_exposed_seconds: float64 scalar, of these those after the last gradient was
+        all_reduce_seconds: float64 scalar, seconds from when the first replica had something to
+            sum until all was summed.
+        all_reduce_exposed_seconds: float64 scalar, of these those after its last gradient was
             there, in which nothing else was left to compute.
     """
 
@@ -55,10 +55,10 @@ class StepStatistics:
             tf.raw_ops.AssignVariableOp(resource=self.gradient_norm.handle, value=norm)
         self.has_norm = True
 
-    def record_all_reduce(self, busy: tf.Tensor, exposed: tf.Tensor) -> None:
+    def record_all_reduce(self, spent: tf.Tensor, exposed: tf.Tensor) -> None:
         """Adds the seconds of a step's sums; in the first replica."""
         for variable, seconds in (
-            (self.all_reduce_seconds, busy),
+            (self.all_reduce_seconds, spent),
             (self.all_reduce_exposed_seconds, exposed),
         ):
             tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=seconds)

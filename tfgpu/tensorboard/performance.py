@@ -108,11 +108,11 @@ class PerformanceMeter:
         if statistics is not None and statistics.times_all_reduce:
             parts["step_milliseconds_all_reduce"] = (
                 summed,
-                "Of a step: sums over the replicas under way, also while this replica computes.",
+                "Of a step: from when something is to be summed over the replicas until all is.",
             )
             parts["step_milliseconds_all_reduce_exposed"] = (
                 exposed,
-                "Of a step: those sums after the last gradient was there.",
+                "Of a step: those sums, after the last gradient was there.",
             )
         point = {
             f"performance/{name}": (max(0.0, 1e3 * spent / interval.steps), description)
