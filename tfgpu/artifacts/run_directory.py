@@ -27,6 +27,12 @@ from tfgpu.errors import DISK_FULL, RequestError
 _MISSING = object()
 
 
+def default_path(*, dataset: str, model: str) -> Path:
+    """Returns where a run goes that names no directory; there may be something."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
+
+
 class RunDirectory:
     """The files of one run.
 
@@ -183,8 +189,7 @@ class RunDirectory:
     def _create_default(
         cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
     ) -> RunDirectory:
-        now = time.strftime("%Y%m%d-%H%M%S")
-        first = Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
+        first = default_path(dataset=dataset, model=model)
         if not chief:
             return cls(first, chief=False)
         place, number = first, 1

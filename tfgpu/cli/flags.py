@@ -31,7 +31,9 @@ _VERSION = {"--version", "-version", "--version=true"}
 
 ENVIRONMENT = """\
   TFDS_DATA_DIR  where TFDS keeps its data sets
-  TF_CONFIG      the machines of --strategy=multi_worker_mirrored
+  TF_CONFIG      the machines of --strategy=multi_worker_mirrored; `tfgpu launch` sets it
+  TFGPU_CLUSTER_TOKEN, TFGPU_CLUSTER_TOKEN_FILE
+                 what workers of one training know each other by, or a file (mode 600) with it
   KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT
                  the part of this process in a `tfgpu tune` over several machines
   TFGPU_DEBUG=1  shows the traceback of every error"""
@@ -43,6 +45,7 @@ EXIT_CODES = """\
   3    the data cannot be had
   4    a checkpoint or a model file cannot be used
   5    the work itself failed: not finite, out of memory, a full disk
+  6    another worker of the same training was lost
   130  stopped by Ctrl-C;  143  stopped by SIGTERM"""
 
 # Flags that are no settings: --experiment is how settings are obtained, the others are answered.
@@ -88,13 +91,13 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
         raise SystemExit(0)
 
     taken = settings_of(command)
-    given = _given(argv, command)
-    path = given.pop("experiment", None)
+    values = given(argv, command)
+    path = values.pop("experiment", None)
     if path is None:
-        return taken.from_json(given)
+        return taken.from_json(values)
     settings = experiment.read(Path(path))
     try:
-        return taken.from_json(settings | given)
+        return taken.from_json(settings | values)
     except RequestError as error:
         raise RequestError(f"with --experiment={path}: {error}") from error
 
@@ -181,8 +184,16 @@ class _Parser(flags.ArgumentParser[Any]):
             raise ValueError(f"{error}, or {word}" if word else str(error)) from None
 
 
-def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
-    """Returns the values of the flags that `argv` names, and of no others."""
+def given(argv: Sequence[str], command: str) -> dict[str, Any]:
+    """Returns the values of the flags that a command line names, and of no others.
+
+    Args:
+        argv: The arguments, without the program's name.
+        command: Whose flags.
+
+    Raises:
+        RequestError: A flag is unknown, or its value cannot be read.
+    """
     see = f"`tfgpu {command} --help` lists the flags"
     taken = settings_of(command)
     settable = {name: each for page in taken.page().values() for name, each in page.items()}
@@ -204,11 +215,11 @@ def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    given = {name: values[name].value for name in settable if values[name].present}
+    found = {name: values[name].value for name in settable if values[name].present}
     if taken.arguments:
-        given["paths"] = tuple(left)
+        found["paths"] = tuple(left)
     elif left:
         raise RequestError(
             f"{left[0]!r} is not a flag; every setting is written --name=value, and {see}"
         )
-    return given
+    return found

@@ -1,0 +1,24 @@
+"""One launch: checks what the workers are to run, and hands it to the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tfgpu.launch import command as commands
+from tfgpu.launch import local
+from tfgpu.launch.settings import LaunchSettings
+
+
+def run(config: LaunchSettings, argv: Sequence[str]) -> int | None:
+    """Starts workers, or writes what starts them.
+
+    Args:
+        config: The settings of the launch.
+        argv: What each worker runs: a command of tfgpu, and its arguments.
+
+    Raises:
+        tfgpu.errors.Error: The request is wrong, or a worker failed.
+    """
+    command = commands.read(config, argv)
+    local.run(config, command)
+    return None
