@@ -27,10 +27,16 @@ from tfgpu.errors import DISK_FULL, RequestError
 _MISSING = object()
 
 
-def default_path(*, dataset: str, model: str) -> Path:
-    """Returns where a run goes that names no directory; there may be something."""
-    now = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
+def default_path(*, dataset: str, model: str, ending: str | None = None) -> Path:
+    """Returns where a run goes that names no directory; there may be something already.
+
+    Args:
+        dataset: Name of the data set.
+        model: Name of the model.
+        ending: What the name ends with; None for the time.
+    """
+    ending = ending or time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{ending}"
 
 
 class RunDirectory:

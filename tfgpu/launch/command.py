@@ -48,6 +48,10 @@ class Command:
         """Whether it was told to leave GPUs alone."""
         return self.devices.startswith("CPU")
 
+    def default_run_dir(self, ending: str | None = None) -> Path:
+        """Returns where a new run goes; see `default_path`."""
+        return default_path(dataset=self.dataset, model=self.model, ending=ending)
+
     def with_flags(self, *more: str, **changed: str) -> Command:
         """Returns it with flags that count unless it has them already."""
         return dataclasses.replace(self, argv=(self.argv[0], *more, *self.argv[1:]), **changed)
@@ -121,7 +125,7 @@ def with_run_dir(command: Command) -> Iterator[Command]:
     if command.argv[0] != "train" or command.run_dir is not None:
         yield command
         return
-    first = default_path(dataset=command.dataset, model=command.model)
+    first = command.default_run_dir()
     files.make_directory(first.parent, flag="run_dir")
     place, number = first, 1
     while True:

@@ -7,13 +7,12 @@ import os
 import secrets
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from tfgpu.errors import RequestError
-from tfgpu.launch import output, shares, supervise, worker
+from tfgpu.launch import output, ports, shares, supervise, worker
 from tfgpu.launch.command import Command, with_run_dir
 from tfgpu.launch.settings import LaunchSettings
 
@@ -63,28 +62,6 @@ def _described(
     return text
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nothing listens on, on any address of this machine."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            # TensorFlow listens on all addresses, whatever TF_CONFIG says.
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def is_free(port: int) -> bool:
-    """Tells whether a worker could listen on a port."""
-    with socket.socket() as attempt:
-        # A connection of earlier workers that the system has not forgotten yet is no hindrance.
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind(("", port))
-        except OSError:
-            return False
-    return True
-
-
 class LocalWorkers:
     """Processes of this machine; see `supervise.Workers`."""
 
@@ -111,7 +88,7 @@ class LocalWorkers:
 
     def start(self, *, again: bool) -> None:
         """See `supervise.Workers`."""
-        self._ports = free_ports(self.count)
+        self._ports = ports.free_ports(self.count)
         self._ports_tried += 1
         addresses = [f"{_HOST}:{port}" for port in self._ports]
         command = self._command.again() if again else self._command
@@ -169,7 +146,7 @@ class LocalWorkers:
 
         All workers have ended.
         """
-        if self._ports_tried >= _PORTS_TRIED or all(map(is_free, self._ports)):
+        if self._ports_tried >= _PORTS_TRIED or all(map(ports.is_free, self._ports)):
             return False
         supervise.say("another program took a port of a worker: trying others")
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tfgpu.launch import command as commands
-from tfgpu.launch import local
+from tfgpu.launch import local, slurm
 from tfgpu.launch.settings import LaunchSettings
 
 
@@ -20,5 +20,8 @@ def run(config: LaunchSettings, argv: Sequence[str]) -> int | None:
         tfgpu.errors.Error: The request is wrong, or a worker failed.
     """
     command = commands.read(config, argv)
-    local.run(config, command)
+    if config.backend == "local":
+        local.run(config, command)
+    elif config.backend == "slurm":
+        slurm.run(config, command)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tfgpu.cli.startup import child_environment
 
@@ -48,8 +48,3 @@ def child_command_line(argv: Sequence[str], cores: Sequence[int]) -> list[str]:
     """Returns the command line of a worker that ends with this process and keeps to its cores."""
     child = [sys.executable, "-m", "tfgpu.launch.child", str(os.getpid())]
     return [*child, ",".join(map(str, cores)), *command_line(argv)]
-
-
-def without_ours(variables: Mapping[str, str]) -> dict[str, str]:
-    """Returns an environment without the variables that make a process a worker."""
-    return {k: v for k, v in variables.items() if k not in ("TF_CONFIG", TOKEN)}
