@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tfgpu.launch import command as commands
-from tfgpu.launch import local, slurm
+from tfgpu.launch import kubernetes, local, slurm
 from tfgpu.launch.settings import LaunchSettings
 
 
@@ -24,4 +24,8 @@ def run(config: LaunchSettings, argv: Sequence[str]) -> int | None:
         local.run(config, command)
     elif config.backend == "slurm":
         slurm.run(config, command)
+    elif config.backend == "kubernetes":
+        kubernetes.write(config, command)
+    elif config.backend == "kubernetes_pod":
+        kubernetes.become_worker(config, command)
     return None
