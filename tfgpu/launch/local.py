@@ -86,7 +86,7 @@ class LocalWorkers:
         """See `supervise.Workers`."""
         return len(self._gpus)
 
-    def start(self, *, again: bool) -> None:
+    def start(self, *, again: bool, asked: Sequence[int]) -> None:
         """See `supervise.Workers`."""
         self._ports = ports.free_ports(self.count)
         self._ports_tried += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
+from tfgpu.errors import RequestError
 from tfgpu.launch import command as commands
 from tfgpu.launch import kubernetes, local, slurm
 from tfgpu.launch.settings import LaunchSettings
@@ -28,4 +30,12 @@ def run(config: LaunchSettings, argv: Sequence[str]) -> int | None:
         kubernetes.write(config, command)
     elif config.backend == "kubernetes_pod":
         kubernetes.become_worker(config, command)
+    else:
+        if importlib.util.find_spec("ray") is None:
+            raise RequestError(
+                "--backend=ray needs Ray, which is not installed: pip install 'tfgpu[ray]'"
+            )
+        from tfgpu.launch import ray
+
+        ray.run(config, command)
     return None

@@ -62,8 +62,13 @@ class Workers(Protocol):
     def count(self) -> int:
         """How many there are."""
 
-    def start(self, *, again: bool) -> None:
-        """Starts all, on fresh ports; `again` when it continues a run that was begun."""
+    def start(self, *, again: bool, asked: Sequence[int]) -> None:
+        """Starts all, on fresh ports.
+
+        Args:
+            again: Whether this continues a run that was begun.
+            asked: Gets the signals that are received meanwhile, which end a long start.
+        """
 
     def poll(self, seconds: float) -> Sequence[Ended]:
         """Passes on what they say, and returns those that have ended since, in their order."""
@@ -108,7 +113,7 @@ def run(
     try:
         with interrupts.caught() as signals, signals.deferred(asked.append):
             while True:
-                workers.start(again=restarts > 0)
+                workers.start(again=restarts > 0, asked=asked)
                 ended = _wait(workers, asked, hurry=restarts < max_restarts)
                 fault = at_fault(ended)
                 if fault is None:
