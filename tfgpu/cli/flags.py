@@ -105,13 +105,13 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
 def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `settings`: one for each non-default setting."""
     taken = settings_of(command)
-    default = taken()
     names = [name for section in taken.page().values() for name in section]
     values = {name: getattr(settings, name) for name in names}
     return [
         f"--{name}={as_typed(value)}"
         for name, value in values.items()
-        if value != getattr(default, name)
+        # Of the class: some settings have no default as a whole.
+        if value != getattr(taken, name)
     ]
 
 

@@ -16,6 +16,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(parent: int, cores: str, command: list[str]) -> None:
     """Never returns."""
+    # Ray, and shells for jobs in the background, have SIGINT ignored. A worker gets what its
+    # parent passes on to it, and no other.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if sys.platform == "linux":
         # SIGKILL, since a worker may be stuck in a library that defers every other signal. A run
         # goes on from its last checkpoint whatever ends it. It stays set over exec.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.run_directory import default_path
@@ -30,38 +31,56 @@ class Command:
     """What each worker runs.
 
     Attributes:
-        argv: The command of tfgpu, and its arguments.
+        name: The command of tfgpu.
+        typed: Its arguments, as the user gave them.
+        added: Flags that workers need besides.
         run_dir: Where the run goes, as far as it is known here.
         dataset: Name of the data set, for the name of a new run.
         model: Name of the model, likewise.
-        devices: The flag --devices.
+        devices: Its --devices.
+        resume: Whether it may continue a run.
     """
 
-    argv: tuple[str, ...]
+    name: str
+    typed: tuple[str, ...]
+    added: tuple[str, ...] = ()
     run_dir: str | None = None
     dataset: str = ""
     model: str = ""
     devices: str = "all"
+    resume: bool = True
 
     @property
     def on_cpu(self) -> bool:
         """Whether it was told to leave GPUs alone."""
         return self.devices.startswith("CPU")
 
+    @property
+    def argv(self) -> list[str]:
+        """The command of tfgpu, and its arguments."""
+        return [self.name, *self.added, *self.typed]
+
     def default_run_dir(self, ending: str | None = None) -> Path:
         """Returns where a new run goes; see `default_path`."""
         return default_path(dataset=self.dataset, model=self.model, ending=ending)
 
-    def with_flags(self, *more: str, **changed: str) -> Command:
-        """Returns it with flags that count unless it has them already."""
-        return dataclasses.replace(self, argv=(self.argv[0], *more, *self.argv[1:]), **changed)
+    def in_directory(self, run_dir: Path | PurePath) -> Command:
+        """Returns it with the directory of the run."""
+        typed = (f"--run_dir={run_dir}", *self.typed)
+        return dataclasses.replace(self, typed=typed, run_dir=str(run_dir))
 
     def again(self) -> Command:
         """Returns what continues the run that this command began."""
-        if self.argv[0] != "train":
-            return self
         # The last one counts; with `never`, a run that began would be refused.
-        return dataclasses.replace(self, argv=(*self.argv, "--resume=auto"))
+        typed = self.typed if self.resume else (*self.typed, "--resume=auto")
+        return dataclasses.replace(self, typed=typed, resume=True)
+
+    def continued_by(self, config: LaunchSettings) -> str:
+        """Returns the command line that continues its run; "" when it is no training."""
+        if self.name != "train":
+            return ""
+        ours = flags.to_argv(config, command="launch")
+        return shlex.join(["tfgpu", "launch", *ours, "--", self.name, *self.again().typed])
 
 
 def read(config: LaunchSettings, argv: Sequence[str]) -> Command:
@@ -92,23 +111,32 @@ def read(config: LaunchSettings, argv: Sequence[str]) -> Command:
         )
     if "-" in given.get("paths", ()):
         raise RequestError("-: workers have no standard input; name files or folders")
+    if "join_timeout" in given and config.join_timeout is not None:
+        raise RequestError("--join_timeout stands before -- and behind it; once is enough")
+    added = [] if "strategy" in given else [f"--strategy={_STRATEGY}"]
     if config.join_timeout is not None:
-        if "join_timeout" in given:
-            raise RequestError("--join_timeout is given twice; once, before --, is enough")
-        rest.insert(0, f"--join_timeout={config.join_timeout}")
-    for flag, value in (("progress", "plain"), ("strategy", _STRATEGY)):
-        if flag not in given and flag in {n for s in flags.settings_of(name).page().values() for n in s}:
-            rest.insert(0, f"--{flag}={value}")
+        added.append(f"--join_timeout={config.join_timeout}")
+    flags_known = [flag for section in flags.settings_of(name).page().values() for flag in section]
+    if "progress" in flags_known and "progress" not in given:
+        added.append("--progress=plain")  # A bar would be drawn over that of another worker.
+    command = Command(
+        name=name,
+        typed=tuple(rest),
+        added=tuple(added),
+        run_dir=given.get("run_dir"),
+        devices=given.get("devices", "all"),
+        resume=given.get("resume") != "never",
+    )
     if config.backend == "kubernetes" and "experiment" in given:
-        # The file is in the image.
-        return Command((name, *rest), given.get("run_dir"), "", "", given.get("devices", "all"))
-    settings = flags.parse(rest, command=name)
-    return Command(
-        argv=(name, *rest),
+        return command  # The file is in the image.
+    settings = flags.parse(command.argv[1:], command=name)
+    return dataclasses.replace(
+        command,
         run_dir=settings.run_dir,
         dataset=settings.dataset or "",
         model=settings.model or "",
         devices=settings.devices,
+        resume=getattr(settings, "resume", "auto") != "never",
     )
 
 
@@ -122,7 +150,7 @@ def with_run_dir(command: Command) -> Iterator[Command]:
     Raises:
         RequestError: It cannot be made.
     """
-    if command.argv[0] != "train" or command.run_dir is not None:
+    if command.name != "train" or command.run_dir is not None:
         yield command
         return
     first = command.default_run_dir()
@@ -136,7 +164,7 @@ def with_run_dir(command: Command) -> Iterator[Command]:
             number += 1
             place = first.with_name(f"{first.name}-{number}")
     try:
-        yield command.with_flags(f"--run_dir={place}", run_dir=str(place))
+        yield command.in_directory(place)
     finally:
         _remove_if_empty(place)
 

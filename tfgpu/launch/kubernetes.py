@@ -48,6 +48,11 @@ def write(config: LaunchSettings, command: Command) -> None:
         )
     import yaml
 
+    if config.max_restarts and not command.resume:
+        raise RequestError(
+            f"--resume=never and --max_restarts={config.max_restarts} exclude each other: pods "
+            "that start again continue the run; leave one out"
+        )
     described = manifest(config, _on_volume(config, command))
     text = yaml.safe_dump(described, sort_keys=False, width=100)
     if config.manifest is None:
@@ -73,14 +78,15 @@ def manifest(config: LaunchSettings, command: Command) -> dict[str, Any]:
     ours = ["launch", "--backend=kubernetes_pod", f"--name={config.name}"]
     ours += [f"--workers={config.workers}", f"--port={port}"]
     secret = {"name": config.token_secret, "key": "token"}
-    container = {
+    mounts = [{"name": "runs", "mountPath": str(VOLUME)}]
+    container: dict[str, Any] = {
         "name": "worker",
         "image": config.image,
         "command": ["tfgpu"],
         "args": [*ours, "--", *command.argv],
         "env": [{"name": "TFGPU_CLUSTER_TOKEN", "valueFrom": {"secretKeyRef": secret}}],
         "ports": [{"containerPort": port}],
-        "volumeMounts": [{"name": "runs", "mountPath": str(VOLUME)}],
+        "volumeMounts": mounts,
     }
     volumes: list[dict[str, Any]] = [
         {"name": "runs", "persistentVolumeClaim": {"claimName": config.shared_volume}}
@@ -90,7 +96,7 @@ def manifest(config: LaunchSettings, command: Command) -> dict[str, Any]:
     if config.gpus:
         # NCCL exchanges between GPUs through it; a container has 64 MB without.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-        container["volumeMounts"] += [{"name": "shm", "mountPath": "/dev/shm"}]
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
@@ -178,10 +184,9 @@ def find(variables: Mapping[str, str], config: LaunchSettings) -> Place:
 def _on_volume(config: LaunchSettings, command: Command) -> Command:
     """Has the run on the shared volume: what else a pod writes goes with it."""
     if command.run_dir is None:
-        if command.argv[0] != "train":
+        if command.name != "train":
             return command
-        run_dir = str(VOLUME / config.name)
-        return command.with_flags(f"--run_dir={run_dir}", run_dir=run_dir)
+        return command.in_directory(VOLUME / config.name)
     run_dir = os.path.normpath(command.run_dir)
     if not PurePosixPath(run_dir).is_relative_to(VOLUME):
         raise RequestError(

@@ -46,13 +46,14 @@ def run(config: LaunchSettings, command: Command) -> None:
     with with_run_dir(command) as placed:
         workers = LocalWorkers(placed, gpus=gpu_shares, cores=core_shares)
         supervise.run(
-            workers, max_restarts=config.max_restarts, start_again=workers.lost_a_port
+            workers,
+            max_restarts=config.max_restarts,
+            resume=placed.continued_by(config),
+            start_again=workers.lost_a_port,
         )
 
 
-def _described(
-    count: int, gpus: Sequence[str | None], cores: Sequence[Sequence[int]]
-) -> str:
+def _described(count: int, gpus: Sequence[str | None], cores: Sequence[Sequence[int]]) -> str:
     text = f"{count} worker{'s' if count > 1 else ''} on this machine"
     each = len(cores[0])
     text += f", {each} core{'s' if each > 1 else ''} each" if each else ", all on the same cores"
@@ -161,7 +162,9 @@ class LocalWorkers:
     def _close(self, index: int) -> None:
         """Passes on what an ended worker has said last."""
         process = self._processes.pop(index)
-        for pipe, lines in zip((process.stdout, process.stderr), self._lines.pop(index), strict=True):
+        for pipe, lines in zip(
+            (process.stdout, process.stderr), self._lines.pop(index), strict=True
+        ):
             assert pipe is not None
             with contextlib.suppress(KeyError):
                 self._read(self._selector.get_key(pipe))

@@ -57,7 +57,11 @@ def run(config: LaunchSettings, command: Command) -> None:
                 join_seconds=config.join_timeout or _JOIN_SECONDS,
             )
             try:
-                supervise.run(workers, max_restarts=config.max_restarts)
+                supervise.run(
+                    workers,
+                    max_restarts=config.max_restarts,
+                    resume=placed.continued_by(config),
+                )
             finally:
                 workers.remove()
 
@@ -119,7 +123,9 @@ def _bundle(config: LaunchSettings, *, on_cpu: bool) -> tuple[dict[str, float], 
             f"--workers={workers}: the Ray cluster has room for {room} with {of_each} each; start "
             "fewer, ask for less by --cpus and --gpus, or add nodes"
         )
-    bundle: dict[str, float] = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    bundle: dict[str, float] = {"CPU": cpus}
+    if gpus:
+        bundle["GPU"] = gpus
     return bundle, "STRICT_SPREAD" if 1 < workers <= len(nodes) else "PACK"
 
 

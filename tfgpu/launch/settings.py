@@ -124,9 +124,7 @@ class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=Fa
     )
     """The PersistentVolumeClaim that all pods mount at /runs, for the run directory. Pods on
     several nodes need one with the access mode ReadWriteMany."""
-    name: str = text(
-        "tfgpu", "name the JobSet", _check_name, values="NAME", section=_KUBERNETES
-    )
+    name: str = text("tfgpu", "name the JobSet", _check_name, values="NAME", section=_KUBERNETES)
     """The name of the JobSet, with which the names of its pods begin."""
     namespace: str | None = text(
         None, "name a namespace", _check_label, word="default", values="NAME", section=_KUBERNETES

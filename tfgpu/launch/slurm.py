@@ -39,11 +39,10 @@ def run(config: LaunchSettings, command: Command) -> None:
         how="before srun, export TFGPU_CLUSTER_TOKEN=$(openssl rand -hex 16), or name a file of "
         "mode 600 that all nodes see by TFGPU_CLUSTER_TOKEN_FILE",
     )
-    if command.argv[0] == "train" and command.run_dir is None:
+    if command.name == "train" and command.run_dir is None:
         # The same in a job that Slurm requeues, which so continues its run.
         step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
-        run_dir = str(command.default_run_dir(f"slurm-{step}"))
-        command = command.with_flags(f"--run_dir={run_dir}", run_dir=run_dir)
+        command = command.in_directory(command.default_run_dir(f"slurm-{step}"))
     place.take(found, command, token=secret)
 
 
@@ -98,8 +97,8 @@ def find(
     tasks = number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
     if len(counts) != len(nodes) or sum(counts) != tasks:
         raise RequestError(
-            f"--backend=slurm: {variables['SLURM_STEP_NODELIST']} with {variables[counts_in]} tasks "
-            f"is not {tasks} tasks; start them all by one srun"
+            f"--backend=slurm: {variables['SLURM_STEP_NODELIST']} with {variables[counts_in]} "
+            f"tasks is not {tasks} tasks; start them all by one srun"
         )
     if node >= len(nodes) or local >= counts[node]:
         raise RequestError(

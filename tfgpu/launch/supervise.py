@@ -14,6 +14,8 @@ from tfgpu.errors import Error, Interrupted
 LOST = 6
 """Exit code of a worker that ended because another one was lost."""
 
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a worker that was asked to stop, and saved."""
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 20.0
 """Seconds until workers that outlive a failed one are asked to stop: longer than the 15 within
@@ -94,13 +96,18 @@ def say(text: str) -> None:
 
 
 def run(
-    workers: Workers, *, max_restarts: int = 0, start_again: Callable[[], bool] = lambda: False
+    workers: Workers,
+    *,
+    max_restarts: int,
+    resume: str,
+    start_again: Callable[[], bool] = lambda: False,
 ) -> None:
     """Starts workers and waits for them, as often as losses ask for it.
 
     Args:
         workers: Not started yet.
         max_restarts: How often all are started again after one was lost.
+        resume: The command that goes on after a stop, for the messages; "" when none does.
         start_again: Asked after a failure; whether the start failed by bad luck alone, and is to
             be repeated.
 
@@ -119,14 +126,15 @@ def run(
                 if fault is None:
                     return
                 if asked:
-                    raise Interrupted(asked[0])
+                    stopped = f"stopped by {signal.Signals(asked[0]).name}"
+                    raise Interrupted(asked[0], stopped + _continue(resume))
                 lost = fault.killed or fault.code == LOST
                 if lost and restarts < max_restarts:
                     restarts += 1
                     count = f"{restarts} of at most {max_restarts}"
                     say(f"{fault.describe()}: all workers start again, restart {count}")
                 elif not start_again():
-                    raise _failure(fault, lost=lost, restarts=restarts)
+                    raise _failure(fault, lost=lost, restarts=restarts, resume=resume)
     finally:
         workers.kill()
 
@@ -156,8 +164,7 @@ def _wait(workers: Workers, asked: Sequence[int], *, hurry: bool) -> list[Ended]
         hurry: Whether to end the others at once after one was killed.
     """
     ended: list[Ended] = []
-    passed = left = 0
-    left = workers.count
+    passed, left = 0, workers.count
     deadline: float | None = None
     stopping = False
     while left:
@@ -172,7 +179,7 @@ def _wait(workers: Workers, asked: Sequence[int], *, hurry: bool) -> list[Ended]
         if failed and deadline is None:
             if hurry and failed[0].killed and not asked:
                 break
-            stopped = asked or failed[0].code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+            stopped = asked or failed[0].code in _STOPPED
             deadline = time.monotonic() + (_SAVE_SECONDS if stopped else _GRACE_SECONDS)
         if deadline is not None and time.monotonic() > deadline:
             if stopping:
@@ -183,13 +190,16 @@ def _wait(workers: Workers, asked: Sequence[int], *, hurry: bool) -> list[Ended]
     return ended
 
 
-def _failure(fault: Ended, *, lost: bool, restarts: int) -> Error:
-    code = LOST if lost else fault.code
+def _failure(fault: Ended, *, lost: bool, restarts: int, resume: str) -> Error:
+    if fault.code in _STOPPED:
+        signum = fault.code - 128
+        what = f"{fault.describe()}, since it got {signal.Signals(signum).name}"
+        return Interrupted(signum, what + _continue(resume))
     what = fault.describe()
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return Interrupted(code - 128, f"worker {fault.index} was asked to stop, and all did")
     if lost and restarts:
         what += f", after {restarts} restart{'s' if restarts > 1 else ''}"
-    if lost:
-        what += "; the same command with the run's --run_dir goes on from its last checkpoint"
-    return Failure(what, code)
+    return Failure(what + _continue(resume if lost else ""), LOST if lost else fault.code)
+
+
+def _continue(resume: str) -> str:
+    return f"; continue with: {resume}" if resume else ""
