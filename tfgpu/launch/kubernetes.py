@@ -14,7 +14,7 @@ from typing import Any
 
 from tfgpu.artifacts import files
 from tfgpu.errors import RequestError
-from tfgpu.launch import place, supervise, token
+from tfgpu.launch import place, supervise
 from tfgpu.launch.command import Command
 from tfgpu.launch.place import Place
 from tfgpu.launch.settings import LaunchSettings
@@ -155,8 +155,7 @@ def become_worker(config: LaunchSettings, command: Command) -> None:
         RequestError: This is no pod of the manifest, or the port is taken.
     """
     found = find(os.environ, config)
-    secret = token.read(os.environ, how="the manifest takes it from a Secret")
-    place.take(found, command, token=secret)
+    place.take(found, command, token_how="the manifest takes it from a Secret")
 
 
 def find(variables: Mapping[str, str], config: LaunchSettings) -> Place:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tfgpu.cluster.rendezvous import TOKEN, read_token
 from tfgpu.errors import RequestError
 from tfgpu.launch import ports, worker
 from tfgpu.launch.command import Command
@@ -30,12 +31,23 @@ class Place:
     gpus: str | None = None
 
 
-def take(place: Place, command: Command, *, token: str) -> NoReturn:
+def take(place: Place, command: Command, *, token_how: str) -> NoReturn:
     """Becomes the worker: its process replaces this one, and so gets the signals and the exit code.
 
+    Args:
+        place: Its place.
+        command: What it runs.
+        token_how: How to provide the token that all share, for the message when there is none.
+
     Raises:
-        RequestError: Its port is taken.
+        RequestError: There is no token, or the port is taken.
     """
+    token = read_token(os.environ).decode()
+    if not token:
+        raise RequestError(
+            f"{TOKEN} is not set: workers know each other by it, so that no stranger joins; "
+            f"{token_how}"
+        )
     port = int(place.addresses[place.index].rpartition(":")[2])
     if not ports.is_free(port):
         raise RequestError(

@@ -51,12 +51,6 @@ def _check_memory(value: str) -> str | None:
     return "must be a quantity of Kubernetes, such as 16Gi"
 
 
-def _port(value: int | None, /, **declared: object) -> int | None:
-    instead = f"a port is at most {LARGEST_PORT}"
-    field: int | None = whole(value, 1, instead, values="PORT", **declared)
-    return field
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=False):
     """Start the workers of one training, each a process of its own: on this machine, as tasks of
@@ -102,7 +96,7 @@ class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=Fa
     cpus: int | None = whole(None, 1, word="auto")
     """Cores of each worker that are asked of Kubernetes or Ray. `auto` asks Kubernetes for
     nothing, and divides the nodes of the Ray cluster evenly."""
-    port: int | None = _port(None, word="auto")
+    port: int | None = whole(None, 1, f"{LARGEST_PORT} is the last", word="auto", values="PORT")
     """The port of a node's first worker. `auto` follows from the job's number under Slurm, and is
     2222 under Kubernetes."""
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 
 from tfgpu.errors import RequestError
-from tfgpu.launch import place, shares, token
+from tfgpu.launch import place, shares
 from tfgpu.launch.command import Command
 from tfgpu.launch.host_list import expand, tasks_of_nodes
 from tfgpu.launch.place import Place
@@ -34,16 +34,16 @@ def run(config: LaunchSettings, command: Command) -> None:
         RequestError: This is no task of srun, or the port is taken.
     """
     found = find(os.environ, workers=config.workers, port=config.port, on_cpu=command.on_cpu)
-    secret = token.read(
-        os.environ,
-        how="before srun, export TFGPU_CLUSTER_TOKEN=$(openssl rand -hex 16), or name a file of "
-        "mode 600 that all nodes see by TFGPU_CLUSTER_TOKEN_FILE",
-    )
     if command.name == "train" and command.run_dir is None:
         # The same in a job that Slurm requeues, which so continues its run.
         step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
         command = command.in_directory(command.default_run_dir(f"slurm-{step}"))
-    place.take(found, command, token=secret)
+    place.take(
+        found,
+        command,
+        token_how="before srun, export TFGPU_CLUSTER_TOKEN=$(openssl rand -hex 16), or name a file "
+        "of mode 600 that all nodes see by TFGPU_CLUSTER_TOKEN_FILE",
+    )
 
 
 def first_port(job: int, step: int) -> int:

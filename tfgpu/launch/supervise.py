@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tfgpu.cli import interrupts
-from tfgpu.errors import Error, Interrupted
+from tfgpu.errors import Error, Interrupted, LostWorkerError
 
-LOST = 6
-"""Exit code of a worker that ended because another one was lost."""
+LOST = LostWorkerError.exit_code
 
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a worker that was asked to stop, and saved."""
@@ -26,7 +26,8 @@ _KILL_SECONDS = 20.0
 """Seconds from being asked to being killed."""
 
 
-class Ended(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Ended:
     """A worker that has ended.
 
     Attributes:

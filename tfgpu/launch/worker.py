@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tfgpu.cli.startup import child_environment
-
-TOKEN = "TFGPU_CLUSTER_TOKEN"
+from tfgpu.cluster.rendezvous import TOKEN
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:
