@@ -1,12 +1,14 @@
 """`tfgpu launch` as a process."""
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 from tfgpu.cli.startup import child_environment
 
@@ -63,8 +65,12 @@ def wait_for(pattern, cwd, timeout=120):
 
 def workers_of(process):
     """The ids of the workers of a launch on this machine, in their order."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], **_TEXT)
+    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    found = subprocess.run(command, capture_output=True, text=True)
     return sorted(map(int, found.stdout.split()))
 
 
-_TEXT = {"capture_output": True, "text": True}
+def weights(run_dir):
+    """A digest of the weights of a finished run."""
+    with zipfile.ZipFile(run_dir / "model.keras") as file:
+        return hashlib.sha256(file.read("model.weights.h5")).hexdigest()

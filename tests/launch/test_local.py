@@ -1,6 +1,5 @@
 """Workers of this machine are processes with a place, and end with the launch."""
 
-import hashlib
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 
 import launches
 import pytest
@@ -205,11 +203,6 @@ def test_a_launch_trains(tmp_path):
     assert all(line.startswith(("[0] ", "[1] ", "launch: ")) for line in done.stdout.splitlines())
 
 
-def weights(run_dir):
-    with zipfile.ZipFile(run_dir / "model.keras") as file:
-        return hashlib.sha256(file.read("model.weights.h5")).hexdigest()
-
-
 @pytest.mark.slow
 def test_a_run_that_lost_a_worker_ends_with_the_same_bits(tmp_path):
     train = ["--", *launches.TRAIN, "--epochs=6", "--checkpoint_every=10"]
@@ -221,7 +214,7 @@ def test_a_run_that_lost_a_worker_ends_with_the_same_bits(tmp_path):
         os.kill(launches.workers_of(process)[-1], signal.SIGKILL)
         assert process.wait(timeout=240) == 0, (tmp_path / "said").read_text()
     assert "restart 1 of at most 1" in (tmp_path / "said").read_text()
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert launches.weights(tmp_path / "killed") == launches.weights(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -20,7 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tfgpu.cli import interrupts
@@ -32,6 +36,8 @@ from tfgpu.launch.settings import LaunchSettings
 _ADDRESS = "RAY_ADDRESS"
 _JOIN_SECONDS = 600
 _SAY_SECONDS = 5.0
+_NODES = "the nodes of the Ray cluster"
+_ROOM = "room on the Ray cluster"
 # The process that starts the workers passes these on, with TF_CONFIG and the token aside.
 _PASSED_ON = ("TF_", "TFDS_", "TFGPU_", "KERAS_", "XLA_", "NCCL_")
 
@@ -75,6 +81,11 @@ def _connected() -> Iterator[None]:
             f"{_ADDRESS}={address}: a launch runs inside the cluster; start it on one of its "
             "nodes, or by `ray job submit`"
         )
+    if address and not _answers(address):
+        raise RequestError(
+            f"{_ADDRESS}={address}: nothing answers there; name the address that `ray start` "
+            "printed, or unset it for a cluster of this machine alone"
+        )
     # Where this process starts a cluster, it is nobody else's business.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -93,6 +104,20 @@ def _connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Tells whether something listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or address == "local":
+        return True
+    if not port.isdecimal():
+        return False
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return True
+    except (OSError, OverflowError):
+        return False
 
 
 def _bundle(config: LaunchSettings, *, on_cpu: bool) -> tuple[dict[str, float], str]:
@@ -154,26 +179,27 @@ class RayWorkers:
 
     def start(self, *, again: bool, asked: Sequence[int]) -> None:
         """See `supervise.Workers`."""
+        began = time.monotonic()
         if self._group is None:
             self._group = placement_group([self._bundle] * self.count, strategy=self._strategy)
-        _wait_for([self._group.ready()], self._join_seconds, asked, "room on the Ray cluster")
-        options = {
-            "num_cpus": self._bundle["CPU"],
-            "num_gpus": self._bundle.get("GPU", 0),
-            "max_restarts": 0,
-            # It answers while it waits for what its process says.
-            "max_concurrency": 4,
-        }
-        actor = ray.remote(Host)
-        for index in range(self.count):
-            at = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-            self._actors[index] = actor.options(**options, scheduling_strategy=at).remote()
-        reserved = _wait_for(
-            [self._actors[index].reserve.remote() for index in range(self.count)],
-            self._join_seconds,
-            asked,
-            "the nodes of the Ray cluster",
-        )
+        while True:
+            self._wait_for_room(began, asked)
+            self._actors = self._new_actors()
+            reserved = [actor.reserve.remote() for actor in self._actors.values()]
+            try:
+                reserved = _wait_for(reserved, began + self._join_seconds, asked, _NODES)
+                break
+            except ray.exceptions.RayError as error:
+                # A node that is gone may not be known to be gone yet.
+                if not again or time.monotonic() > began + self._join_seconds:
+                    lines = str(error).strip().splitlines()
+                    raise WorkError(
+                        "Ray could not start a worker: "
+                        f"{lines[-1] if lines else type(error).__name__}; each node needs "
+                        "'tfgpu[ray]' in the same version"
+                    ) from error
+                self.kill()
+                time.sleep(1.0)
         addresses = [f"{ip}:{port}" for _, ip, port, _ in reserved]
         argv = (self._command.again() if again else self._command).argv
         passed_on = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
@@ -187,7 +213,7 @@ class RayWorkers:
             started.append(
                 self._actors[index].start.remote(argv, place, share, passed_on, os.getcwd())
             )
-        problems = _wait_for(started, self._join_seconds, asked, "the nodes of the Ray cluster")
+        problems = _wait_for(started, began + self._join_seconds, asked, _NODES)
         for index, problem in enumerate(problems):
             if problem is not None:
                 raise RequestError(f"worker {index} at {addresses[index]}: {problem}")
@@ -195,6 +221,30 @@ class RayWorkers:
             supervise.say(f"worker {index} is at {address}")
             self._lines[index] = output.pair(index, sys.stdout.buffer, sys.stderr.buffer)
             self._reads[self._actors[index].read.remote()] = index
+
+    def _wait_for_room(self, began: float, asked: Sequence[int]) -> None:
+        """Waits until each worker has its place on a node; a lost one has to be found anew."""
+        deadline = began + self._join_seconds
+        _wait_for([self._group.ready()], deadline, asked, _ROOM)
+        said = time.monotonic()
+        while placement_group_table(self._group)["state"] != "CREATED":
+            said = _still_waiting(said, deadline, asked, f"{_ROOM}, after a node was lost")
+            time.sleep(0.2)
+
+    def _new_actors(self) -> dict[int, Any]:
+        options = {
+            "num_cpus": self._bundle["CPU"],
+            "num_gpus": self._bundle.get("GPU", 0),
+            "max_restarts": 0,
+            # It answers while it waits for what its process says.
+            "max_concurrency": 4,
+        }
+        actor = ray.remote(Host)
+        actors = {}
+        for index in range(self.count):
+            at = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            actors[index] = actor.options(**options, scheduling_strategy=at).remote()
+        return actors
 
     def poll(self, seconds: float) -> list[supervise.Ended]:
         """See `supervise.Workers`."""
@@ -352,34 +402,36 @@ class Host:
 
 
 def _wait_for(
-    references: Sequence[Any], seconds: float, asked: Sequence[int], what: str
+    references: Sequence[Any], deadline: float, asked: Sequence[int], what: str
 ) -> list[Any]:
     """Waits for results of Ray, and says now and then what for.
 
     Raises:
         Interrupted: A signal was received.
-        WorkError: It took too long, or a node failed.
+        WorkError: It took too long.
+        ray.exceptions.RayError: A node or an actor failed.
     """
-    started = said = time.monotonic()
+    said = time.monotonic()
     left = list(references)
     while left:
         _, left = ray.wait(left, num_returns=len(left), timeout=0.2)
-        now = time.monotonic()
-        if asked:
-            raise Interrupted(asked[0])
-        if left and now - started > seconds:
-            raise WorkError(
-                f"waited {seconds:.0f} s for {what}; `ray status` says what it lacks; "
-                "--join_timeout sets how long to wait"
-            )
-        if left and now - said > _SAY_SECONDS:
-            said = now
-            supervise.say(f"waiting for {what}, {len(left)} of {len(references)} missing")
-    try:
-        return [ray.get(reference) for reference in references]
-    except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines()
+        if left:
+            missing = f"{what}, {len(left)} of {len(references)} missing"
+            said = _still_waiting(said, deadline, asked, missing)
+    return [ray.get(reference) for reference in references]
+
+
+def _still_waiting(said: float, deadline: float, asked: Sequence[int], what: str) -> float:
+    """Says what is waited for, every few seconds; returns when that was said last."""
+    now = time.monotonic()
+    if asked:
+        raise Interrupted(asked[0])
+    if now > deadline:
         raise WorkError(
-            f"Ray could not start a worker: {lines[-1] if lines else type(error).__name__}; each "
-            "node needs 'tfgpu[ray]' in the same version"
-        ) from error
+            f"waited too long for {what}; `ray status` says what it lacks, --join_timeout sets "
+            "how long to wait"
+        )
+    if now - said > _SAY_SECONDS:
+        supervise.say(f"waiting for {what}")
+        return now
+    return said
