@@ -31,7 +31,8 @@ def test_twenty_kills_at_random_leave_the_bits_as_they_were(place, folder):
     Job(place, folder / "whole", SETTINGS | {"virtual_devices": "2"}).finish()
     path, draw, kills = folder / "killed", random.Random(20), 0
     while kills < 20:
-        workers = Workers(place, path, FLAGS)
+        # Who waits at the rendezvous for a worker that was killed there does so for 8 s.
+        workers = Workers(place, path, [*FLAGS, "--join_timeout=8"])
         # From the rendezvous to long after the first step.
         time.sleep(draw.uniform(0.5, 16.0))
         victim = draw.randrange(2)

@@ -121,9 +121,9 @@ class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=Fa
     name: str = text("tfgpu", "name the JobSet", _check_name, values="NAME", section=_KUBERNETES)
     """The name of the JobSet, with which the names of its pods begin."""
     namespace: str | None = text(
-        None, "name a namespace", _check_label, word="default", values="NAME", section=_KUBERNETES
+        None, "name a namespace", _check_label, word="current", values="NAME", section=_KUBERNETES
     )
-    """The namespace; `default` leaves it to kubectl."""
+    """The namespace; `current` leaves it to kubectl."""
     memory: str | None = text(
         None, "such as 16Gi", _check_memory, word="any", values="QUANTITY", section=_KUBERNETES
     )
