@@ -54,7 +54,7 @@ def outcome(workers, **more):
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch):
-    for name in ("_GRACE_SECONDS", "_SAVE_SECONDS", "_KILL_SECONDS"):
+    for name in ("_GRACE_SECONDS", "_SAVE_SECONDS", "_END_SECONDS", "_KILL_SECONDS"):
         monkeypatch.setattr(supervise, name, 0.1)
 
 
@@ -121,6 +121,18 @@ def test_the_others_are_ended_at_once_when_all_start_again():
     assert outcome(workers, max_restarts=1) == (0, "")
     assert time.monotonic() - started < 0.1
     assert workers.signals == []
+
+
+def test_a_worker_that_stands_still_is_ended_when_all_start_again():
+    workers = Workers([[(0, 6)]], [[(0, 0)], [(1, 0)]])
+    assert outcome(workers, max_restarts=1) == (0, "")
+    assert workers.killed and workers.signals == []
+
+
+def test_a_reason_of_its_own_is_waited_for_before_all_start_again():
+    workers = Workers([[(0, 6)], [(1, 3)]])
+    assert outcome(workers, max_restarts=1)[0] == 3
+    assert workers.started == [False]
 
 
 def test_restarts_are_counted():

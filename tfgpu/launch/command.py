@@ -15,12 +15,11 @@ from tfgpu.cli.entry import COMMANDS
 from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.launch.settings import LaunchSettings
 
-WORKERS_RUN = ("train", "evaluate", "predict")
+WORKERS_RUN = ("train", "evaluate", "predict", "doctor")
 _STRATEGY = "multi_worker_mirrored"
 _INSTEAD = {
     "tune": "its trials train one beside the other already: `tfgpu tune --workers=N`",
     "bench": "it measures one machine; start it on each",
-    "doctor": "it examines one machine; start it on each",
     "export": "it works in one process; start it alone",
     "launch": "it starts workers itself; write it once",
 }
@@ -132,9 +131,9 @@ def read(config: LaunchSettings, argv: Sequence[str]) -> Command:
     settings = flags.parse(command.argv[1:], command=name)
     return dataclasses.replace(
         command,
-        run_dir=settings.run_dir,
-        dataset=settings.dataset or "",
-        model=settings.model or "",
+        run_dir=getattr(settings, "run_dir", None),
+        dataset=getattr(settings, "dataset", None) or "",
+        model=getattr(settings, "model", None) or "",
         devices=settings.devices,
         resume=getattr(settings, "resume", "auto") != "never",
     )

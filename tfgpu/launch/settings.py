@@ -55,7 +55,7 @@ def _check_memory(value: str) -> str | None:
 class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=False):
     """Start the workers of one training, each a process of its own: on this machine, as tasks of
     Slurm, as pods of Kubernetes, or on the nodes of a Ray cluster. What stands behind -- is what
-    each worker runs: `train`, `evaluate` or `predict` with their flags.
+    each worker runs: `train`, `evaluate`, `predict` or `doctor` with their flags.
 
     Examples:
         # two processes share the cores, or the GPUs, of this machine
@@ -72,7 +72,7 @@ class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=Fa
     """
 
     sections = (_WORKERS, _KUBERNETES, shared.GENERAL)
-    arguments = "-- train|evaluate|predict [--flag=value ...]"
+    arguments = "-- train|evaluate|predict|doctor [--flag=value ...]"
     experiment = False
 
     paths: tuple[str, ...] = custom(())

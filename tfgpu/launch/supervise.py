@@ -22,6 +22,8 @@ _GRACE_SECONDS = 20.0
 which they find out themselves, and say so."""
 _SAVE_SECONDS = 60.0
 """Seconds for the same when a worker was asked to stop: the others save with it."""
+_END_SECONDS = 5.0
+"""Seconds for the same when all are about to start again."""
 _KILL_SECONDS = 20.0
 """Seconds from being asked to being killed."""
 
@@ -181,7 +183,11 @@ def _wait(workers: Workers, asked: Sequence[int], *, hurry: bool) -> list[Ended]
             if hurry and failed[0].killed and not asked:
                 break
             stopped = asked or failed[0].code in _STOPPED
-            deadline = time.monotonic() + (_SAVE_SECONDS if stopped else _GRACE_SECONDS)
+            patience = _SAVE_SECONDS if stopped else _GRACE_SECONDS
+            if hurry and failed[0].code == LOST and not asked:
+                # The lost one may only stand still. What fails for a reason of its own ends soon.
+                patience, stopping = _END_SECONDS, True
+            deadline = time.monotonic() + patience
         if deadline is not None and time.monotonic() > deadline:
             if stopping:
                 break
