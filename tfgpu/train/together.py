@@ -138,6 +138,8 @@ def keep_logs(members: Membership, directory: RunDirectory, console: Console) ->
     console.log_to(directory.log if members.is_chief else members.say)
     if members.is_chief:
         members.log_to(directory.log_of_worker)
+    else:
+        console.mode = "none"  # The chief shows progress; the log of each worker has its own.
 
 
 @contextlib.contextmanager
