@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +19,14 @@ from tfgpu.data.augment import augment, draw
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
+from tfgpu.engine.shards import Shard
 from tfgpu.machine import hardware
 
 PREFETCHED = 8
 """Batches that are read ahead."""
+
+Cut: TypeAlias = Callable[[tf.data.Dataset], tf.data.Dataset]
+"""Takes from each element of a data set the rows of the replicas of one process."""
 
 Resident = tuple[tuple[tf.Tensor, ...], ...]
 """Arrays in the memory of each device of this process; see `make_resident`."""
@@ -85,10 +89,25 @@ class DeviceDataset(WrappedDataset):
         examples: Examples,
         batch_size: int,
         settings: dict[str, Any],
-        from_step: Callable[[int], tf.data.Dataset] | None = None,
+        make: Callable[[int, Cut | None], tf.data.Dataset] | None = None,
+        start_step: int = 0,
     ):
+        """Makes the data set.
+
+        Args:
+            dataset: The elements, global batches.
+            device_map: See the class.
+            resident: See the class.
+            examples: See the class.
+            batch_size: See the class.
+            settings: See the class.
+            make: Makes `dataset` from a step on, and what `cut` leaves of each element; None
+                where neither is possible before it is read.
+            start_step: With which `dataset` begins.
+        """
         self.settings = settings
-        self._from_step = from_step
+        self._make = make
+        self._start_step = start_step
         self.device_map = device_map
         self.resident = resident
         self.examples = examples
@@ -103,17 +122,27 @@ class DeviceDataset(WrappedDataset):
         Raises:
             TypeError: It is an evaluation's data set, which always begins at the beginning.
         """
-        if self._from_step is None:
+        if self._make is None or self.cardinality() != tf.data.INFINITE_CARDINALITY:
             raise TypeError("a data set for evaluation has no steps to begin at")
         return DeviceDataset(
-            self._from_step(step),
+            self._make(step, None),
             device_map=self.device_map,
             resident=self.resident,
             examples=self.examples,
             batch_size=self.batch_size,
             settings=self.settings,
-            from_step=self._from_step,
+            make=self._make,
+            start_step=step,
         )
+
+    def cut(self, cut: Cut) -> tf.data.Dataset:
+        """What is left of the elements, of which no other row is read or decoded.
+
+        Args:
+            cut: Turns a data set of elements, or of the numbers of their examples, into one of
+                `Shard`s of them or of even parts.
+        """
+        return cut(self.wrapped) if self._make is None else self._make(self._start_step, cut)
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
@@ -181,15 +210,21 @@ def _batches(
     shape = examples.image_shape
     spec = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
 
-    def fetch(draws: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def fetch(*element: Any) -> Any:
+        shard = element[0] if isinstance(element[0], Shard) else None
+        draws, positions = element if shard is None else shard.data
         images, labels = examples.batch(tf.cast(positions, tf.int64))
         size = positions.shape[0]
-        return draws, tf.ensure_shape(images, [size, *shape]), tf.ensure_shape(labels, [size])
+        images, labels = tf.ensure_shape(images, [size, *shape]), tf.ensure_shape(labels, [size])
+        read = (draws, images, labels)
+        return read if shard is None else shard._replace(data=read)
 
-    def from_step(step: int) -> tf.data.Dataset:
+    def make(step: int, cut: Cut | None) -> tf.data.Dataset:
         dataset = _numbers(
             examples.num_examples, batch_size=batch_size, names=names, seed=seed, start_step=step
         )
+        if cut is not None:
+            dataset = cut(dataset)
         if not resident:
             dataset = dataset.map(
                 fetch, num_parallel_calls=hardware.usable_cores(), deterministic=True
@@ -197,13 +232,14 @@ def _batches(
         return untuned(dataset.prefetch(PREFETCHED))
 
     return DeviceDataset(
-        from_step(start_step),
+        make(start_step, None),
         device_map=DeviceMap(element_spec=spec, names=tuple(names)),
         resident=resident,
         examples=examples,
         batch_size=batch_size,
         settings={"augment": list(names), "seed": seed or 0, "batch_size": batch_size},
-        from_step=None if seed is None else from_step,
+        make=make,
+        start_step=start_step,
     )
 
 
