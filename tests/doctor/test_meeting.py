@@ -4,7 +4,7 @@ import json
 import socket
 
 import pytest
-from cluster.clusters import each, free_ports
+from threads_as_workers import each, free_ports
 
 from tfgpu.cluster import identity
 from tfgpu.doctor import meeting

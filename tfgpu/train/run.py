@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -149,7 +148,7 @@ def run(
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
                 job,
-                command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
+                command=together.continued_by(["tfgpu", "train", *flags.to_argv(again)]),
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
                 pictures=pictures,
