@@ -58,6 +58,7 @@ def main() -> None:
         examples = 45_000 if dataset == "cifar10" else 9_000
         rates, shares = turns([*images, "--epochs=1000"], examples=examples, count=options.turns)
         found["samples_per_second"] = _compared(*_column(rates, "samples_per_second"))
+        found["cpu_seconds_of_an_epoch"] = _compared(*_column(rates, "cpu_seconds"))
         found["others_share_of_turns"] = shares
         cases = {"": [*images, "--epochs=1"], "_of_digits": [*digits, "--epochs=30"]}
         for name, flags in cases.items():
@@ -136,13 +137,13 @@ def quiet_rounds(
 
     Args:
         measure: Returns what was measured, and the CPU seconds of its own processes.
-        count: How many are wanted; of at most five times as many the least disturbed are taken.
+        count: How many are wanted; of at most three times as many the least disturbed are taken.
 
     Returns:
         What was measured, and the share of the CPU that other processes took meanwhile.
     """
     rounds: list[tuple[float, Pair]] = []
-    for _ in range(5 * count):
+    for _ in range(3 * count):
         busy, start = _busy(), time.perf_counter()
         pair, own = measure()
         spent = (time.perf_counter() - start) * (os.cpu_count() or 1)
@@ -174,8 +175,8 @@ def turns(flags: Sequence[str], *, examples: int, count: int) -> tuple[list[Pair
 
     def turn() -> tuple[Pair, float]:
         workers, one = map(epoch, jobs)
-        own = sum(each["cpu_seconds"] for each in [*workers, *one])
-        return (workers[0], one[0]), own
+        cpu = [sum(each["cpu_seconds"] for each in job) for job in (workers, one)]
+        return (workers[0] | {"cpu_seconds": cpu[0]}, one[0] | {"cpu_seconds": cpu[1]}), sum(cpu)
 
     try:
         for kind in (_of_two_workers, _of_one_process):
