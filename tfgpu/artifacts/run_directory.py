@@ -222,6 +222,14 @@ class RunDirectory:
         """
         self._write("environment.json", environment)
 
+    def write_fitted(self, fitted: Mapping[str, Any]) -> None:
+        """Writes fitted.json: what was fitted on the training split.
+
+        Raises:
+            OSError: It cannot be written; `filename` is its path.
+        """
+        self._write("fitted.json", fitted)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; numbers that are not finite become null.
 

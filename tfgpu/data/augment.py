@@ -1,6 +1,6 @@
-"""Random augmentation of image batches: stateless, vectorised, on the device.
+"""Random augmentation of batches: stateless, vectorised, on the device.
 
-A transformation is a pure function of a batch of images and of one row of random numbers an image.
+A transformation is a pure function of a batch and of one row of random numbers an example.
 The numbers are drawn with the batch, on the host, from (seed, step), and travel with it: an example
 is changed in the same way however many replicas share the work, and with XLA or without (whose
 `stateless_uniform` draws other numbers than TensorFlow's own).
@@ -8,12 +8,31 @@ is changed in the same way however many replicas share the work, and with XLA or
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 CROP_PADDING = 4
 """Pixels that `random_crop` reflects at each border: the usual 4 for 32x32 images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformation:
+    """One augmentation, of x and y together.
+
+    Attributes:
+        name: As in `--augment`.
+        numbers: How many random numbers it takes an example.
+        function: (x, y, draws) -> (x, y), batches of the same shapes and dtypes; draws are float32
+            in [0, 1), (n, numbers). It runs in the training step, on the device, and must be a
+            function of a module: data sets with the same one share what was traced.
+    """
+
+    name: str
+    numbers: int
+    function: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]]
 
 
 def _reflect(position: tf.Tensor, size: int) -> tf.Tensor:
@@ -65,6 +84,21 @@ TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], in
 }
 
 
+def _crop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_crop(x, draws), y
+
+
+def _flip(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_flip(x, draws), y
+
+
+IMAGE_ALONE = {
+    "crop": Transformation("crop", 2, _crop),
+    "flip": Transformation("flip", 1, _flip),
+}
+"""Transformations of an image that leave y as it is."""
+
+
 def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.Tensor:
     """Draws the random numbers of a global batch.
 
@@ -78,7 +112,13 @@ def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.
         float32 in [0, 1), (count, numbers an image): a pure function of the arguments, where no
         XLA compiles it.
     """
-    width = sum(TRANSFORMATIONS[name][1] for name in names)
+    return draw_numbers(
+        count, width=sum(TRANSFORMATIONS[name][1] for name in names), seed=seed, step=step
+    )
+
+
+def draw_numbers(count: int, *, width: int, seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Draws `width` random numbers for each example of a global batch; see `draw`."""
     key = tf.stack([tf.cast(seed, tf.int64), step])
     return tf.random.stateless_uniform([count, width], seed=key, alg="philox")
 
@@ -100,3 +140,22 @@ def augment(images: tf.Tensor, draws: tf.Tensor, *, names: Sequence[str]) -> tf.
     for name, own in zip(names, tf.split(draws, widths, axis=1), strict=True):
         images = TRANSFORMATIONS[name][0](images, own)
     return images
+
+
+def transform(
+    x: Any, y: Any, draws: tf.Tensor, *, transformations: Sequence[Transformation]
+) -> tuple[Any, Any]:
+    """Applies transformations of x and y in order.
+
+    Args:
+        x: A batch, a tensor or a dict of tensors.
+        y: The same.
+        draws: Rows of what `draw_numbers` returned for all of them, one an example.
+        transformations: Each takes its columns of `draws`.
+    """
+    if not transformations:
+        return x, y
+    widths = [each.numbers for each in transformations]
+    for each, own in zip(transformations, tf.split(draws, widths, axis=1), strict=True):
+        x, y = each.function(x, y, own)
+    return x, y

@@ -24,11 +24,10 @@ from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.data.sources import ImageDataset
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
-from tfgpu.models.classification_loss import classification_loss
+from tfgpu.tasks.loading import Dataset
 from tfgpu.train import recipe
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
@@ -57,11 +56,13 @@ RESULT_FIELDS = (
     "val_accuracy",
     "test_loss",
     "test_accuracy",
+    "identical_inputs",
     "samples_per_second",
     "train_seconds",
     "total_seconds",
 )
-"""Of result.json, always all of them: null for what the run did not come to."""
+"""Of result.json, always all of them: null for what the run did not come to. A task whose metrics
+are others has these too, as NAME, val_NAME and test_NAME."""
 
 
 def run(
@@ -97,19 +98,18 @@ def run(
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
     with interrupts.caught() as signals:
-        build = find_builder(config.model)
+        if config.model is not None and ":" in config.model:
+            find_builder(config.model)  # Before the data, which may take long.
         begun = _as_recorded(config)
         if session is None:
             session = Session.open(begun, stopwatch=stopwatch)
         else:
             session = session.another(begun)
         machine, data = session.machine, session.data
-        settings = recipe.resolve(
-            begun,
-            num_examples=data.train.num_examples,
-            replicas=machine.num_replicas,
-            on_gpu=machine.on_gpu,
+        settings = recipe.resolve_for(
+            begun, data, replicas=machine.num_replicas, on_gpu=machine.on_gpu
         )
+        build = find_builder(settings.model, data.task.models, task=data.task.name)
         mode, mode_reason = session.choose_input(settings.input, test=test)
         settings = dataclasses.replace(
             settings,
@@ -141,6 +141,8 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
+            for note in data.notes:
+                console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.
             job = _prepare(settings, session, build, stopwatch)
@@ -149,7 +151,7 @@ def run(
                 config=settings.to_json(),
                 settings=TrainSettings,
                 dataset=data.name,
-                model=config.model,
+                model=settings.model,
                 resume=config.resume,
                 chief=machine.is_chief,
             )
@@ -200,6 +202,8 @@ def _record(
     """Trains and leaves a result in the run directory, however it ends."""
     config, machine, data = job.config, job.machine, job.data
     outcome: dict[str, Any] = dict.fromkeys(RESULT_FIELDS)
+    for name in job.metrics:
+        outcome |= dict.fromkeys((name, f"val_{name}", f"test_{name}"))
     outcome |= {
         "status": "running",
         "dataset": config.dataset,
@@ -217,6 +221,8 @@ def _record(
     try:
         console.log_to(directory.log)
         directory.write_environment(environment.record(machine, dataset=data.provenance))
+        if data.spec.fitted:
+            directory.write_fitted(data.spec.fitted)
         # Here and not only around it all, so that the log has what the terminal shows.
         with one_line_failures(config, machine):
             _train(job, directory, console, stopwatch, outcome, signals)
@@ -247,9 +253,11 @@ class _Job:
         machine: Devices and strategy.
         data: The splits.
         model: Compiled.
+        metrics: The names of the task's.
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
+        identical: Counts the inputs of a split that are in training too.
         command: What continues the run.
         until_epoch: Where training ends, or pauses.
         test: Whether the test split is read.
@@ -259,11 +267,13 @@ class _Job:
 
     config: Resolved
     machine: runtime.Runtime
-    data: ImageDataset
+    data: Dataset
     model: keras.Model
+    metrics: tuple[str, ...]
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
+    identical: Callable[[Examples], int | None]
     command: str = ""
     until_epoch: int = 0
     test: bool = True
@@ -302,18 +312,17 @@ def _prepare(
         data.train,
         batch_size=config.batch_size,
         seed=config.seed,
-        augment=recipe.augmentations(config),
+        augment=recipe.transformations(config, data.task),
         resident=session.resident(data.train) if resident else (),
+        class_weights=recipe.class_weights(config, data),
     )
     validation = evaluated(data.validation) if data.validation is not None else None
     stopwatch.switch("model")
     with strategy.scope():
         model.compile(
             optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
-            loss=classification_loss(
-                num_classes=len(data.class_names), label_smoothing=config.label_smoothing
-            ),
-            metrics=["accuracy"],
+            loss=data.task.loss(data.spec, config.to_json()),
+            metrics=(metrics := list(data.task.metrics(data.spec))),
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.compile_option,
         )
@@ -322,9 +331,11 @@ def _prepare(
         machine=machine,
         data=data,
         model=model,
+        metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
         batches=batches,
         validation=validation,
         evaluated=evaluated,
+        identical=session.identical_inputs,
     )
 
 
@@ -352,16 +363,16 @@ def _train(
         write=chief,
         warn=lambda text: console.say(f"warning: {text}"),
         during=lambda: timing.apart("checkpoints"),
-        run={"data.fingerprint": job.data.fingerprint, "data.classes": len(job.data.class_names)},
+        run=_data_identity(job.data),
     )
-    record = _Record(directory, timing, outcome, config, backup)
+    record = _Record(directory, timing, outcome, config, backup, job.metrics)
     callbacks: list[Any] = [timing, progress, record]
     tensorboard = None
     if config.tensorboard != "none" and chief:
         tensorboard = tensorboard_callback(
             config,
             directory.tensorboard_dir,
-            class_names=job.data.class_names,
+            report=job.data.task.report(job.data.spec),
             steps_per_epoch=job.batches.steps_per_epoch,
             pictures=job.pictures,
         )
@@ -405,7 +416,7 @@ def _train(
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
-                save_for_keras(model, directory.model_path)
+                save_for_keras(model, directory.model_path, fitted=job.data.spec.fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -414,13 +425,44 @@ def _train(
     if job.test and not job.pauses:
         with stopwatch.during("test"):
             test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
-        outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+        outcome |= {f"test_{name}": test[name] for name in ("loss", *job.metrics)}
+        _count_identical(job, outcome, console, "test", job.data.test)
     if tensorboard is not None:
-        names = ("accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy", "test_loss")
+        names = [f"{split}{name}" for split in _SPLITS for name in (*job.metrics, "loss")]
         final = {name: outcome[name] for name in (*names, "samples_per_second")}
         tensorboard.show_result(final, step=outcome["steps"])
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+_SPLITS = ("", "val_", "test_")
+
+
+def _data_identity(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint keeps of the data, for a run that continues it to compare."""
+    identity: dict[str, Any] = {
+        "data.fingerprint": data.fingerprint,
+        "data.classes": len(data.class_names),
+    }
+    if data.spec.fitted:
+        identity["data.fitted"] = data.spec.fitted_digest
+    return identity
+
+
+def _count_identical(
+    job: _Job, outcome: dict[str, Any], console: Console, split: str, examples: Examples
+) -> None:
+    """Says how many inputs of a split are in training too."""
+    if not job.machine.is_chief:
+        return
+    count = job.identical(examples)
+    outcome["identical_inputs"] = (outcome["identical_inputs"] or {}) | {split: count}
+    if count:
+        unit = job.data.task.unit
+        console.say(
+            f"{count:,} of {examples.num_examples:,} {split} {unit} are identical to training "
+            f"{unit}: the figures on them tell less of new ones"
+        )
 
 
 class _Record(keras.callbacks.Callback):
@@ -433,8 +475,11 @@ class _Record(keras.callbacks.Callback):
         outcome: dict[str, Any],
         config: Resolved,
         backup: BackupAndRestore,
+        metrics: Sequence[str],
     ):
         super().__init__()
+        names = ("loss", *metrics)
+        self._names = (*names, *(f"val_{name}" for name in names))
         self._directory = directory
         self._timing = timing
         self._outcome = outcome
@@ -462,7 +507,7 @@ class _Record(keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, Any]:
         """Returns what a resumed run has to know of the files and of the outcome."""
-        names = ("epochs", "steps", "loss", "accuracy", "val_loss", "val_accuracy")
+        names = ("epochs", "steps", *self._names)
         return {
             "metrics_bytes": self._directory.metrics_size(),
             "outcome": {name: self._outcome[name] for name in names},
@@ -476,7 +521,7 @@ class _Record(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         values = {
             name: float(logs[name]) if logs and name in logs else None
-            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+            for name in self._names
         }
         self._outcome.update(values, epochs=epoch + 1)
         self._directory.append_metrics(
