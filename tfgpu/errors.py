@@ -49,6 +49,12 @@ class WorkError(Error):
     exit_code = 5
 
 
+class LostWorkerError(Error):
+    """Another process of a training on several machines was lost, or never came."""
+
+    exit_code = 6
+
+
 class VersionError(WorkError, ImportError):
     """A library is installed in a version that lacks a private name which tfgpu uses."""
 

@@ -310,23 +310,21 @@ def test_a_finished_run_is_not_logged_to(tmp_path):
     assert everything(tmp_path / "run") == ["config.json", "result.json"]
 
 
-def test_only_the_chief_writes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path in (None, tmp_path / "run"):
-        run = create(path, chief=False)
-        run.write_environment({})
-        run.write_result({})
-        run.append_metrics({})
-        run.log("x")
-        run.close()
+def test_only_the_chief_writes(tmp_path):
+    run = RunDirectory(tmp_path / "run", chief=False)
+    run.write_environment({})
+    run.write_result({})
+    run.append_metrics({})
+    run.log("x")
+    run.close()
     assert everything(tmp_path) == []
 
 
-def test_a_worker_bears_with_the_unfinished_run_of_its_chief(tmp_path):
-    chief = create(tmp_path / "run")
-    assert create(tmp_path / "run", chief=False).finished is None
-    chief.write_result({"status": "finished"})
-    assert create(tmp_path / "run", chief=False).finished == {"status": "finished"}
+def test_lines_of_another_worker_have_a_log_of_their_own(tmp_path):
+    with contextlib.closing(create(tmp_path / "run")) as run:
+        run.log_of_worker(1, "one")
+        run.log_of_worker(1, "two\n")
+    assert (run.path / "workers" / "1.log").read_text() == "one\ntwo\n"
 
 
 def test_a_run_of_a_version_that_did_not_know_a_setting_is_the_same_run(tmp_path):

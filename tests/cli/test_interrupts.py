@@ -51,3 +51,19 @@ def test_a_signal_that_was_lost_outside_stops_what_is_nested_inside():
         with interrupts.caught():
             pytest.fail("it began")
     assert stopped.value.signal == signal.SIGTERM
+
+
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_still_a_signal():
+    with pytest.raises(Interrupted) as stopped, interrupts.caught():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise AttributeError("of the library") from error
+    assert stopped.value.signal == signal.SIGINT
+
+
+def test_an_error_after_a_deferred_signal_stays_that_error():
+    with pytest.raises(AttributeError), interrupts.caught() as signals:
+        with signals.deferred(lambda number: None):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("a bug")

@@ -30,8 +30,8 @@ _MISSING = object()
 class RunDirectory:
     """The files of one run.
 
-    Make it with `create`. Of several workers the chief alone writes: for the others every writing
-    method does nothing.
+    Make it with `create`. Of several workers the chief alone writes: the others have one made with
+    `chief=False`, whose writing methods do nothing.
 
     Attributes:
         path: The directory.
@@ -66,7 +66,6 @@ class RunDirectory:
         dataset: str,
         model: str,
         resume: str = "auto",
-        chief: bool = True,
     ) -> RunDirectory:
         """Makes the directory with its `config.json`, or finds the same run in it.
 
@@ -79,7 +78,6 @@ class RunDirectory:
             dataset: Name of the data set, for the default path.
             model: Name of the model, for the default path.
             resume: "auto", "never" or "must".
-            chief: Whether this process writes; False writes nothing at all.
 
         Raises:
             RequestError: The directory cannot be written, holds another run, files of something
@@ -88,11 +86,8 @@ class RunDirectory:
             OSError: The disk is full.
         """
         if path is None:
-            return cls._create_default(config, dataset=dataset, model=model, chief=chief)
+            return cls._create_default(config, dataset=dataset, model=model)
         place = Path(path).expanduser()
-        if not chief:
-            finished = cls.find(path, config=config, settings=settings, resume=resume, chief=False)
-            return cls(place, chief=False, finished=finished, resuming=place.exists())
         with _refusals(place):
             if place.is_symlink() and not place.exists():
                 raise RequestError(f"run_dir {str(place)!r} is a link to nothing")
@@ -132,7 +127,6 @@ class RunDirectory:
         config: Mapping[str, Any],
         settings: type[Settings],
         resume: str = "auto",
-        chief: bool = True,
     ) -> dict[str, Any] | None:
         """Looks, before long work, at what `create` will find; writes nothing.
 
@@ -141,7 +135,6 @@ class RunDirectory:
             config: As for `create`.
             settings: As for `create`.
             resume: As for `create`.
-            chief: As for `create`; of other workers nothing is refused.
 
         Returns:
             `result.json` when the directory holds the same run, finished.
@@ -153,11 +146,6 @@ class RunDirectory:
         if path is None:
             return None
         place = Path(path).expanduser()
-        if not chief:
-            # The chief may be making it right now: what is wrong with it, it says.
-            with contextlib.suppress(RequestError, OSError):
-                return _existing(place, config, settings, resume)
-            return None
         with _refusals(place):
             new = _is_new(place, resume)
             return None if new else _existing(place, config, settings, resume)
@@ -181,12 +169,10 @@ class RunDirectory:
 
     @classmethod
     def _create_default(
-        cls, config: Mapping[str, Any], *, dataset: str, model: str, chief: bool
+        cls, config: Mapping[str, Any], *, dataset: str, model: str
     ) -> RunDirectory:
         now = time.strftime("%Y%m%d-%H%M%S")
         first = Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
-        if not chief:
-            return cls(first, chief=False)
         place, number = first, 1
         with _refusals(first):
             while not _make(place, config):  # Two runs may start in the same second.
@@ -298,6 +284,20 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
+
+    def log_of_worker(self, rank: int, text: str) -> None:
+        """Appends lines to workers/RANK.log, without waiting for the disk.
+
+        Args:
+            rank: Of another process that trains with this one.
+            text: What it showed.
+        """
+        path = self.path / "workers" / f"{rank}.log"
+        # The terminal of that process has it too: no disk is to end a training over it.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text if text.endswith("\n") else text + "\n")
 
     def close(self) -> None:
         """Closes log.txt, which a later `log` opens again, and lets other processes in."""

@@ -20,14 +20,18 @@ import keras
 import numpy as np
 
 from tfgpu.artifacts.run_directory import differences, first_of
-from tfgpu.checkpoint import training_state
+from tfgpu.checkpoint import sharing, training_state
 from tfgpu.checkpoint.fingerprint import describe
 from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
 from tfgpu.checkpoint.store import CheckpointStore, OtherRunError
+from tfgpu.cluster.membership import Membership, alone
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, RequestError, WorkError
+
+_Captured = tuple[int, dict[str, np.ndarray], dict[str, Any]]
+"""Steps done, arrays and state of a training at the end of an execution."""
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -73,7 +77,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         monitor: Log by which the best is told, such as "val_loss" (lower is better; one
             that ends in "accuracy", higher). Ignored while it is not in the logs.
         background: Whether to write in a thread of its own.
-        write: Whether this process writes: False on all workers but the chief.
+        write: Whether this process writes.
+        members: The processes that train together: the chief alone then reads and writes, and
+            all stop at the same step. None for a process by itself.
         warn: What to do with a warning's text.
         during: Makes a context that is entered while training waits for a backup.
         run: What else makes it this training, such as a fingerprint of the data: values that
@@ -95,6 +101,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         monitor: str = "val_loss",
         background: bool = True,
         write: bool = True,
+        members: Membership | None = None,
         warn: Callable[[str], None] | None = None,
         during: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         run: Mapping[str, Any] | None = None,
@@ -110,7 +117,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._keep = keep
         self._monitor = monitor
         self._background = background
-        self._write = write
+        self._members = members or alone()
+        self._write = write and self._members.is_chief
         self._warn = warn or _warn
         self._during = during
         self._more = dict(run or {})
@@ -122,7 +130,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._epoch = 0
         self._done = 0  # In this epoch.
         self._best: float | None = None
-        self._pending: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
+        self._pending: _Captured | None = None
+        self._in_validation = False
 
     # ---- what the owner of the training may ask ------------------------------------------
 
@@ -132,7 +141,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         Args:
             signum: The signal, for the `Interrupted` that then leaves `fit`.
         """
-        self._stop = signum
+        self._members.request_stop(signum)
 
     @property
     def steps_done(self) -> int:
@@ -174,16 +183,18 @@ class BackupAndRestore(keras.callbacks.Callback):
         if self._write:
             self._store.lock()
         try:
-            checkpoint = self._store.newest()
+            checkpoint = self._newest()
         except OtherRunError as other:
             raise self._refusal(other) from None
         if checkpoint is not None:
             self._restore(checkpoint)
-        elif self._write:
+        sharing.check_equal(self._members, training_state.arrays_of(self.model))
+        if checkpoint is None:
             # What other callbacks write before the next backup is then known to be theirs to
             # take back, and a training that breaks at once can be looked into.
             with self._timed():
                 self._save(self._capture(), background=False)
+        self._members.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -191,7 +202,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._done = self._restored.state["step"]
             if self._done:
                 # `fit` has just reset the metrics, which hold the part of the epoch that is done.
-                training_state.restore_metrics(self.model, self._restored)
+                training_state.restore_metrics(self.model, self._restored, rank=self._members.rank)
             self._restored = None
         else:
             self._done = 0
@@ -200,30 +211,32 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._done = batch + 1
         assert self._store is not None
         self._store.poll()
+        stops = self._stops()
         if self._done >= self._steps_per_epoch:
             # Written when the epoch's validation is through, which says whether it is the
             # best; kept, because validation overwrites the metrics.
-            if self._write:
-                with self._timed():
-                    self._pending = self._capture()
-        elif self._stop is not None or self._is_due():
+            self._in_validation = True
+            with self._timed():
+                self._pending = self._capture()
+        elif stops or self._is_due():
             self._back_up()
-        if self._stop is not None:
+        if stops:
             self._leave()
 
     def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._stop is not None and self._pending is not None:
+        if self._in_validation and self._stops():
             self._leave()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._pending = None
+        self._pending, self._in_validation = None, False
         self._epoch, self._done = epoch + 1, 0
         due = self._save_freq == "epoch" or self._is_due()
         best = self._is_best(logs or {})
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        if due or best or last or self._stop is not None:
+        stops = self._stops()
+        if due or best or last or stops:
             self._back_up(best=best)
-        if self._stop is not None:
+        if stops:
             self._leave()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -249,7 +262,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         """
         assert self._store is not None and self._batches is not None
         self._store.close()
-        checkpoint = self._store.newest()
+        checkpoint = self._newest()
         if checkpoint is None or checkpoint.step >= steps_done:
             return None
         self._restore(checkpoint)
@@ -277,12 +290,20 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     # ---- saving --------------------------------------------------------------------------
 
+    def _stops(self) -> bool:
+        """Whether all processes stop here; is asked equally often by each."""
+        signum = self._members.boundary()
+        if signum is not None:
+            self._stop = signum
+        return self._stop is not None
+
     def _leave(self) -> None:
-        if self._pending is not None:
-            self._save(self._pending)
-            self._pending = None
+        self._save(self._pending)
+        self._pending = None
         self._wait_for_store()
         self.close()
+        # The others leave when it is on the disk.
+        self._members.finish("the end", None)
         assert self._stop is not None
         raise Interrupted(self._stop)
 
@@ -317,17 +338,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         return isinstance(self._save_freq, int) and self.steps_done % self._save_freq == 0
 
     def _back_up(self, *, best: bool = False) -> None:
-        if self._write:
-            with self._timed():
-                self._save(self._capture(), best=best, background=self._background)
+        with self._timed():
+            self._save(self._capture(), best=best, background=self._background)
 
     def _save(
-        self,
-        captured: tuple[int, dict[str, np.ndarray], dict[str, Any]],
-        *,
-        best: bool = False,
-        background: bool = True,
+        self, captured: _Captured | None, *, best: bool = False, background: bool = True
     ) -> None:
+        if captured is None:
+            return
         assert self._store is not None
         step, arrays, state = captured
         if (broken := training_state.not_finite(arrays)) is not None:
@@ -341,9 +359,16 @@ class BackupAndRestore(keras.callbacks.Callback):
         else:
             self._store.save(step, arrays, state, best=best)
 
-    def _capture(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
-        """Takes hold of all state: with the check, all of saving that training waits for."""
-        arrays = training_state.arrays_of(self.model)
+    def _capture(self) -> _Captured | None:
+        """Takes hold of all state: with the check, all of saving that training waits for.
+
+        None where this process does not write.
+        """
+        own = training_state.metric_arrays(self.model, rank=self._members.rank)
+        metrics = sharing.add_metrics_of_others(self._members, own)
+        if not self._write or metrics is None:
+            return None
+        arrays = training_state.arrays_of(self.model) | metrics
         state = {
             "run": self._run,
             "epoch": self._epoch,
@@ -370,6 +395,12 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _set_up(self) -> dict[str, Any]:
         assert self._batches is not None
         return training_state.set_up(self.model, resident=bool(self._batches.resident))
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest sound checkpoint, which the chief alone has to have."""
+        assert self._store is not None
+        own = self._store.newest() if self._members.is_chief else None
+        return sharing.share(self._members, own)
 
     # ---- restoring -----------------------------------------------------------------------
 

@@ -235,15 +235,15 @@ def _check_dtype(name: str, dtype: np.dtype) -> None:
         TypeError: Names the array.
     """
     try:
-        if _dtype(dtype.name).itemsize == dtype.itemsize:
+        if dtype_of(dtype.name).itemsize == dtype.itemsize:
             return
     except TypeError:
         pass
     raise TypeError(f"{name}: an array of {dtype} cannot be saved")
 
 
-def _dtype(name: str) -> np.dtype:
-    """The dtype of a name in an index.
+def dtype_of(name: str) -> np.dtype:
+    """The dtype of a name in an index, of NumPy's or of ml_dtypes.
 
     Raises:
         TypeError: There is none.
@@ -265,7 +265,7 @@ def _read_array(file: Any, entry: Mapping[str, Any]) -> np.ndarray:
         Damaged: Its checksum is wrong, or the file ends too early.
     """
     # The manifest's checksum held: what it says is what was written.
-    dtype, shape, nbytes = _dtype(entry["dtype"]), tuple(entry["shape"]), entry["nbytes"]
+    dtype, shape, nbytes = dtype_of(entry["dtype"]), tuple(entry["shape"]), entry["nbytes"]
     array = np.empty(shape, dtype)
     if array.nbytes != nbytes or math.prod(shape) * dtype.itemsize != nbytes:
         raise Damaged(f"the index of {ARRAYS} is wrong for {entry['name']}")

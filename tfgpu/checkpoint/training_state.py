@@ -37,23 +37,39 @@ class Resumable(Protocol):
 def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
     """Takes hold of all arrays that training changes; later assignments do not change them.
 
+    Those of metrics are apart: see `metric_arrays`.
+
     Args:
         model: A `tfgpu.Model` in `fit`.
 
     Returns:
-        Arrays by name: of variables, of metrics on each replica, of the best weights that
-        callbacks keep.
+        Arrays by name: of variables, and of the best weights that callbacks keep.
     """
     arrays = {
         name: _host_array(_local(model, variable)[0])
         for name, variable in variables_of(model).items()
     }
-    for name, variable in _metrics_of(model).items():
-        for replica, value in enumerate(_local(model, variable)):
-            arrays[f"{name}/replica{replica}"] = _host_array(value)
     for name, callback in _callbacks_of(model).items():
         for j, weight in enumerate(getattr(callback, "best_weights", None) or []):
             arrays[f"callbacks/{name}/best_weights/{j}"] = np.asarray(weight)
+    return arrays
+
+
+def metric_arrays(model: keras.Model, *, rank: int) -> dict[str, np.ndarray]:
+    """Takes hold of the metrics of each replica of this process, which hold its own rows.
+
+    Args:
+        model: A `tfgpu.Model` in `fit`.
+        rank: Of this process among those that train together.
+
+    Returns:
+        Arrays by name, the replicas counted through all processes.
+    """
+    arrays = {}
+    for name, variable in _metrics_of(model).items():
+        local = _local(model, variable)
+        for replica, value in enumerate(local, start=rank * len(local)):
+            arrays[f"{name}/replica{replica}"] = _host_array(value)
     return arrays
 
 
@@ -115,18 +131,26 @@ def restore_callbacks(model: keras.Model, checkpoint: Checkpoint) -> None:
             callback.best_weights = weights
 
 
-def restore_metrics(model: keras.Model, checkpoint: Checkpoint) -> None:
-    """Assigns the metrics, on as many replicas as there are now."""
+def restore_metrics(model: keras.Model, checkpoint: Checkpoint, *, rank: int) -> None:
+    """Assigns the metrics, on as many replicas as there are now.
+
+    Args:
+        model: A `tfgpu.Model` in `fit`.
+        checkpoint: Of the same training.
+        rank: Of this process among those that train together.
+    """
+    replicas = model.distribute_strategy.num_replicas_in_sync
     for name, variable in _metrics_of(model).items():
         values: list[np.ndarray] = []
         while (key := f"{name}/replica{len(values)}") in checkpoint.arrays:
             values.append(checkpoint.arrays[key])
-        local = _local(model, variable)
-        if len(values) != len(local):
+        if len(values) != replicas:
             # Another number of replicas: only the sum matters.
-            zeros = [np.zeros_like(values[0])] * (len(local) - 1)
+            zeros = [np.zeros_like(values[0])] * (replicas - 1)
             values = [np.sum(values, axis=0, dtype=values[0].dtype), *zeros]
-        for own, value in zip(local, values, strict=True):
+        local = _local(model, variable)
+        first = rank * len(local)
+        for own, value in zip(local, values[first : first + len(local)], strict=True):
             own.assign(value)
 
 

@@ -32,6 +32,8 @@ _VERSION = {"--version", "-version", "--version=true"}
 ENVIRONMENT = """\
   TFDS_DATA_DIR  where TFDS keeps its data sets
   TF_CONFIG      the machines of --strategy=multi_worker_mirrored
+  TFGPU_CLUSTER_TOKEN, TFGPU_CLUSTER_TOKEN_FILE
+                 the secret that they share, or a file with it that only its owner may read
   KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT
                  the part of this process in a `tfgpu tune` over several machines
   TFGPU_DEBUG=1  shows the traceback of every error"""
@@ -43,6 +45,7 @@ EXIT_CODES = """\
   3    the data cannot be had
   4    a checkpoint or a model file cannot be used
   5    the work itself failed: not finite, out of memory, a full disk
+  6    another worker of a training on several machines was lost, or never came
   130  stopped by Ctrl-C;  143  stopped by SIGTERM"""
 
 # Flags that are no settings: --experiment is how settings are obtained, the others are answered.

@@ -8,11 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from tfgpu.errors import Interrupted
+from tfgpu.errors import Error, Interrupted
 
 
 class _Stop(KeyboardInterrupt):
-    """No `Exception`: libraries catch those, and would take it for a failure of their own."""
+    """No `Exception`: libraries catch those, and would take it for a failure of their own.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
 
 
 class Interrupts:
@@ -20,10 +28,12 @@ class Interrupts:
 
     Attributes:
         received: The first signal, None before it.
+        raised: Whether an exception was raised for one, and not only `deferred` told.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.raised = False
         self._instead: Callable[[int], None] | None = None
 
     def check(self) -> None:
@@ -36,7 +46,7 @@ class Interrupts:
             KeyboardInterrupt: A signal was received.
         """
         if self.received is not None:
-            raise _Stop
+            raise _Stop(self.received)
 
     @contextlib.contextmanager
     def deferred(self, instead: Callable[[int], None]) -> Iterator[None]:
@@ -80,7 +90,8 @@ def caught() -> Iterator[Interrupts]:
             if interrupts._instead is not None:
                 interrupts._instead(number)
                 return
-        raise _Stop
+        interrupts.raised = True
+        raise _Stop(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -97,6 +108,12 @@ def caught() -> Iterator[Interrupts]:
     except KeyboardInterrupt:
         received = interrupts.received or (outer and outer.received)
         raise Interrupted(received or signal.SIGINT) from None
+    except Exception as error:
+        # A library that catches everything has made an error of its own out of the signal.
+        if interrupts.raised and not isinstance(error, Error):
+            assert interrupts.received is not None
+            raise Interrupted(interrupts.received) from error
+        raise
     finally:
         _outer = outer
         for number, handler in before.items():

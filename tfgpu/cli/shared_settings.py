@@ -46,6 +46,8 @@ class DeviceSettings(Settings, section=DEVICES, on_resume="allowed", tunable=Fal
     virtual_devices: int = whole(0, 0, "0 is off")
     """Split the CPU, or the first GPU, into N logical devices, to try several replicas on a
     machine with one; 0 is off."""
+    join_timeout: int = whole(600, 1, "600 is the default", values="SECONDS", on_resume="ignored")
+    """Seconds to wait for the other workers of multi_worker_mirrored."""
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -77,8 +77,10 @@ def tensorflow(*, verbosity: int = 0) -> Iterator[None]:
     """
     prepare_environment(verbosity=verbosity)
     with interrupts.caught() as signals:
-        import_tensorflow(verbosity=verbosity)
-        signals.check()
+        try:
+            import_tensorflow(verbosity=verbosity)
+        finally:
+            signals.check()
         yield
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
+from tfgpu.cluster.tf_config import read_cluster
 from tfgpu.doctor.findings import Finding, Section, Status
 from tfgpu.errors import RequestError
-from tfgpu.machine.cluster import read_cluster
 
 
 def check_cluster(strategy: str, variables: Mapping[str, str]) -> list[Finding]:

@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tfgpu.cluster.tf_config import read_cluster
 from tfgpu.errors import RequestError
 from tfgpu.machine import hardware
-from tfgpu.machine.cluster import read_cluster
 from tfgpu.machine.devices import (
     absent,
     choose_devices,
@@ -120,6 +120,7 @@ def start(
     deterministic: bool = False,
     intra_op_threads: int | str = "auto",
     small_steps: bool = False,
+    processes: int = 1,
 ) -> Runtime:
     """Finds the devices and sets strategy, precision and seed.
 
@@ -136,6 +137,7 @@ def start(
         deterministic: Whether to hold TensorFlow to deterministic kernels.
         intra_op_threads: CPU threads that share one operation, or "auto".
         small_steps: Whether a step is too small to be shared among threads; for "auto".
+        processes: Of this training that compute on the same cores; for "auto".
 
     Raises:
         RequestError: A name is unknown, a device absent, or the combination impossible.
@@ -175,6 +177,7 @@ def start(
         # Splitting the CPU is asked for in order to use the parts.
         replicas=1 if strategy == "one_device" else len(requested) or virtual_devices or 1,
         small_steps=small_steps,
+        processes=processes,
     )
     if cluster and requested and on_gpu:
         show_only(requested)
@@ -191,7 +194,10 @@ def start(
 
     if cluster:
         # Before the devices are listed: collectives between workers are set up at start-up.
-        made = tf.distribute.MultiWorkerMirroredStrategy()
+        from tfgpu.machine.collectives import signal_handlers_kept
+
+        with signal_handlers_kept():
+            made = tf.distribute.MultiWorkerMirroredStrategy()
         strategy_reason = f"this is {cluster.name} of {cluster.num_workers} in all"
         # Its own devices: with several workers TensorFlow lists everybody's.
         names = tuple(name.rpartition("device:")[2] for name in made.extended.worker_devices)

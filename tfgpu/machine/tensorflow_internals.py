@@ -17,6 +17,7 @@ _VERSIONS = f"Keras {keras.__version__} with TensorFlow {tf.__version__}"
 try:
     from keras.src.ops.function import Function
     from tensorflow.python.client.device_lib import list_local_devices
+    from tensorflow.python.eager.context import context
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 except ImportError as error:
     raise VersionError(f"tfgpu does not fit {_VERSIONS}: {error}") from error
@@ -24,6 +25,15 @@ except ImportError as error:
 for _kind, _name in ((keras.Sequential, "_functional"), (Function, "_nodes_by_depth")):
     if _name not in _kind.__init__.__code__.co_names:
         raise VersionError(f"tfgpu needs {_kind.__name__}.{_name}, which {_VERSIONS} does not have")
+
+
+if not hasattr(context(), "abort_collective_ops"):
+    raise VersionError(f"tfgpu needs Context.abort_collective_ops, which {_VERSIONS} does not have")
+
+
+def abort_collectives(message: str) -> None:
+    """Ends the collectives of this process with an `AbortedError`, also those to come."""
+    context().abort_collective_ops(tf.errors.ABORTED, message)
 
 
 def memory_limit(device: str) -> int | None:

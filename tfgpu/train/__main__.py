@@ -25,13 +25,17 @@ def train(config: TrainSettings) -> dict[str, object]:
     """
     # Not at the top: `--help` shall answer at once.
     from tfgpu.cli.console import Console, Stopwatch
+    from tfgpu.cli.several_machines import joined
 
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
-    with startup.tensorflow(verbosity=config.verbosity):
+    with (
+        joined(config, console=console) as members,
+        startup.tensorflow(verbosity=config.verbosity),
+    ):
         from tfgpu.train.run import run
 
-        return run(config, console=console, stopwatch=stopwatch)
+        return run(config, console=console, stopwatch=stopwatch, members=members)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -22,48 +21,28 @@ from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
+from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError, WorkError
+from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import recipe
+from tfgpu.train import recipe, together
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
+from tfgpu.train.record import (
+    RESULT_FIELDS,
+    Record,
+    count_identical,
+    data_identity,
+    measured,
+)
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
-
-RESULT_FIELDS = (
-    "status",
-    "dataset",
-    "model",
-    "parameters",
-    "strategy",
-    "replicas",
-    "precision",
-    "jit_compile",
-    "steps_per_execution",
-    "batch_size",
-    "epochs",
-    "steps",
-    "loss",
-    "accuracy",
-    "val_loss",
-    "val_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "identical_inputs",
-    "samples_per_second",
-    "train_seconds",
-    "total_seconds",
-)
-"""Of result.json, always all of them: null for what the run did not come to. A task whose metrics
-are others has these too, as NAME, val_NAME and test_NAME."""
-
 
 def run(
     config: TrainSettings,
@@ -71,6 +50,7 @@ def run(
     console: Console,
     stopwatch: Stopwatch,
     session: Session | None = None,
+    members: Membership | None = None,
     until_epoch: int | None = None,
     test: bool = True,
     pictures: bool = True,
@@ -83,6 +63,7 @@ def run(
         console: Where the run speaks.
         stopwatch: Started with the process.
         session: What an earlier run of this process stood on; None for the first.
+        members: The processes that train together; None for one by itself.
         until_epoch: Where to pause: the run is saved, with the status "paused", and is continued
             by the next call with a later end, exactly as if it had not paused. None trains all
             epochs.
@@ -98,32 +79,30 @@ def run(
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
     with interrupts.caught() as signals:
+        members = members or alone()
         if config.model is not None and ":" in config.model:
             find_builder(config.model)  # Before the data, which may take long.
-        begun = _as_recorded(config)
+        begun = together.settings_of_chief(members, _as_recorded(config, members))
         if session is None:
-            session = Session.open(begun, stopwatch=stopwatch)
+            session = Session.open(begun, stopwatch=stopwatch, members=members)
         else:
             session = session.another(begun)
         machine, data = session.machine, session.data
+        together.check_data(members, data, replicas=machine.num_replicas)
         settings = recipe.resolve_for(
             begun, data, replicas=machine.num_replicas, on_gpu=machine.on_gpu
         )
         build = find_builder(settings.model, data.task.models, task=data.task.name)
-        mode, mode_reason = session.choose_input(settings.input, test=test)
+        mode, mode_reason = together.input_of_all(
+            members, *session.choose_input(settings.input, test=test)
+        )
         settings = dataclasses.replace(
             settings,
             input=mode,
             jit_compile=machine.jit_compile,
             intra_op_threads=machine.intra_op_threads or "auto",
         )
-        finished = RunDirectory.find(
-            config.run_dir,
-            config=settings.to_json(),
-            settings=TrainSettings,
-            resume=config.resume,
-            chief=machine.is_chief,
-        )
+        finished = together.finished_run(members, config, settings)
         if finished is not None:
             console.say(
                 f"{config.run_dir} holds this run, finished; give another --run_dir to repeat it"
@@ -146,15 +125,7 @@ def run(
             # All that can be wrong with the data and the model shows before the first file is
             # written.
             job = _prepare(settings, session, build, stopwatch)
-            directory = RunDirectory.create(
-                config.run_dir,
-                config=settings.to_json(),
-                settings=TrainSettings,
-                dataset=data.name,
-                model=settings.model,
-                resume=config.resume,
-                chief=machine.is_chief,
-            )
+            directory = together.make_directory(members, config, settings, dataset=data.name)
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
                 job,
@@ -164,16 +135,18 @@ def run(
                 pictures=pictures,
                 callbacks=tuple(callbacks),
             )
-            with contextlib.closing(directory):
+            with contextlib.closing(directory), together.failing_together(members, job.command):
                 return _record(job, directory, console, stopwatch, signals)
 
 
-def _as_recorded(config: TrainSettings) -> TrainSettings:
+def _as_recorded(config: TrainSettings, members: Membership) -> TrainSettings:
     """Takes what the user left open from the run that is to be continued.
 
     It was decided when that run began: by the devices and the memory that were free then, which
     may not be the same now.
     """
+    if not members.is_chief:
+        return config
     recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
     # Not those of which None says "off".
     decided = [*Resolved.__annotations__, "input"]
@@ -202,8 +175,7 @@ def _record(
     """Trains and leaves a result in the run directory, however it ends."""
     config, machine, data = job.config, job.machine, job.data
     outcome: dict[str, Any] = dict.fromkeys(RESULT_FIELDS)
-    for name in job.metrics:
-        outcome |= dict.fromkeys((name, f"val_{name}", f"test_{name}"))
+    outcome |= dict.fromkeys(measured(job.metrics))
     outcome |= {
         "status": "running",
         "dataset": config.dataset,
@@ -219,16 +191,17 @@ def _record(
         "steps": 0,
     }
     try:
-        console.log_to(directory.log)
+        together.keep_logs(job.members, directory, console)
         directory.write_environment(environment.record(machine, dataset=data.provenance))
         if data.spec.fitted:
             directory.write_fitted(data.spec.fitted)
         # Here and not only around it all, so that the log has what the terminal shows.
         with one_line_failures(config, machine):
             _train(job, directory, console, stopwatch, outcome, signals)
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Interrupted) as stop:
         _close(outcome, "interrupted", directory, stopwatch)
-        signal_ = signals.received or signal.SIGINT
+        signal_ = stop.signal if isinstance(stop, Interrupted) else signals.received
+        signal_ = signal_ or signal.SIGINT
         message = (
             f"stopped by {signal_.name} after {outcome['steps']} steps; "
             f"continue with: {job.command}"
@@ -251,6 +224,7 @@ class _Job:
     Attributes:
         config: With every setting resolved.
         machine: Devices and strategy.
+        members: The processes that train together.
         data: The splits.
         model: Compiled.
         metrics: The names of the task's.
@@ -267,6 +241,7 @@ class _Job:
 
     config: Resolved
     machine: runtime.Runtime
+    members: Membership
     data: Dataset
     model: keras.Model
     metrics: tuple[str, ...]
@@ -329,6 +304,7 @@ def _prepare(
     return _Job(
         config=config,
         machine=machine,
+        members=session.members,
         data=data,
         model=model,
         metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
@@ -348,7 +324,7 @@ def _train(
     signals: interrupts.Interrupts,
 ) -> None:
     """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
-    config, model, chief = job.config, job.model, job.machine.is_chief
+    config, model, chief = job.config, job.model, job.members.is_chief
     timing = Timing(
         global_batch=config.batch_size,
         examples=job.data.train.num_examples,
@@ -360,12 +336,20 @@ def _train(
         directory.checkpoints_dir,
         save_freq=config.checkpoint_every or "epoch",
         monitor="val_loss",
-        write=chief,
+        members=job.members,
         warn=lambda text: console.say(f"warning: {text}"),
         during=lambda: timing.apart("checkpoints"),
-        run=_data_identity(job.data),
+        run=data_identity(job.data),
     )
-    record = _Record(directory, timing, outcome, config, backup, job.metrics)
+
+    def identical(examples: Examples, split: str) -> None:
+        if chief:
+            unit = job.data.task.unit
+            count_identical(
+                outcome, split, examples, count=job.identical, unit=unit, console=console
+            )
+
+    record = Record(directory, timing, outcome, config, backup, job.metrics)
     callbacks: list[Any] = [timing, progress, record]
     tensorboard = None
     if config.tensorboard != "none" and chief:
@@ -381,13 +365,16 @@ def _train(
     callbacks += [*of_settings, *job.callbacks, backup]
     callbacks += [c.closing for c in of_settings if isinstance(c, SwapEMAWeights)]
     callbacks.append(timing.closing)
-    if directory.resuming:
+    if directory.resuming and chief:
         console.say(f"continuing the run in {directory.path}")
         if directory.metrics_size() and not directory.has_checkpoint:
             raise ModelFileError(
                 f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
                 "holds no checkpoint; put one back, or start again with another --run_dir"
             )
+    if job.data.validation is not None:
+        with stopwatch.during("data"):
+            identical(job.data.validation, "validation")
     try:
         with (
             say_what_is_kept(backup, command=job.command),
@@ -405,9 +392,10 @@ def _train(
             )
     finally:
         backup.close()
-    if signals.received is not None:
-        # It came after the last moment at which `fit` could have been left.
-        raise KeyboardInterrupt
+    # They came after the last moment at which `fit` could have been left.
+    received = job.members.exchange("signals", signals.received)
+    if (late := next(filter(None, received), None)) is not None:
+        raise Interrupted(late)
     outcome["samples_per_second"] = timing.run_samples_per_second
     outcome["train_seconds"] = timing.train_seconds
 
@@ -426,113 +414,17 @@ def _train(
         with stopwatch.during("test"):
             test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
         outcome |= {f"test_{name}": test[name] for name in ("loss", *job.metrics)}
-        _count_identical(job, outcome, console, "test", job.data.test)
+        identical(job.data.test, "test")
     if tensorboard is not None:
-        names = [f"{split}{name}" for split in _SPLITS for name in (*job.metrics, "loss")]
-        final = {name: outcome[name] for name in (*names, "samples_per_second")}
+        names = (*measured(job.metrics), "samples_per_second")
+        final = {name: outcome[name] for name in names}
         tensorboard.show_result(final, step=outcome["steps"])
+    job.members.finish("the end", None)
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
-    console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
-
-
-_SPLITS = ("", "val_", "test_")
-
-
-def _data_identity(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint keeps of the data, for a run that continues it to compare."""
-    identity: dict[str, Any] = {
-        "data.fingerprint": data.fingerprint,
-        "data.classes": len(data.class_names),
-    }
-    if data.spec.fitted:
-        identity["data.fitted"] = data.spec.fitted_digest
-    return identity
-
-
-def _count_identical(
-    job: _Job, outcome: dict[str, Any], console: Console, split: str, examples: Examples
-) -> None:
-    """Says how many inputs of a split are in training too."""
-    if not job.machine.is_chief:
-        return
-    count = job.identical(examples)
-    outcome["identical_inputs"] = (outcome["identical_inputs"] or {}) | {split: count}
-    if count:
-        unit = job.data.task.unit
-        console.say(
-            f"{count:,} of {examples.num_examples:,} {split} {unit} are identical to training "
-            f"{unit}: the figures on them tell less of new ones"
-        )
-
-
-class _Record(keras.callbacks.Callback):
-    """Writes metrics.jsonl, a line an epoch, and keeps the outcome up to date."""
-
-    def __init__(
-        self,
-        directory: RunDirectory,
-        timing: Timing,
-        outcome: dict[str, Any],
-        config: Resolved,
-        backup: BackupAndRestore,
-        metrics: Sequence[str],
-    ):
-        super().__init__()
-        names = ("loss", *metrics)
-        self._names = (*names, *(f"val_{name}" for name in names))
-        self._directory = directory
-        self._timing = timing
-        self._outcome = outcome
-        self._config = config
-        self._backup = backup
-
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        done = self._outcome["epochs"] * self._timing.steps_per_epoch
-        self._outcome["steps"] = done + self._timing.steps_done
-        if not math.isfinite(self._timing.latest.get("loss", 0.0)):
-            self._stop_broken()
-
-    def _stop_broken(self) -> None:
-        """Ends a training that is not finite any more, and says where it broke."""
-        steps = self._outcome["steps"]
-        broken = self._backup.first_breakage(steps)
-        where = f"within {steps} steps"
-        if broken is not None:
-            self._outcome["steps"] = broken.step
-            where = f"at step {broken.step}, first in the gradient of {broken.variable}"
-        raise WorkError(
-            f"the training is not finite any more, {where}; the checkpoints before it are kept; "
-            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1"
-        )
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns what a resumed run has to know of the files and of the outcome."""
-        names = ("epochs", "steps", *self._names)
-        return {
-            "metrics_bytes": self._directory.metrics_size(),
-            "outcome": {name: self._outcome[name] for name in names},
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes back to what `get_state` returned."""
-        self._directory.truncate_metrics(state["metrics_bytes"])
-        self._outcome.update(state["outcome"])
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        values = {
-            name: float(logs[name]) if logs and name in logs else None
-            for name in self._names
-        }
-        self._outcome.update(values, epochs=epoch + 1)
-        self._directory.append_metrics(
-            {
-                "epoch": epoch + 1,
-                "step": self._outcome["steps"],
-                **values,
-                "samples_per_second": self._timing.samples_per_second,
-                "seconds": self._timing.epoch_seconds,
-            }
-        )
+    if chief:
+        console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+    else:
+        console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
 
 
 def _close(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfgpu.cli.console import Stopwatch
+from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data import identical
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import make_resident
@@ -30,21 +31,31 @@ class Session:
     Attributes:
         machine: Devices and strategy.
         data: The splits.
+        members: The processes that train together.
     """
 
-    def __init__(self, machine: runtime.Runtime, data: Dataset):
+    def __init__(
+        self,
+        machine: runtime.Runtime,
+        data: Dataset,
+        members: Membership | None = None,
+    ):
         self.machine = machine
         self.data = data
+        self.members = members or alone()
         self._resident: dict[int, tuple[Any, ...]] = {}
         self._digests: dict[int, np.ndarray] = {}
 
     @classmethod
-    def open(cls, config: TrainSettings, *, stopwatch: Stopwatch) -> Session:
+    def open(
+        cls, config: TrainSettings, *, stopwatch: Stopwatch, members: Membership | None = None
+    ) -> Session:
         """Finds the devices and the data; once a process.
 
         Args:
             config: The settings of the first run.
             stopwatch: Is switched to "data".
+            members: The processes that train together; None for one by itself.
 
         Raises:
             tfgpu.errors.Error: The request or the data is at fault.
@@ -59,9 +70,10 @@ class Session:
             deterministic=config.deterministic,
             intra_op_threads=config.intra_op_threads,
             small_steps=recipe.has_small_steps(config),
+            processes=members.sharing_cores if members else 1,
         )
         stopwatch.switch("data")
-        return cls(machine, load_data(config))
+        return cls(machine, load_data(config), members)
 
     def another(self, config: TrainSettings) -> Session:
         """The same session made ready for another run, as if that were the first.
@@ -78,6 +90,7 @@ class Session:
                 seed=config.seed,
             ),
             self.data,
+            self.members,
         )
         session._resident, session._digests = self._resident, self._digests
         return session

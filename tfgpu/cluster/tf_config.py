@@ -1,4 +1,4 @@
-"""Several processes that train together: what TF_CONFIG says of them."""
+"""What TF_CONFIG says of the processes that train together."""
 
 from __future__ import annotations
 
@@ -14,18 +14,49 @@ class Cluster(NamedTuple):
     """What TF_CONFIG says.
 
     Attributes:
-        name: Of this process in it, such as "worker 0".
-        num_workers: Of all processes.
-        is_chief: Whether this process writes the run directory.
-        address: Of this process, "host:port".
-        addresses: Of all.
+        rank: Of this process among all; the chief's is 0.
+        names: Of all processes, such as "worker 0", by rank.
+        addresses: Of all, "host:port", by rank.
     """
 
-    name: str
-    num_workers: int
-    is_chief: bool
-    address: str
+    rank: int
+    names: tuple[str, ...]
     addresses: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of this process, such as "worker 0"."""
+        return self.names[self.rank]
+
+    @property
+    def num_workers(self) -> int:
+        """Processes in all."""
+        return len(self.addresses)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.rank == 0
+
+    @property
+    def address(self) -> str:
+        """Of this process, "host:port"."""
+        return self.addresses[self.rank]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Splits "host:port", also "[::1]:2222".
+
+    Raises:
+        ValueError: It is none, or the port is not between 1 and 65535.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(\d+)", address)
+    if match is None:
+        raise ValueError(f"{address!r} is not host:port")
+    port = int(match[2])
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{address!r} has port {port}, which is not between 1 and 65535")
+    return match[1].strip("[]"), port
 
 
 def read_cluster(variables: Mapping[str, str]) -> Cluster:
@@ -61,10 +92,13 @@ def read_cluster(variables: Mapping[str, str]) -> Cluster:
         raise wrong("lacks 'cluster' or 'task'")
     hosts = {kind: cluster.get(kind, []) for kind in ("chief", "worker")}
     for job, addresses in hosts.items():
-        if not isinstance(addresses, list) or not all(
-            isinstance(address, str) and re.fullmatch(r".+:\d+", address) for address in addresses
-        ):
+        if not isinstance(addresses, list) or not all(isinstance(a, str) for a in addresses):
             raise wrong(f"has a {job!r} that is not a list of 'host:port'")
+        for address in addresses:
+            try:
+                split_address(address)
+            except ValueError as error:
+                raise wrong(f"has a {job!r} of which {error}") from None
     everyone = hosts["chief"] + hosts["worker"]
     if not everyone:
         raise wrong("names no worker")
@@ -75,10 +109,7 @@ def read_cluster(variables: Mapping[str, str]) -> Cluster:
         raise wrong(f"has task type {kind!r}, neither 'worker' nor 'chief'")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(hosts[kind]):
         raise wrong(f"has task index {index!r}, but {len(hosts[kind])} of type {kind!r}")
+    names = [f"{job} {i}" for job in ("chief", "worker") for i in range(len(hosts[job]))]
     return Cluster(
-        name=f"{kind} {index}",
-        num_workers=len(everyone),
-        is_chief=kind == "chief" or (not hosts["chief"] and index == 0),
-        address=hosts[kind][index],
-        addresses=tuple(everyone),
+        rank=names.index(f"{kind} {index}"), names=tuple(names), addresses=tuple(everyone)
     )

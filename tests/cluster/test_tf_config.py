@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from tfgpu.cluster.tf_config import read_cluster
 from tfgpu.errors import RequestError
 from tfgpu.machine import runtime
-from tfgpu.machine.cluster import read_cluster
 
 
 @pytest.mark.parametrize(
