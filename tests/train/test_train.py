@@ -20,7 +20,7 @@ import tensorflow as tf
 from trained_runs import METRICS, TIMES, Run, argv_of, command, contents, everything, the_line
 
 import tfgpu
-from tfgpu.data import sources
+from tfgpu.tasks import loading as sources
 from tfgpu.train.run import RESULT_FIELDS
 
 pytestmark = [

@@ -12,7 +12,6 @@ import keras
 
 from tfgpu.artifacts import files
 
-
 FITTED = "assets/fitted.json"
 """What a task was fitted to on the training split, in a `.keras` file."""
 

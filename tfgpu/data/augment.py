@@ -35,6 +35,13 @@ class Transformation:
     function: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]]
 
 
+MOST_RESIZED = 1.25
+"""By which factor `random_resize` enlarges or shrinks at most."""
+
+MOST_STRETCHED = 1.2
+"""By which factor `random_resize` changes the ratio of the sides at most."""
+
+
 def _reflect(position: tf.Tensor, size: int) -> tf.Tensor:
     """Maps positions left and right of 0..size-1 back inside, without repeating the edge."""
     last = size - 1
@@ -77,10 +84,70 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     return tf.where(draws[:, :, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
 
+def resize_positions(draws: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where `random_resize` takes each row and each column from.
+
+    Args:
+        draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
+        height: Of the images.
+        width: Of the images.
+
+    Returns:
+        float32 (n, height) and (n, width), positions from 0 to the last row and column.
+    """
+    scale = MOST_RESIZED ** (2 * draws[:, :1] - 1)
+    stretch = MOST_STRETCHED ** (draws[:, 1:2] - 0.5)
+
+    def taken(size: int, factor: tf.Tensor) -> tf.Tensor:
+        middle = (size - 1) / 2
+        position = middle + (tf.range(size, dtype=tf.float32)[None, :] - middle) / factor
+        last = tf.cast(size - 1, tf.float32)
+        return tf.clip_by_value(last - tf.abs(last - tf.abs(position)), 0.0, last)
+
+    return taken(height, scale * stretch), taken(width, scale / stretch)
+
+
+def random_resize(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Enlarges or shrinks each image about its middle, filling in by reflection.
+
+    By a factor from 1 / `MOST_RESIZED` to `MOST_RESIZED`, and with the sides in another ratio, up
+    to `MOST_STRETCHED`; bilinear.
+
+    Args:
+        images: (n, height, width, channels), any dtype.
+        draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
+    rows, columns = resize_positions(draws, images.shape[1], images.shape[2])
+    values = tf.cast(images, tf.float32)
+    values = _between(values, rows, axis=1)
+    values = _between(values, columns, axis=2)
+    if images.dtype.is_integer:
+        values = tf.round(values)
+    return tf.cast(values, images.dtype)
+
+
+def _between(values: tf.Tensor, positions: tf.Tensor, *, axis: int) -> tf.Tensor:
+    """Interpolates along an axis at the positions of each example."""
+    low = tf.floor(positions)
+    part = positions - low
+    first = tf.cast(low, tf.int32)
+    second = tf.minimum(first + 1, values.shape[axis] - 1)
+    shape = [-1, 1, 1, 1]
+    shape[axis] = values.shape[axis]
+    part = tf.reshape(part, shape)
+    below = tf.gather(values, first, axis=axis, batch_dims=1)
+    above = tf.gather(values, second, axis=axis, batch_dims=1)
+    return below + (above - below) * part
+
+
 # Name, as in `--augment`; the function; how many random numbers it takes an image.
 TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], int]] = {
     "crop": (random_crop, 2),
     "flip": (random_flip, 1),
+    "resize": (random_resize, 2),
 }
 
 
@@ -92,9 +159,14 @@ def _flip(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
     return random_flip(x, draws), y
 
 
+def _resize(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_resize(x, draws), y
+
+
 IMAGE_ALONE = {
     "crop": Transformation("crop", 2, _crop),
     "flip": Transformation("flip", 1, _flip),
+    "resize": Transformation("resize", 2, _resize),
 }
 """Transformations of an image that leave y as it is."""
 

@@ -71,7 +71,7 @@ def open_folder(path: str) -> Source:
         from tfgpu.data.mask_folder import open_mask_folders
 
         return open_mask_folders(path, root, split_dirs)
-    found = {split: _find_images(directory) for split, directory in split_dirs.items()}
+    found = {split: _find_classes(directory) for split, directory in split_dirs.items()}
     class_names = tuple(found["train"])
     _check_classes(found, split_dirs, class_names)
 
@@ -101,9 +101,7 @@ def open_folder(path: str) -> Source:
     return Source(
         name=f"folder:{path}",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
-        schema=Schema(
-            requested=f"folder:{path}", features=features, supervised=("image", "label")
-        ),
+        schema=Schema(requested=f"folder:{path}", features=features, supervised=("image", "label")),
         split=split,
     )
 
@@ -184,23 +182,29 @@ def subdirectories(directory: str) -> list[str]:
         raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
 
 
-def _find_images(directory: str) -> dict[str, list[str]]:
+def _find_classes(directory: str) -> dict[str, list[str]]:
     """Returns the sorted images of each class."""
+    return {name: find_images(os.path.join(directory, name)) for name in subdirectories(directory)}
+
+
+def find_images(directory: str) -> list[str]:
+    """Returns the image files below a directory, at any depth, sorted.
+
+    Raises:
+        DataError: A directory cannot be read.
+    """
 
     def fail(error: OSError) -> None:
         raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
-    classes = {}
-    for name in subdirectories(directory):
-        images = [
-            os.path.join(parent, file)
-            for parent, _, names in os.walk(os.path.join(directory, name), onerror=fail)
-            for file in names
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
-        # By parts, so that the order does not depend on the separator of the system.
-        classes[name] = sorted(images, key=lambda image: pathlib.PurePath(image).parts)
-    return classes
+    images = [
+        os.path.join(parent, file)
+        for parent, _, names in os.walk(directory, onerror=fail)
+        for file in names
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+    ]
+    # By parts, so that the order does not depend on the separator of the system.
+    return sorted(images, key=lambda image: pathlib.PurePath(image).parts)
 
 
 def _check_classes(

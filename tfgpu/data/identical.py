@@ -1,4 +1,4 @@
-"""Inputs that are in two splits at once: what a model has trained on says little of new examples."""
+"""Inputs that are in two splits at once: figures on what was trained on say little of the new."""
 
 from __future__ import annotations
 

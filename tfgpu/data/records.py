@@ -23,8 +23,8 @@ KINDS = (
 
 `image` (height, width, channels); `mask` (height, width, 1), a class a pixel; `class`, an integer
 with names; `classes`, a sequence of them; `boxes`, a sequence of boxes with classes; `text`, a
-string to read; `audio` (samples,) or (samples, channels); `id`, a string or a whole number that only
-names something; `number`, one; `numbers`, a tensor of them.
+string to read; `audio` (samples,) or (samples, channels); `id`, a string or a whole number that
+only names something; `number`, one; `numbers`, a tensor of them.
 """
 
 
@@ -118,7 +118,9 @@ class Records:
             decode_raw: Features by name -> what an exported model takes.
         """
 
-        def composed(names: Iterable[str], function: Callable[..., object]) -> Callable[..., object]:
+        def composed(
+            names: Iterable[str], function: Callable[..., object]
+        ) -> Callable[..., object]:
             selected = self.select(tuple(names))
             return lambda *parts: function(selected(*parts))
 

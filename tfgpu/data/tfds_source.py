@@ -310,7 +310,8 @@ def schema_of(info: Any, requested: str) -> Schema:
 def feature_of(feature: Any) -> Feature:
     """One of TFDS's features as `tfgpu.data.records` describes it."""
     known = tfds.features
-    kind, class_names, rate = "other", (), None
+    kind, rate = "other", None
+    class_names: tuple[str, ...] = ()
     if isinstance(feature, known.ClassLabel):
         kind, class_names = "class", tuple(feature.names or ())
     elif isinstance(feature, known.LabeledImage):

@@ -23,7 +23,6 @@ SECONDS = 2.0
 """For each of the two measurements at most, after three calls that do not count."""
 
 
-
 def _columns(measure: str, unit: str) -> dict[str, tuple[str, str]]:
     """The figures in the table: by heading, the name in export.json and the format."""
     return {
@@ -100,9 +99,7 @@ class Comparison:
         """
         same = decide(found) == decide(reference)
         self.examples += len(same)
-        self.max_difference = float(
-            np.maximum(self.max_difference, difference(found, reference))
-        )
+        self.max_difference = float(np.maximum(self.max_difference, difference(found, reference)))
         self.agreeing += float(same.reshape(len(same), -1).mean(axis=1).sum())
         self.right += float(score(found, y).sum())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+
 def in_float32(model: keras.Model) -> keras.Model:
     """The same model with the same weights, every layer under the policy float32.
 

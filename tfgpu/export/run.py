@@ -32,7 +32,6 @@ from tfgpu.export.settings import ExportSettings
 from tfgpu.machine import runtime
 from tfgpu.tasks.parts.serving import Serving
 
-
 _RUN_MODEL = "the run's model"
 _X = "x"  # Of what gets x as it is, among raw inputs.
 

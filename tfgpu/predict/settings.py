@@ -34,9 +34,7 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
         None, "leave it out for the default", values="PATH", default="<run_dir>/predictions"
     )
     """Where files go, of a task that makes some, such as the masks of a segmentation."""
-    users: str | None = text(
-        None, "name users, joined by commas", values="LIST", default="none"
-    )
+    users: str | None = text(None, "name users, joined by commas", values="LIST", default="none")
     """Users to recommend to, in the place of files, of a task that recommends."""
 
     @property

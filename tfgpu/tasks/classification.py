@@ -17,6 +17,7 @@ from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.parts.class_report import ClassReport
 from tfgpu.tasks.parts.image_serving import class_serving
 from tfgpu.tasks.parts.predictor import ImageClassPredictor
+from tfgpu.tasks.parts.spaces import of_lenet
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 
 
@@ -47,9 +48,7 @@ def read(request: Request) -> Reading:
     """uint8 images (height, width, channels) and int32 labels ()."""
     x, y = request.roles["x"], request.roles["y"]
     features = request.schema.features
-    shape = records.image_shape(
-        features[x], request.image_size, requested=request.schema.requested
-    )
+    shape = records.image_shape(features[x], request.image_size, requested=request.schema.requested)
 
     def decode(found: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         return records.image(found[x], shape), decode_y(found)
@@ -90,4 +89,5 @@ TASK = Task(
     report=ClassReport,
     predict=ImageClassPredictor,
     serve=class_serving,
+    space=of_lenet,
 )

@@ -195,14 +195,17 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
                 fitting.append((task, task.choose(schema, given)))
             except RequestError as refusal:
                 reasons[name] = str(refusal)
+    if len(fitting) > 1 and schema.supervised is not None:
+        # Where several fit, what the set itself has for input and target is no doubt.
+        own = dict(zip(("x", "y"), schema.supervised, strict=True)) | dict(given)
+        fitting = [each for each in fitting if dict(each[1]) == own] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        if len(reasons) == 1:
-            raise RequestError(*reasons.values())
+        others = ", ".join(name for name in reasons if name != "classification")
         raise RequestError(
             f"{schema.requested!r} is not an image-classification set, and fits no other task "
-            f"({', '.join(reasons)}): it has {schema.described}; name the task with --task, and "
+            f"({others}): it has {schema.described}; name a task of your own with --task, and "
             "features with --features=x=NAME,y=NAME"
         )
     names = [task.name for task, _ in fitting]

@@ -46,6 +46,7 @@ from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.tasks.parts.predictor import ImagePredictor, Predictor
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tasks.parts.serving import Serving, plain_serving
+from tfgpu.tasks.parts.spaces import of_adamw
 
 if TYPE_CHECKING:
     import keras
@@ -76,7 +77,11 @@ class DataSpec:
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(height, width, channels) where x is a uint8 image, else None."""
-        if isinstance(self.x, tf.TensorSpec) and self.x.dtype == tf.uint8 and self.x.shape.rank == 3:
+        if (
+            isinstance(self.x, tf.TensorSpec)
+            and self.x.dtype == tf.uint8
+            and self.x.shape.rank == 3
+        ):
             height, width, channels = self.x.shape.as_list()
             return height, width, channels
         return None
@@ -253,8 +258,7 @@ class Task:
             measure the gate compares it.
         counts_identical: Whether inputs that are in two splits are counted and said. Of no use where
             x is not all there is of an example, such as a user.
-        space: KerasTuner's hyperparameters -> settings, the default of `tune --space`; None: rate,
-            decay, batch and width.
+        space: KerasTuner's hyperparameters -> settings, the default of `tune --space`.
     """
 
     name: str
@@ -279,4 +283,4 @@ class Task:
     predict: Callable[[DataSpec, Any], Predictor] = _predictor
     serve: Callable[[DataSpec, str], Serving] = plain_serving
     counts_identical: bool = True
-    space: Callable[[Any], dict[str, Any]] | None = None
+    space: Callable[[Any], dict[str, Any]] = of_adamw

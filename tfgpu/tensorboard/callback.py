@@ -315,7 +315,7 @@ class TensorBoard(private.TensorBoardHooks):
             step: Of the run, or the epoch.
         """
         most = getattr(self._report, "shown_examples", None)
-        if most is not None and isinstance(dataset, DeviceDataset):
+        if most is not None and hasattr(dataset, "first"):  # One of tfgpu.data.
             dataset = dataset.first(most)
         shown = self._report.predictions(predictions.outputs_of(self.model, dataset))
         with self.validation_writer.as_default():

@@ -60,9 +60,7 @@ _OF_OPTIMIZER = ("learning_rate", "momentum", "weight_decay")
 """Defaults of a task that go with its optimizer."""
 
 
-def resolve_for(
-    config: TrainSettings, data: Dataset, *, replicas: int, on_gpu: bool
-) -> Resolved:
+def resolve_for(config: TrainSettings, data: Dataset, *, replicas: int, on_gpu: bool) -> Resolved:
     """`resolve` for the task of a data set.
 
     Raises:

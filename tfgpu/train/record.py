@@ -17,7 +17,6 @@ from tfgpu.tasks.loading import Dataset
 from tfgpu.train.progress import Timing
 from tfgpu.train.recipe import Resolved
 
-
 RESULT_FIELDS = (
     "status",
     "dataset",
@@ -145,8 +144,7 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         values = {
-            name: float(logs[name]) if logs and name in logs else None
-            for name in self._names
+            name: float(logs[name]) if logs and name in logs else None for name in self._names
         }
         self._outcome.update(values, epochs=epoch + 1)
         self._directory.append_metrics(

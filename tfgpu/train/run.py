@@ -44,6 +44,7 @@ from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
 
+
 def run(
     config: TrainSettings,
     *,

@@ -12,7 +12,6 @@ from tfgpu.cli.settings import (
     Settings,
     choice,
     custom,
-    names,
     number,
     pairs,
     text,
@@ -27,7 +26,7 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip")
+AUGMENTATIONS = ("crop", "flip", "resize")
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (

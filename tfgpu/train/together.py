@@ -125,7 +125,7 @@ def make_directory(
         config=settings.to_json(),
         settings=TrainSettings,
         dataset=dataset,
-        model=settings.model,
+        model=str(settings.model),
         resume=config.resume,
     )
     members.broadcast("run directory", [str(directory.path), directory.resuming])
