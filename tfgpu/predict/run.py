@@ -47,7 +47,7 @@ def predict(config: PredictSettings, run: TrainedRun) -> int:
         strategy=config.strategy, devices=config.devices, virtual_devices=config.virtual_devices
     )
     machine.check_batch(config.batch_size)
-    folder = _folder(config, run, predictor)
+    predictor.folder = folder = _folder(config, run, predictor)
     with machine.strategy.scope():
         model = run.load_model(builder=config.model, task=config.task)
         # Batches differ in size, and XLA would compile each size.

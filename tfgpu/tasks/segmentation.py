@@ -256,14 +256,15 @@ class MaskPredictor(ImagePredictor):
     def rows(self, items: Sequence[Any], outputs: Any) -> Iterator[Mapping[str, Any]]:
         """See `Predictor.rows`: the files, and the share of each class among the pixels."""
         names = self.spec.class_names
+        assert self.folder is not None
         for item, logits in zip(items, outputs, strict=True):
             counts = np.bincount(np.asarray(logits).argmax(axis=-1).ravel(), minlength=len(names))
             shares = (counts / counts.sum()).tolist()
             name = self._name(str(item))
             yield {
                 "path": str(item),
-                "mask": f"{name}.mask.png",
-                "overlay": f"{name}.overlay.png",
+                "mask": str(self.folder / f"{name}.mask.png"),
+                "overlay": str(self.folder / f"{name}.overlay.png"),
                 "shares": dict(zip(names, shares, strict=True)),
             }
 

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Predictor:
 
     Args:
         spec: The `DataSpec`.
-        settings: Of the prediction: `format`, `top_k`, `out` (the folder for files) and `users`.
+        settings: Of the prediction: `format`, `top_k` and `users`.
 
     Attributes:
         spec: The same.
@@ -49,11 +50,13 @@ class Predictor:
         extensions: Of the files that a folder stands for.
         unit: What an item is called, in the plural, in messages.
         writes_files: Whether `written` gives files.
+        folder: Where they go; None where there are none.
     """
 
     extensions: tuple[str, ...] = ()
     unit = "files"
     writes_files = False
+    folder: Path | None = None
 
     def __init__(self, spec: Any, settings: Any):
         self.spec = spec
