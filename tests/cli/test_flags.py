@@ -26,8 +26,8 @@ EVERY_FLAG = """
     --model=package.module:build --width=1.5 --depth=3
     --batch_size=96 --epochs=9 --optimizer=sgd --learning_rate=0.1 --momentum=0.9
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
-    --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2 --early_stopping=3
-    --seed=12
+    --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2
+    --early_stopping=3 --seed=12
     --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full --profile=5:7
     --progress=plain --verbosity=1
 """.split()

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.engine.batches import untuned
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, RequestError
 from tfgpu.machine import hardware
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
@@ -167,8 +167,15 @@ class Examples:
 
         Raises:
             DataError: A record is damaged; the message names the file.
+            RequestError: The shape of a tensor is not the same for all examples.
         """
         spec = self.element_spec
+        for one in tf.nest.flatten(spec):
+            if None in one.shape.as_list():
+                raise RequestError(
+                    f"examples differ in shape ({one.shape}): bring them to one, or pad them and "
+                    "give a mask beside them"
+                )
         arrays = tf.nest.map_structure(
             lambda one: np.empty((self.num_examples, *one.shape), one.dtype.as_numpy_dtype), spec
         )

@@ -112,14 +112,10 @@ def read_mask(path: str) -> np.ndarray:
         values = np.asarray(file, np.int64)
     if values.size and not 0 <= values.min() <= values.max() <= 255:
         raise DataError(
-            f"{path} has the value {int(values.max())}: a mask has values from 0 to 255, one a class"
+            f"{path} has the value {int(values.max())}: a mask has values from 0 to 255, one for "
+            "each class"
         )
     return values.astype(np.uint8)[..., None]
-
-
-def mask_png(values: np.ndarray) -> Image.Image:
-    """A mask as an image to be saved: uint8 (height, width), grey."""
-    return Image.fromarray(values.astype(np.uint8), mode=None)
 
 
 def _pairs(directory: str) -> list[tuple[str, str]]:

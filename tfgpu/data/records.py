@@ -97,6 +97,23 @@ class Records:
         read = read_subset(self.read, self.num_examples, positions)
         return dataclasses.replace(self, num_examples=len(positions), read=read)
 
+    def load(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Reads features of every record, in natural order, such as those a task is fitted on.
+
+        Args:
+            names: Of features whose shape does not vary.
+
+        Returns:
+            An array (n, ...) for each; strings are bytes.
+
+        Raises:
+            DataError: A record is damaged.
+        """
+        found: dict[str, np.ndarray] = self.examples(
+            names, lambda found: (found, ())
+        ).load_arrays()[0]
+        return found
+
     def examples(
         self,
         names: Iterable[str],

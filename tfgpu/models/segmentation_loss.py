@@ -17,8 +17,9 @@ class DiceCrossentropy(keras.losses.Loss):
 
     The cross-entropy is the mean over the pixels of an example; the Dice loss of F. Milletari,
     N. Navab and S. Ahmadi, "V-Net", 3DV 2016, is 1 minus the mean over the classes of
-    2 |p g| + 1 over |p| + |g| + 1, with sums over the pixels of the example. Their sum is the loss of
-    F. Isensee et al., "nnU-Net", Nature Methods 18, 2021. Pixels of the class `VOID` are left out.
+    2 |p g| + 1 over |p| + |g| + 1, with sums over the pixels of the example. Their sum is the loss
+    of F. Isensee et al., "nnU-Net", Nature Methods 18, 2021. Pixels of the class `VOID` are left
+    out.
 
     Args:
         num_classes: Size of the logits.

@@ -93,8 +93,8 @@ def read(request: Request) -> Reading:
     def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
             raise DataError(
-                f"{os.fsdecode(place)} has the value {values[mask == _UNKNOWN][0]}, and the classes "
-                f"are {describe(fitted)}: mend the mask, or train on masks that have it"
+                f"{os.fsdecode(place)} has the value {values[mask == _UNKNOWN].flat[0]}, and the "
+                f"classes are {describe(fitted)}: mend the mask, or train on masks that have it"
             )
 
         return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])

@@ -9,12 +9,12 @@ To add one, write a module with a `Task` in it:
 
 - for yourself, anywhere: `--task=package.module:NAME`;
 - in tfgpu, as `tfgpu/tasks/NAME.py` (or a package of that name), the task in it called `TASK`. The
-  file's being there is all: `--task=NAME` finds it, and data that fit it alone are recognised. A new
-  kind of storage is a reader, `tfgpu/data/PREFIX_source.py` for `--dataset=PREFIX:REST`.
+  file's being there is all: `--task=NAME` finds it, and data that fit it alone are recognised. A
+  new kind of storage is a reader, `tfgpu/data/PREFIX_source.py` for `--dataset=PREFIX:REST`.
 
-What is needed at the least is `name`, `read`, `models`, `loss` and `metrics`. `tfgpu.tasks.parts` has
-pieces that tasks share: reports, predictors, serving signatures. Import what is large or optional
-inside of functions: every task's module is imported when data are to be recognised.
+What is needed at the least is `name`, `read`, `models`, `loss` and `metrics`. `tfgpu.tasks.parts`
+has pieces that tasks share: reports, predictors, serving signatures. Import what is large or
+optional inside of functions: every task's module is imported when data are to be recognised.
 
 Rules that make the promises of the engine hold for a task:
 
@@ -25,8 +25,8 @@ Rules that make the promises of the engine hold for a task:
 - Metrics add up: their variables are sums over examples, which replicas and splits sum.
 - Every random number of `augment` comes from `draws`.
 - What is fitted sees `Request.train` alone, is put into `DataSpec.fitted`, and is taken from
-  `Request.fitted` where that is given. It lies in the run directory (`fitted.json`) and in the model
-  file, and a run is not continued with another.
+  `Request.fitted` where that is given. It lies in the run directory (`fitted.json`) and in the
+  model file, and a run is not continued with another.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Task:
             that says what is missing where the data do not fit: the task is inferred for data that
             fit no other.
         infer: Whether it may be inferred.
-        open: The value of `--dataset` -> a `Source`, for a task that reads data in a way of its own.
+        open: The value of `--dataset` -> a `Source`, for a task that reads data in its own way.
         split: (source, roles, validation fraction, seed) -> `Splits`, where examples may not be
             split at random; None does that.
         augment: What `--augment` may name.
@@ -256,8 +256,8 @@ class Task:
         predict: (spec, settings of the prediction) -> how `predict` reads files and shows outputs.
         serve: (spec, format) -> signature and postprocessing of an exported file, and by which
             measure the gate compares it.
-        counts_identical: Whether inputs that are in two splits are counted and said. Of no use where
-            x is not all there is of an example, such as a user.
+        counts_identical: Whether inputs that are in two splits are counted and said. Of no use
+            where x is not all there is of an example, such as a user.
         space: KerasTuner's hyperparameters -> settings, the default of `tune --space`.
     """
 

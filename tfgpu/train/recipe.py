@@ -278,6 +278,40 @@ def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizer
     return keras.optimizers.get({"class_name": config.optimizer, "config": settings})
 
 
+def make_loss(config: Resolved, data: Dataset, model: keras.Model) -> Any:
+    """The loss of a task, which has to give a value for each example.
+
+    Args:
+        config: What `resolve` returned.
+        data: With the task.
+        model: What `build_checked` returned.
+
+    Raises:
+        RequestError: It gives something else.
+    """
+    import tensorflow as tf
+
+    loss = data.task.loss(data.spec, config.to_json())
+    y, outputs = data.train.element_spec[1], getattr(model, "output_shape", None)
+    if (
+        not isinstance(y, Mapping)
+        and isinstance(outputs, tuple)
+        and None not in outputs[1:]
+        and hasattr(loss, "call")
+    ):
+        with tf.device("CPU"):
+            shape = tf.shape(
+                loss.call(tf.zeros((2, *y.shape), tf.float32), tf.zeros((2, *outputs[1:])))
+            )
+        if shape.numpy().tolist()[:1] != [2]:
+            raise RequestError(
+                f"the loss of the task {data.task.name} gives a value of shape "
+                f"{tuple(shape.numpy().tolist())} for two examples: it must give one for each, so "
+                "that batches and replicas add up; an x or y that is one number has the shape (1,)"
+            )
+    return loss
+
+
 def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     """Keras' callbacks that settings ask for.
 

@@ -297,7 +297,7 @@ def _prepare(
     with strategy.scope():
         model.compile(
             optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
-            loss=data.task.loss(data.spec, config.to_json()),
+            loss=recipe.make_loss(config, data, model),
             metrics=(metrics := list(data.task.metrics(data.spec))),
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.compile_option,

@@ -63,7 +63,7 @@ class Predictor:
         self.settings = settings
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
-        """Yields the items that arguments stand for, in order, or a `DataError` in the place of one.
+        """Yields the items that arguments stand for, in order; a `DataError` for what is wrong.
 
         No more arguments are read than the items taken need.
         """
