@@ -194,8 +194,8 @@ def test_json_on_request_is_all_of_standard_output(workspace, tmp_path, capsys):
 def test_without_matplotlib_the_figures_remain_and_the_extra_is_named(
     workspace, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.delitem(sys.modules, "tfgpu.tasks.parts.class_plots", raising=False)
-    monkeypatch.delattr("tfgpu.tasks.parts.class_plots", raising=False)
+    monkeypatch.delitem(sys.modules, "tfgpu.tasks.parts.plots", raising=False)
+    monkeypatch.delattr("tfgpu.tasks.parts.plots", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -1,5 +1,6 @@
 """A task of one's own through the commands, and what is refused of tasks and their settings."""
 
+import importlib
 import json
 import sys
 
@@ -163,7 +164,7 @@ def test_a_task_of_ones_own_trains_on_dicts_with_a_mask(run):
 
 
 def test_what_is_fitted_saw_neither_validation_nor_test(place, run):
-    import own_task
+    own_task = importlib.import_module("own_task")
 
     fitted = read_json(run / "fitted.json")["vocabulary"]
     assert len(own_task.SEEN) == 63 and fitted == list("abcdefgh")
@@ -247,7 +248,7 @@ def test_a_loss_that_is_not_a_value_for_each_example_is_refused(place, capsys):
     ("flags", "said"),
     [
         (["--task=own_task:NONE"], "own_task has no object 'NONE'"),
-        (["--task=own_task:build"], "is a function; name a tfgpu.Task"),
+        (["--task=own_task:build"], "is a function; name a Task"),
         (["--task=nowhere:TASK"], "there is no module 'nowhere'"),
         (["--augment=spin"], "'spin' is not an augmentation of the task counting; it has drop"),
         (

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from tfgpu.data.examples import python_op
 from tfgpu.data.folder import (

@@ -89,7 +89,7 @@ def find_task(name: str) -> Task:
         task = find_object(name, flag="task")
         if not isinstance(task, Task):
             raise RequestError(
-                f"--task={name} is a {type(task).__name__}; name a tfgpu.Task of the module"
+                f"--task={name} is a {type(task).__name__}; name a Task of the module"
             )
         return task
     known = tasks.names()

@@ -92,12 +92,12 @@ class ClassReport(Report):
         """See `Report.files`."""
         made = {"confusion_matrix.csv": confusion_table(result).encode()}
         try:
-            from tfgpu.tasks.parts import class_plots
+            from tfgpu.tasks.parts import plots
         except ImportError as error:
             if error.name is None or not error.name.startswith("matplotlib"):
                 raise
             return made
-        return made | class_plots.draw(result)
+        return made | plots.draw(result)
 
     def batch(self, x: Any, y: Any) -> Mapping[str, Picture]:
         """See `Report.batch`."""
