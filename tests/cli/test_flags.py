@@ -17,7 +17,8 @@ FIELDS = [field.name for field in dataclasses.fields(TrainSettings)]
 
 # Every flag in the order of the help page, but virtual_devices, which excludes a list of devices.
 EVERY_FLAG = """
-    --strategy=one_device --devices=GPU:1 --precision=mixed_float16 --jit_compile=false
+    --strategy=one_device --devices=GPU:1 --join_timeout=60 --precision=mixed_float16
+    --jit_compile=false
     --steps_per_execution=7 --intra_op_threads=2 --deterministic=true
     --dataset=folder:photos --data_dir=data --task=classification --features=x=image,y=label
     --target=price --tokens=word --task_options=split=time

@@ -22,6 +22,7 @@ EVERYTHING = {
     "strategy": "one_device",
     "devices": "GPU:1",
     "virtual_devices": 0,
+    "join_timeout": 60,
     "precision": "mixed_float16",
     "jit_compile": False,
     "steps_per_execution": 7,
@@ -111,6 +112,7 @@ IMPOSSIBLE = [
     ("steps_per_execution", 0),
     ("steps_per_execution", "many"),
     ("steps_per_execution", True),
+    ("join_timeout", 0),
     ("intra_op_threads", 0),
     ("intra_op_threads", "all"),
     ("deterministic", "true"),
@@ -313,7 +315,7 @@ def test_formats_are_written_in_one_order(formats, chosen):
 def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     """These words are in run directories that exist: a setting must not change sides unseen."""
     assert TrainSettings.names(on_resume="ignored") == {
-        *("run_dir", "resume", "verbosity", "progress")
+        *("run_dir", "resume", "verbosity", "progress", "join_timeout")
     }
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
@@ -325,7 +327,8 @@ def test_a_run_is_continued_with_what_decides_how_it_is_computed():
 def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
     assert TrainSettings.names(tunable=False) == {
         *("strategy", "devices", "virtual_devices", "intra_op_threads", "deterministic"),
-        *("dataset", "data_dir", "validation_fraction", "image_size", "seed", "run_dir", "resume"),
+        *("join_timeout", "dataset", "data_dir", "validation_fraction", "image_size", "seed"),
+        *("run_dir", "resume"),
         *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
     }

@@ -246,6 +246,7 @@ class Settings:
     Attributes:
         sections: The titles of the sections of the help page, in order.
         flags: Names of the settings that are flags; None for all.
+        no_flags: Names of those that are none.
         arguments: What may follow the flags; the field `paths` gets it.
         experiment: Whether settings may come from a file.
 
@@ -255,6 +256,7 @@ class Settings:
 
     sections: ClassVar[tuple[str, ...]] = ()
     flags: ClassVar[Set[str] | None] = None
+    no_flags: ClassVar[Set[str]] = frozenset()
     arguments: ClassVar[str] = ""
     experiment: ClassVar[bool] = True
     _shared: ClassVar[dict[str, Any]] = {}
@@ -316,7 +318,8 @@ class Settings:
         """Returns the flags in each section of the help page, by name."""
         page: dict[str, dict[str, Setting]] = {title: {} for title in cls.sections}
         for name in (field.name for field in dataclasses.fields(cls)):
-            if name != "paths" and (cls.flags is None or name in cls.flags):
+            is_flag = (cls.flags is None or name in cls.flags) and name not in cls.no_flags
+            if name != "paths" and is_flag:
                 setting = cls.setting(name)
                 page[str(setting.section)][name] = setting
         return page

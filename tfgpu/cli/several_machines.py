@@ -10,6 +10,7 @@ from typing import Any
 
 from tfgpu.cli import interrupts
 from tfgpu.cli.console import Console
+from tfgpu.cli.native_stderr import filtered
 from tfgpu.cli.settings import Settings
 from tfgpu.cluster import identity, membership, rendezvous
 from tfgpu.cluster.tf_config import read_cluster, split_address
@@ -55,7 +56,7 @@ def joined(config: Any, *, console: Console) -> Iterator[membership.Membership]:
             timeout=config.join_timeout,
             say=console.say,
         )
-    with members:
+    with filtered() if not config.verbosity else contextlib.nullcontext(), members:
         yield members
 
 

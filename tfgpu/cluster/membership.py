@@ -32,7 +32,7 @@ from tfgpu.errors import (
 BEAT = 1.0
 """Seconds between two signs of life."""
 
-LOST_AFTER = 10.0
+LOST_AFTER = 9.0
 """Seconds of silence after which a process that trains counts as lost."""
 
 LOST_WHILE_BUSY = 60.0
@@ -265,8 +265,13 @@ class Membership:
                 if self.is_chief:  # The others may still have lines for their logs.
                     everyone = set(self._peers)
                     self._condition.wait_for(lambda: self._left >= everyone, timeout=5)
-        for connection in self._peers.values():
-            connection.close()
+            for connection in self._peers.values():
+                connection.close()
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(2 * BEAT)
+            os.close(self._wake_in)
+            os.close(self._wake_out)
 
     # ---- between the threads -------------------------------------------------------------
 
@@ -365,7 +370,11 @@ class Membership:
                     self._try_to_send(peer, "beat")
 
     def _lose(self, peer: int, why: str) -> None:
-        if not self._closed and peer not in self._left:
+        with self._condition:
+            expected = self._closed or peer in self._left
+            self._left.add(peer)
+            self._condition.notify_all()
+        if not expected:
             self._failed(peer, LostWorkerError.exit_code, why, lost=True)
 
     def _ended(self, peer: int, code: int, line: str) -> None:

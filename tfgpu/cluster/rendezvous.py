@@ -132,7 +132,12 @@ def _listening(cluster: Cluster, name: str) -> Iterator[socket.socket]:
                 f"port {port} of {name} {why}; end what listens there "
                 f"(`ss -ltnp 'sport = :{port}'`), or name another port in TF_CONFIG"
             ) from None
-        yield listener
+        try:
+            yield listener
+        finally:
+            # A thread that waits in `accept` would keep it open.
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
 
 
 # ---- the chief -----------------------------------------------------------------------------
@@ -181,16 +186,18 @@ def _accept(listener: socket.socket, token: bytes, ident: str, arrivals: queue.Q
     def greet(sock: socket.socket, where: str) -> None:
         try:
             connection = wire.accept(sock, token=token, ident=ident)
-            message = connection.receive(5.0)
-            if message is None or message.kind != "join":
-                connection.close()
-                return
         except wire.TokenError:
             arrivals.put(f"somebody at {where} came with another token and was turned away")
+            return
         except (OSError, EOFError, ValueError):
             return  # A port scanner, or a process that died.
-        else:
+        message = None
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            message = connection.receive(5.0)
+        if message is not None and message.kind == "join":
             arrivals.put((connection, message.fields))
+        else:
+            connection.close()
 
     while True:
         try:
@@ -275,6 +282,7 @@ def _take_in(
     if problem is not None:
         with contextlib.suppress(OSError):
             connection.send("refused", line=problem, code=RequestError.exit_code)
+        connection.close()
         raise RequestError(problem)
     present[rank] = connection, fields
 
@@ -303,7 +311,7 @@ def _refuse(
     for connection, _ in present.values():
         with contextlib.suppress(OSError):
             connection.send("refused", line=line, code=code)
-            connection.close()
+        connection.close()
 
 
 def _signum(stop: BaseException) -> int:
@@ -338,9 +346,10 @@ def _follow(
                 problem=None if problem is None else str(problem),
             )
             sharing = _wait_for_go(connection, own.names[0], say)
-        except KeyboardInterrupt as stop:
-            with contextlib.suppress(OSError):
-                connection.send("bye", signum=_signum(stop))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                with contextlib.suppress(OSError):
+                    connection.send("bye", signum=_signum(error))
             connection.close()
             raise
     return Membership(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from tfgpu.cluster.tf_config import Cluster
 from tfgpu.machine import tensorflow_internals
 
 _OF_A_PEER = (
@@ -21,8 +23,31 @@ _OF_A_PEER = (
 )
 
 
+REGISTRATION = 10
+"""Seconds in which all processes have to reach the coordination service.
+
+TensorFlow waits for an hour, inside a call that keeps Python from handling signals. All processes
+make their strategies at the same moment, so that more is not needed.
+"""
+
+
+def strategy_of_workers(cluster: Cluster) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Makes the strategy of a cluster that TF_CONFIG describes, when all its processes do.
+
+    Args:
+        cluster: What TF_CONFIG says.
+
+    Raises:
+        tf.errors.OpError: Another process did not come.
+    """
+    jobs = collections.Counter(name.partition(" ")[0] for name in cluster.names)
+    tensorflow_internals.set_registration_timeout(jobs, seconds=REGISTRATION)
+    with _signal_handlers_kept():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
 @contextlib.contextmanager
-def signal_handlers_kept() -> Iterator[None]:
+def _signal_handlers_kept() -> Iterator[None]:
     """Gives SIGINT and SIGTERM back to Python, after TensorFlow has put its own handlers there.
 
     The strategy for several workers does so, below Python, which does not notice.

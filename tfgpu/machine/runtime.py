@@ -194,10 +194,9 @@ def start(
 
     if cluster:
         # Before the devices are listed: collectives between workers are set up at start-up.
-        from tfgpu.machine.collectives import signal_handlers_kept
+        from tfgpu.machine.collectives import strategy_of_workers
 
-        with signal_handlers_kept():
-            made = tf.distribute.MultiWorkerMirroredStrategy()
+        made = strategy_of_workers(cluster)
         strategy_reason = f"this is {cluster.name} of {cluster.num_workers} in all"
         # Its own devices: with several workers TensorFlow lists everybody's.
         names = tuple(name.rpartition("device:")[2] for name in made.extended.worker_devices)

@@ -5,6 +5,7 @@ Those of training are in `tfgpu.engine.keras_internals`, which this package does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ _VERSIONS = f"Keras {keras.__version__} with TensorFlow {tf.__version__}"
 try:
     from keras.src.ops.function import Function
     from tensorflow.python.client.device_lib import list_local_devices
+    from tensorflow.python.distribute.collective_all_reduce_strategy import (
+        coordination_config_pb2,
+    )
     from tensorflow.python.eager.context import context
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 except ImportError as error:
@@ -27,8 +31,28 @@ for _kind, _name in ((keras.Sequential, "_functional"), (Function, "_nodes_by_de
         raise VersionError(f"tfgpu needs {_kind.__name__}.{_name}, which {_VERSIONS} does not have")
 
 
-if not hasattr(context(), "abort_collective_ops"):
-    raise VersionError(f"tfgpu needs Context.abort_collective_ops, which {_VERSIONS} does not have")
+for _name in ("abort_collective_ops", "configure_coordination_service"):
+    if not hasattr(context(), _name):
+        raise VersionError(f"tfgpu needs Context.{_name}, which {_VERSIONS} does not have")
+
+
+def set_registration_timeout(jobs: Mapping[str, int], *, seconds: int) -> None:
+    """Says how long the processes of a cluster wait for each other; before the strategy is made.
+
+    Args:
+        jobs: Processes by the name of their job: "chief" and "worker".
+        seconds: Until registering fails.
+    """
+    leader = "chief" if "chief" in jobs else "worker"
+    context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{leader}/replica:0/task:0",
+        cluster_register_timeout_in_ms=seconds * 1000,
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=count)
+            for job, count in jobs.items()
+        ],
+    )
 
 
 def abort_collectives(message: str) -> None:

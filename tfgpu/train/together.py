@@ -28,6 +28,8 @@ def settings_of_chief(members: Membership, settings: TrainSettings) -> TrainSett
     """
     if members.alone:
         return settings
+    # From here on all go through the same calls of TensorFlow at the same time.
+    members.exchange("TensorFlow is imported", None)
     chiefs = members.broadcast("settings", settings.to_json()).fields["value"]
     own = {name: value for name, value in settings.to_json().items() if name in _OWN}
     return TrainSettings.from_json({**chiefs, **own})
