@@ -30,6 +30,11 @@ EVERYTHING = {
     "deterministic": True,
     "dataset": "folder:some where",
     "data_dir": "data",
+    "task": "classification",
+    "features": "x=image,y=label",
+    "target": "price",
+    "tokens": "word",
+    "task_options": "split=time",
     "validation_fraction": 0.25,
     "image_size": [48, 64],
     "input": "streaming",
@@ -46,6 +51,7 @@ EVERYTHING = {
     "lr_schedule": "linear",
     "warmup_epochs": 1.8,
     "label_smoothing": 0.1,
+    "class_weight": "balanced",
     "clip_norm": 1.5,
     "ema_momentum": 0.999,
     "gradient_accumulation_steps": 2,
@@ -114,6 +120,13 @@ IMPOSSIBLE = [
     ("dataset", "folder:"),
     ("dataset", 3),
     ("data_dir", " "),
+    ("task", "clasification"),
+    ("task", "my module:TASK"),
+    ("features", "image,label"),
+    ("features", "x=image,x=label"),
+    ("target", " "),
+    ("tokens", "sentence"),
+    ("task_options", "split"),
     ("validation_fraction", 1.0),
     ("validation_fraction", -0.1),
     ("validation_fraction", math.nan),
@@ -154,6 +167,7 @@ IMPOSSIBLE = [
     ("warmup_epochs", -1),
     ("label_smoothing", 1.0),
     ("label_smoothing", None),
+    ("class_weight", "equal"),
     ("clip_norm", 0),
     ("ema_momentum", 1.0),
     ("gradient_accumulation_steps", 0),
@@ -228,6 +242,7 @@ def test_refuses_an_impossible_combination_and_names_both(settings, named):
         {"seed": 2**31 - 1},
         {"augment": "none"},
         {"augment": "flip"},
+        {"augment": "shift", "task": "mine:TASK"},
     ],
 )
 def test_accepts_what_is_possible(settings):
@@ -305,7 +320,7 @@ def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
         *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
-        *("checkpoint_every", "tensorboard", "profile"),
+        *("checkpoint_every", "tensorboard", "profile", "task"),
     }
 
 
@@ -314,6 +329,7 @@ def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
         *("strategy", "devices", "virtual_devices", "intra_op_threads", "deterministic"),
         *("join_timeout", "dataset", "data_dir", "validation_fraction", "image_size", "seed"),
         *("run_dir", "resume"),
+        *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
     }
 

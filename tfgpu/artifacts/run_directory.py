@@ -219,6 +219,10 @@ class RunDirectory:
         """
         self._write("environment.json", environment)
 
+    def write_fitted(self, fitted: Mapping[str, Any]) -> None:
+        """Writes fitted.json: what was fitted on the training split; see `write_result`."""
+        self._write("fitted.json", fitted)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; numbers that are not finite become null.
 

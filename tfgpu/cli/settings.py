@@ -24,6 +24,9 @@ LARGEST = 2**31 - 1
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """package.module:function."""
 
+NAMED = re.compile(r"[A-Za-z_]\w*=[^,=]+")
+"""One of the pairs of `pairs`."""
+
 Check = Callable[[Any], str | None]
 """Returns why a value is impossible, or None."""
 
@@ -141,6 +144,27 @@ def names(
     instead = f"write {alone}, or names out of {known}"
     values = f"{alone}|LIST"
     return text(value, instead, check, values=values, among=among, **declared)
+
+
+def read_pairs(text: str) -> dict[str, str]:
+    """Reads what `pairs` takes: "a=b,c=d" to {"a": "b", "c": "d"}."""
+    return dict(pair.split("=", 1) for pair in text.split(","))
+
+
+def pairs(value: str | None, /, example: str, **declared: Any) -> Any:
+    """A field that takes names with values, NAME=VALUE joined by commas."""
+    instead = f"write NAME=VALUE joined by commas, such as {example}"
+
+    def check(value: str) -> str | None:
+        given = value.split(",")
+        for pair in given:
+            if not NAMED.fullmatch(pair):
+                return f"{pair!r} is not NAME=VALUE; {instead}"
+        if len({pair.partition("=")[0] for pair in given}) < len(given):
+            return "gives a name twice; give each once"
+        return None
+
+    return text(value, instead, check, **{"values": "NAME=VALUE,..."} | declared)
 
 
 def whole(
