@@ -53,9 +53,22 @@ TUNE = [
     "scipy>=1.13.1",
 ]
 
-# The tests draw every picture, write every format and search. selenium: TensorBoard in a real
-# browser, where there is one.
-TEST = ["pytest>=8.2.0", "pytest-xdist>=3.6.0", "selenium>=4.30.0", *PLOTS, *EXPORT, *TUNE]
+KUBERNETES = ["PyYAML>=6.0.4"]
+
+RAY = ["ray>=2.60.0"]
+
+# The tests draw every picture, write every format, search and launch. selenium: TensorBoard in a
+# real browser, where there is one.
+TEST = [
+    "pytest>=8.2.0",
+    "pytest-xdist>=3.6.0",
+    "selenium>=4.30.0",
+    *PLOTS,
+    *EXPORT,
+    *TUNE,
+    *KUBERNETES,
+    *RAY,
+]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
@@ -65,6 +78,10 @@ EXTRAS_REQUIRE = {
     "plots": PLOTS,
     # What writes the files of `tfgpu export`, and the runtimes they are compared in.
     "export": EXPORT,
+    # The manifest of `tfgpu launch --backend=kubernetes`.
+    "kubernetes": KUBERNETES,
+    # `tfgpu launch --backend=ray`.
+    "ray": RAY,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     "test": TEST,

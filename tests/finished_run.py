@@ -43,7 +43,7 @@ def write_run(path, made=None, *, names=CLASSES, shape=SHAPE, dataset="folder:no
     }
     (path / "config.json").write_text(json.dumps(settings | config))
     folder = Path(dataset.removeprefix("folder:"))
-    fingerprint = open_folder(str(folder), image_size=None).fingerprint if folder.is_dir() else ""
+    fingerprint = open_folder(str(folder)).fingerprint if folder.is_dir() else ""
     about = {
         "name": dataset,
         "fingerprint": fingerprint,

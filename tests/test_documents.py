@@ -16,7 +16,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "BUILD.md", ROOT / "CONTRIBUTING.md", *DOCS]
 
 # Flags of programs that are not ours, in documents that say how ours are used.
-OTHERS = {"cases", "logdir"}
+OTHERS = {"cases", "from", "logdir", "nodes", "ntasks", "requeue", "signal"}
 
 
 def _id(path):
@@ -115,10 +115,18 @@ def test_commands_take_their_flags(page):
                     command, rest = word.removeprefix("tfgpu."), words[position + 1 :]
                 elif word.endswith("tfgpu") and words[position + 1 : position + 2]:
                     command, rest = words[position + 1], words[position + 2 :]
+                if command == "launch" and "--" in rest:
+                    split = rest.index("--")
+                    _check_flags(page, line, rest[split + 1], rest[split + 2 :])
+                    rest = rest[:split]
                 if command in commands():
-                    for flag in rest:
-                        if match := re.match(r"--(\w+)", flag):
-                            assert match[1] in flags(command), f"{page.name}: {line}"
+                    _check_flags(page, line, command, rest)
+
+
+def _check_flags(page, line, command, words):
+    for word in words:
+        if match := re.match(r"--(\w+)", word):
+            assert match[1] in flags(command), f"{page.name}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)

@@ -20,6 +20,7 @@ MODULE_OF = {
     "grpcio": "grpc",
     "keras-tuner": "keras_tuner",
     "pillow": "PIL",
+    "PyYAML": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
 }
@@ -62,7 +63,7 @@ def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     extra = {
         name: declared | _modules(setup_call["extras_require"][name])
-        for name in ("tune", "plots", "export")
+        for name in ("tune", "plots", "export", "kubernetes", "ray")
     }
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)

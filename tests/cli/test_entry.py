@@ -134,6 +134,7 @@ def test_help_and_version_exit_0(args):
         "predict --help",
         "export --help",
         "bench --help",
+        "launch --help",
         "doctor --help",
     ],
 )

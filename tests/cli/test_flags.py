@@ -17,15 +17,18 @@ FIELDS = [field.name for field in dataclasses.fields(TrainSettings)]
 
 # Every flag in the order of the help page, but virtual_devices, which excludes a list of devices.
 EVERY_FLAG = """
-    --strategy=one_device --devices=GPU:1 --precision=mixed_float16 --jit_compile=false
+    --strategy=one_device --devices=GPU:1 --join_timeout=60 --precision=mixed_float16
+    --jit_compile=false
     --steps_per_execution=7 --intra_op_threads=2 --deterministic=true
-    --dataset=folder:photos --data_dir=data --validation_fraction=0.25 --image_size=48x64
+    --dataset=folder:photos --data_dir=data --task=classification --features=x=image,y=label
+    --target=price --tokens=word --task_options=split=time
+    --validation_fraction=0.25 --image_size=48x64
     --input=streaming --augment=crop,flip
     --model=package.module:build --width=1.5 --depth=3
     --batch_size=96 --epochs=9 --optimizer=sgd --learning_rate=0.1 --momentum=0.9
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
-    --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2 --early_stopping=3
-    --seed=12
+    --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2
+    --early_stopping=3 --seed=12
     --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full --profile=5:7
     --progress=plain --verbosity=1
 """.split()

@@ -22,6 +22,7 @@ EVERYTHING = {
     "strategy": "one_device",
     "devices": "GPU:1",
     "virtual_devices": 0,
+    "join_timeout": 60,
     "precision": "mixed_float16",
     "jit_compile": False,
     "steps_per_execution": 7,
@@ -29,6 +30,11 @@ EVERYTHING = {
     "deterministic": True,
     "dataset": "folder:some where",
     "data_dir": "data",
+    "task": "classification",
+    "features": "x=image,y=label",
+    "target": "price",
+    "tokens": "word",
+    "task_options": "split=time",
     "validation_fraction": 0.25,
     "image_size": [48, 64],
     "input": "streaming",
@@ -45,6 +51,7 @@ EVERYTHING = {
     "lr_schedule": "linear",
     "warmup_epochs": 1.8,
     "label_smoothing": 0.1,
+    "class_weight": "balanced",
     "clip_norm": 1.5,
     "ema_momentum": 0.999,
     "gradient_accumulation_steps": 2,
@@ -105,6 +112,7 @@ IMPOSSIBLE = [
     ("steps_per_execution", 0),
     ("steps_per_execution", "many"),
     ("steps_per_execution", True),
+    ("join_timeout", 0),
     ("intra_op_threads", 0),
     ("intra_op_threads", "all"),
     ("deterministic", "true"),
@@ -112,6 +120,13 @@ IMPOSSIBLE = [
     ("dataset", "folder:"),
     ("dataset", 3),
     ("data_dir", " "),
+    ("task", "clasification"),
+    ("task", "my module:TASK"),
+    ("features", "image,label"),
+    ("features", "x=image,x=label"),
+    ("target", " "),
+    ("tokens", "sentence"),
+    ("task_options", "split"),
     ("validation_fraction", 1.0),
     ("validation_fraction", -0.1),
     ("validation_fraction", math.nan),
@@ -152,6 +167,7 @@ IMPOSSIBLE = [
     ("warmup_epochs", -1),
     ("label_smoothing", 1.0),
     ("label_smoothing", None),
+    ("class_weight", "equal"),
     ("clip_norm", 0),
     ("ema_momentum", 1.0),
     ("gradient_accumulation_steps", 0),
@@ -226,6 +242,7 @@ def test_refuses_an_impossible_combination_and_names_both(settings, named):
         {"seed": 2**31 - 1},
         {"augment": "none"},
         {"augment": "flip"},
+        {"augment": "shift", "task": "mine:TASK"},
     ],
 )
 def test_accepts_what_is_possible(settings):
@@ -298,19 +315,21 @@ def test_formats_are_written_in_one_order(formats, chosen):
 def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     """These words are in run directories that exist: a setting must not change sides unseen."""
     assert TrainSettings.names(on_resume="ignored") == {
-        *("run_dir", "resume", "verbosity", "progress")
+        *("run_dir", "resume", "verbosity", "progress", "join_timeout")
     }
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
         *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
-        *("checkpoint_every", "tensorboard", "profile"),
+        *("checkpoint_every", "tensorboard", "profile", "task"),
     }
 
 
 def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
     assert TrainSettings.names(tunable=False) == {
         *("strategy", "devices", "virtual_devices", "intra_op_threads", "deterministic"),
-        *("dataset", "data_dir", "validation_fraction", "image_size", "seed", "run_dir", "resume"),
+        *("join_timeout", "dataset", "data_dir", "validation_fraction", "image_size", "seed"),
+        *("run_dir", "resume"),
+        *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
     }
 

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from clusters import each, joined
+from threads_as_workers import each, joined
 
 from tfgpu.cluster import membership
 from tfgpu.cluster.membership import alone

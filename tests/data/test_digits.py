@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from tfgpu.data import digits, sources
+from tfgpu.data import digits
 from tfgpu.errors import DataError
+from tfgpu.tasks import loading as sources
 
 
 def load(data_dir, **changes):
@@ -101,7 +102,7 @@ def test_preparing_and_reading_say_nothing_and_leave_nothing_else(tmp_path):
     code = (
         "from tfgpu.cli import startup\n"
         "startup.prepare_environment(); startup.import_tensorflow()\n"
-        "from tfgpu.data import sources\n"
+        "from tfgpu.tasks import loading as sources\n"
         f"dataset = sources.load('digits', data_dir={str(tmp_path)!r}, validation_fraction=0.1, "
         "image_size=None, seed=0)\n"
         "dataset.test.load_arrays()"

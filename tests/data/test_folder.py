@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfgpu.data import sources
 from tfgpu.data.folder import read_image
 from tfgpu.errors import DataError, RequestError
+from tfgpu.tasks import loading as sources
 
 RANDOM = np.random.RandomState(0)
 
@@ -213,7 +213,7 @@ def test_the_fingerprint_is_of_the_content_not_the_place(folder, tmp_path_factor
 
 def test_needs_no_tensorflow_datasets(folder):
     code = (
-        "import sys; from tfgpu.data import sources; "
+        "import sys; from tfgpu.tasks import loading as sources; "
         f"sources.load('folder:{folder}', data_dir=None, validation_fraction=0.0, "
         "image_size=None, seed=0); sys.exit('tensorflow_datasets' in sys.modules)"
     )

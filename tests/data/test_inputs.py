@@ -8,11 +8,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfgpu.data import sources
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
 from tfgpu.engine.batches import Batches, cut_rows, own_shard
 from tfgpu.engine.shards import shard_of
+from tfgpu.tasks import loading as sources
 
 N, BATCH = 23, 6  # The last batch of an epoch has 5.
 STEPS = 4

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfgpu.data import sources
 from tfgpu.errors import RequestError
+from tfgpu.tasks import loading as sources
 
 
 @pytest.fixture(scope="module")

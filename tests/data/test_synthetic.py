@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tfgpu.data import sources
 from tfgpu.errors import RequestError
+from tfgpu.tasks import loading as sources
 from tfgpu.train.settings import TrainSettings
 
 

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfgpu.data import sources, tfds_source
+from tfgpu.data import tfds_source
 from tfgpu.errors import DataError, RequestError
+from tfgpu.tasks import loading as sources
 
 IMAGE = tfds.features.Image
 CLASSES = tfds.features.ClassLabel

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfgpu.data.folder import read_image
 from tfgpu.evaluate import __main__ as evaluate
-from tfgpu.evaluate.metrics import BINS, ClassificationMetrics, Counts
+from tfgpu.tasks.parts.class_metrics import BINS, ClassificationMetrics, Counts
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -194,8 +194,8 @@ def test_json_on_request_is_all_of_standard_output(workspace, tmp_path, capsys):
 def test_without_matplotlib_the_figures_remain_and_the_extra_is_named(
     workspace, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.delitem(sys.modules, "tfgpu.evaluate.plots", raising=False)
-    monkeypatch.delattr("tfgpu.evaluate.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "tfgpu.tasks.parts.plots", raising=False)
+    monkeypatch.delattr("tfgpu.tasks.parts.plots", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -15,8 +15,9 @@ from finished_run import CLASSES, build_model, command, refusal, write_images, w
 
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.export import __main__ as export
-from tfgpu.export import formats, gate, inference_model, run
+from tfgpu.export import formats, gate, run
 from tfgpu.export.settings import EXPORT_FORMATS
+from tfgpu.tasks.parts import image_serving
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -169,7 +170,7 @@ def lying(write):
     """A writer that writes another model than it was given."""
 
     def write_other(source, path):
-        other = inference_model.inference_model(
+        other = image_serving.inference_model(
             build_model(seed=1), image_shape=source.model.input_shape[1:]
         )
         write(formats.Source(other, source.class_names, source.preprocessing), path)

@@ -14,7 +14,7 @@ from finished_run import CLASSES, build_model, command, refusal, write_run
 from PIL import Image
 
 from tfgpu.predict import __main__ as predict
-from tfgpu.predict.run import find_images
+from tfgpu.tasks.parts.predictor import find_images
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(

@@ -145,7 +145,7 @@ def checkpoint_state(path):
     for name in ("Timing", "TensorBoard"):
         del state["callbacks"][name]
     # Files are cut back by their size; lines with other times have other lengths.
-    del state["callbacks"]["_Record"]["state"]["metrics_bytes"]
+    del state["callbacks"]["Record"]["state"]["metrics_bytes"]
     return {"step": manifest["step"], "state": state, "arrays": arrays}
 
 
@@ -230,16 +230,16 @@ def command(path, **settings):
 
 def killed(path, monkeypatch, *, steps, **settings):
     """Leaves a run that was killed after that many steps."""
-    from tfgpu.train.run import _Record
+    from tfgpu.train.record import Record
 
     def on_train_batch_end(self, batch, logs=None):
         _record(self, batch, logs)
         if self._outcome["steps"] >= steps:
             raise Killed
 
-    _record = _Record.on_train_batch_end
+    _record = Record.on_train_batch_end
     with monkeypatch.context() as patched:
-        patched.setattr(_Record, "on_train_batch_end", on_train_batch_end)
+        patched.setattr(Record, "on_train_batch_end", on_train_batch_end)
         with pytest.raises(Killed):
             command(path, **settings)
     return path

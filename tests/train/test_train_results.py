@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from trained_runs import METRICS, Run, argv_of, command
 
-from tfgpu.data import sources
+from tfgpu.tasks import loading as sources
 
 pytestmark = [
     pytest.mark.usefixtures("here"),

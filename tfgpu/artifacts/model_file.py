@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from tfgpu.artifacts import files
 
+FITTED = "assets/fitted.json"
+"""What a task was fitted to on the training split, in a `.keras` file."""
 
-def save_for_keras(model: keras.Model, path: Path) -> None:
+
+def save_for_keras(
+    model: keras.Model, path: Path, *, fitted: Mapping[str, Any] | None = None
+) -> None:
     """Writes a model whole or not at all, so that plain Keras can read it.
 
     Args:
         model: The model; one that was compiled with what only tfgpu knows is saved uncompiled.
         path: A `.keras` file.
+        fitted: What goes with the model, as JSON holds it; Keras leaves it aside.
 
     Raises:
         OSError: It cannot be written; the old file stays.
@@ -31,5 +40,10 @@ def save_for_keras(model: keras.Model, path: Path) -> None:
     try:
         with files.replacing(path) as beside:
             model.save(beside)
+            if fitted:
+                with zipfile.ZipFile(beside, "a", zipfile.ZIP_DEFLATED) as archive:
+                    # With a time of its own, equal files would differ.
+                    member = zipfile.ZipInfo(FITTED)
+                    archive.writestr(member, json.dumps(fitted, ensure_ascii=False))
     finally:
         model.compiled = compiled

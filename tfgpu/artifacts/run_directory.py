@@ -27,6 +27,18 @@ from tfgpu.errors import DISK_FULL, RequestError
 _MISSING = object()
 
 
+def default_path(*, dataset: str, model: str, ending: str | None = None) -> Path:
+    """Returns where a run goes that names no directory; there may be something already.
+
+    Args:
+        dataset: Name of the data set.
+        model: Name of the model.
+        ending: What the name ends with; None for the time.
+    """
+    ending = ending or time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{ending}"
+
+
 class RunDirectory:
     """The files of one run.
 
@@ -171,8 +183,7 @@ class RunDirectory:
     def _create_default(
         cls, config: Mapping[str, Any], *, dataset: str, model: str
     ) -> RunDirectory:
-        now = time.strftime("%Y%m%d-%H%M%S")
-        first = Path("runs") / f"{files.file_name(dataset)}-{files.file_name(model)}-{now}"
+        first = default_path(dataset=dataset, model=model)
         place, number = first, 1
         with _refusals(first):
             while not _make(place, config):  # Two runs may start in the same second.
@@ -207,6 +218,10 @@ class RunDirectory:
             OSError: It cannot be written; `filename` is its path.
         """
         self._write("environment.json", environment)
+
+    def write_fitted(self, fitted: Mapping[str, Any]) -> None:
+        """Writes fitted.json: what was fitted on the training split; see `write_result`."""
+        self._write("fitted.json", fitted)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; numbers that are not finite become null.

@@ -1,4 +1,4 @@
-"""A finished run, read back: its settings, its class names, and its model, loaded safely.
+"""A finished run, read back: its settings, its task, and its model, loaded safely.
 
 What a run directory says is data: no class, function or module that one of its files names is
 looked up anywhere but among Keras' own and what the caller has registered.
@@ -7,6 +7,7 @@ looked up anywhere but among Keras' own and what the caller has registered.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,11 @@ from tfgpu.models.builders import find_builder
 if TYPE_CHECKING:
     import keras
 
-    from tfgpu.data.sources import ImageDataset
+    from tfgpu.tasks.loading import Dataset
+    from tfgpu.tasks.task import DataSpec, Task
+
+FITTED = "fitted.json"
+"""What a task was fitted to on the training split, in the run directory."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
@@ -33,15 +38,51 @@ class TrainedRun:
         path: The run directory.
         config: Its `config.json`.
         dataset: What `environment.json` says of the data: name, fingerprint, ...
-        class_names: One a class, in the order of the logits.
-        image_shape: (height, width, channels) of what the model was trained on.
+        fitted: What the task was fitted to on the training split.
     """
 
     path: Path
     config: dict[str, Any]
     dataset: dict[str, Any]
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class, in the order of the labels."""
+        return tuple(str(name) for name in self.dataset["class_names"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what a model of images was trained on."""
+        height, width, channels = (int(side) for side in self.dataset["image_shape"])
+        return height, width, channels
+
+    @functools.cached_property
+    def spec(self) -> DataSpec:
+        """Of the data that the model was trained on."""
+        from tfgpu.tasks.task import DataSpec
+
+        return DataSpec.from_json(self.dataset, self.fitted)
+
+    def task(self, given: str | None = None) -> Task:
+        """The task that the model was trained for.
+
+        Args:
+            given: "package.module:NAME" of one of the user's own. It is what the user says, not
+                what a file says, and is imported.
+
+        Raises:
+            RequestError: The run has a task of the user's own, and it is not given.
+        """
+        from tfgpu.tasks.loading import find_task
+
+        recorded = str(self.dataset.get("task", "classification"))
+        if given is None and ":" in recorded:
+            raise RequestError(
+                f"the run in {self.path} has a task of its own, {recorded}, whose module is "
+                f"imported only when it is named: give --task={recorded}"
+            )
+        return find_task(given or recorded)
 
     @property
     def model_path(self) -> Path:
@@ -83,16 +124,19 @@ class TrainedRun:
         dataset: Any = _read_object(place / "environment.json").get("dataset")
         try:
             dataset["fingerprint"]
-            names = [str(name) for name in dataset["class_names"]]
-            height, width, channels = (int(side) for side in dataset["image_shape"])
+            if not isinstance(dataset["class_names"], list):
+                raise TypeError
+            if "x" not in dataset:
+                _, _, _ = (int(side) for side in dataset["image_shape"])
         except (KeyError, TypeError, ValueError):
             raise ModelFileError(
                 f"{place / 'environment.json'} does not say the class names and the shape of the "
                 "images; it is not what tfgpu wrote there"
             ) from None
-        return cls(place, config, dataset, tuple(names), (height, width, channels))
+        fitted = _read_object(place / FITTED) if (place / FITTED).exists() else {}
+        return cls(place, config, dataset, fitted)
 
-    def load_model(self, *, builder: str | None = None) -> keras.Model:
+    def load_model(self, *, builder: str | None = None, task: str | None = None) -> keras.Model:
         """Loads the model, without its optimizer.
 
         Call it in the scope of a strategy, if there is one.
@@ -100,9 +144,10 @@ class TrainedRun:
         Args:
             builder: "package.module:function" whose module registers the model's own classes.
                 It is what the user says, not what a file says, and is imported.
+            task: The same of a task of the user's own; see `task`.
 
         Returns:
-            A `tfgpu.Model` from images to logits of shape (n, classes).
+            A `tfgpu.Model` from x to what the task's loss takes.
 
         Raises:
             RequestError: The builder cannot be imported.
@@ -111,47 +156,82 @@ class TrainedRun:
         if builder is not None:
             find_builder(builder)
         model = load_safely(self.model_path)
-        outputs = getattr(model, "output_shape", None)
-        if outputs != (None, len(self.class_names)):
-            raise ModelFileError(
-                f"{self.model_path} gives outputs of shape {outputs}, but the run has "
-                f"{len(self.class_names)} classes; it is another run's model"
-            )
-        expected, found = self.image_shape, tuple(model.input_shape[1:])
-        if len(found) != 3 or any(f not in (None, e) for e, f in zip(expected, found, strict=True)):
-            raise ModelFileError(
-                f"{self.model_path} takes images of shape {found}, but the run was trained on "
-                f"{expected}; it is another run's model"
-            )
+        self._check_outputs(model, self.task(task).outputs(self.spec))
+        self._check_inputs(model)
         return model
 
-    def load_data(self, *, dataset: str | None, data_dir: str | None) -> ImageDataset:
-        """Opens the run's data set, or another one of the same classes, as the run split it.
+    def _check_outputs(self, model: keras.Model, expected: Any) -> None:
+        found = getattr(model, "output_shape", None)
+        if expected is None or found == with_batch(expected):
+            return
+        if isinstance(expected, tuple) and len(expected) == 1 and self.class_names:
+            raise ModelFileError(
+                f"{self.model_path} gives outputs of shape {found}, but the run has "
+                f"{len(self.class_names)} classes; it is another run's model"
+            )
+        raise ModelFileError(
+            f"{self.model_path} gives outputs of shape {found}, but the run's are "
+            f"{with_batch(expected)}; it is another run's model"
+        )
+
+    def _check_inputs(self, model: keras.Model) -> None:
+        from tensorflow import nest
+
+        spec = self.spec
+        shapes = [tuple(leaf.shape) for leaf in nest.flatten(spec.x)]
+        found = [tuple(each.shape[1:]) for each in getattr(model, "inputs", [])]
+        if len(shapes) == len(found) and all(
+            map(_fits, sorted(shapes, key=str), sorted(found, key=str))
+        ):
+            return
+        if spec.image_shape is not None:
+            raise ModelFileError(
+                f"{self.model_path} takes images of shape {found[0] if found else None}, but the "
+                f"run was trained on {spec.image_shape}; it is another run's model"
+            )
+        raise ModelFileError(
+            f"{self.model_path} takes inputs of shapes {found}, but the run was trained on "
+            f"{shapes}; it is another run's model"
+        )
+
+    def load_data(
+        self, *, dataset: str | None, data_dir: str | None, task: str | None = None
+    ) -> Dataset:
+        """Opens the run's data set, or another one of the same kind, as the run split it.
 
         Args:
             dataset: Its name as for `tfgpu train`; None for the run's.
             data_dir: Where TFDS sets lie prepared; None for where the run found its own.
+            task: Of the user's own; see `task`.
 
         Returns:
-            Images in the size that the model takes.
+            Examples as the model takes them; what was fitted is that of the run.
 
         Raises:
-            RequestError: The classes or the number of channels are not the model's, or what
-                `tfgpu.data.sources.load` refuses.
+            RequestError: The classes or the inputs are not the model's, or what
+                `tfgpu.tasks.loading.load` refuses.
             DataError: The data cannot be had or is damaged.
         """
-        from tfgpu.data import sources
+        from tfgpu.tasks import loading
+        from tfgpu.tasks.options import read_options, read_roles
 
         name: str = dataset or self.config["dataset"]
+        own = name == self.config["dataset"]
         if data_dir is None and dataset in (None, self.config["dataset"]):
             data_dir = self.config["data_dir"]
+        self.task(task)  # Refuses a task of the user's own that is not given.
+        shape = self.spec.image_shape
         try:
-            data = sources.load(
+            data = loading.load(
                 name,
                 data_dir=data_dir,
                 validation_fraction=self.config["validation_fraction"],
-                image_size=self.image_shape[:2],
+                image_size=shape[:2] if shape is not None else None,
                 seed=self.config["seed"],
+                task=task or str(self.dataset.get("task", "classification")),
+                features=read_roles(self.config.get("features")) if own else {},
+                options=lambda task: read_options(self.config, task.options, task=task.name),
+                fitted=self.fitted,
             )
         except DataError as error:
             if dataset is not None:
@@ -163,12 +243,30 @@ class TrainedRun:
                 f"{_first_difference(self.class_names, data.class_names)}; name a data set with "
                 "the model's classes"
             )
-        if data.image_shape[2] != self.image_shape[2]:
+        if shape is not None and data.image_shape[2] != shape[2]:
             raise RequestError(
                 f"--dataset={name} has images of {data.image_shape[2]} channels, and the model of "
-                f"{self.path} takes {self.image_shape[2]}; name a data set with as many"
+                f"{self.path} takes {shape[2]}; name a data set with as many"
+            )
+        if data.spec.x != self.spec.x:
+            raise RequestError(
+                f"--dataset={name} has other inputs than the model of {self.path} takes "
+                f"({data.spec.x} there, {self.spec.x} in the model); name a data set with as many"
             )
         return data
+
+
+def with_batch(shapes: Any) -> Any:
+    """Shapes of outputs with the batch before: (10,) to (None, 10), in dicts too."""
+    if isinstance(shapes, Mapping):
+        return {name: with_batch(shape) for name, shape in shapes.items()}
+    return (None, *shapes)
+
+
+def _fits(expected: tuple[int, ...], found: tuple[int | None, ...]) -> bool:
+    return len(expected) == len(found) and all(
+        f in (None, e) for e, f in zip(expected, found, strict=True)
+    )
 
 
 def _first_difference(model: tuple[str, ...], data: tuple[str, ...]) -> str:

@@ -120,7 +120,7 @@ def write(
         "command": shlex.join(["tfgpu", "bench", *flags.to_argv(config, command="bench")]),
         "environment": environment,
         "dataset": config.dataset,
-        "model": config.model,
+        "model": results[0].built["model"],
         "rounds": config.rounds,
         "seconds": seconds,
         "remarks": list(remarks),

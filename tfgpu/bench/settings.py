@@ -35,9 +35,10 @@ class BenchSettings(TrainSettings, section="Comparison"):
     """
 
     sections = ("Comparison", *SECTIONS)
+    no_flags = frozenset({"strategy", "join_timeout"})
     flags = {
         *("factors", "rounds", "run_dir", "progress"),
-        *({field.name for each in _BASELINE for field in dataclasses.fields(each)} - {"strategy"}),
+        *(field.name for each in _BASELINE for field in dataclasses.fields(each)),
         *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
     }
 

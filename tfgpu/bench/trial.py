@@ -18,7 +18,7 @@ from tfgpu.bench import interleaved_timing
 from tfgpu.bench import layers as layers_lib
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Stopwatch
-from tfgpu.data.augment import draw
+from tfgpu.data.augment import draw_numbers
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, DeviceMap, make_resident, training_batches
 from tfgpu.engine.batches import Batches, BatchIterator
@@ -49,23 +49,23 @@ class Trial:
         Raises:
             tfgpu.errors.Error: The request or the data is at fault.
         """
-        builder = find_builder(config.model)
+        if config.model is not None and ":" in config.model:
+            find_builder(config.model)  # Before the data, which may take long.
         session = Session.open(config, stopwatch=Stopwatch())
         self.machine, self.data = session.machine, session.data
         self.examples = self.data.train
-        self.config: Resolved = recipe.resolve(
+        task = self.data.task
+        self.config: Resolved = recipe.resolve_for(
             config.training,
-            num_examples=self.examples.num_examples,
+            self.data,
             replicas=self.machine.num_replicas,
             on_gpu=self.machine.on_gpu,
         )
+        builder = find_builder(self.config.model, task.models, task=task.name)
         strategy = self.machine.strategy
-        classes = len(self.data.class_names)
         steps = -(-self.examples.num_examples // self.config.batch_size)
         with strategy.scope():
-            self.model = recipe.build_model(
-                config, builder, image_shape=self.data.image_shape, num_classes=classes
-            )
+            self.model = recipe.build_model(config, builder, **task.arguments(self.data.spec))
             if not isinstance(self.model, keras.Model):
                 raise RequestError(
                     f"--model={config.model} returned {type(self.model).__name__}; return a "
@@ -73,8 +73,8 @@ class Trial:
                 )
             self.model.compile(
                 optimizer=recipe.make_optimizer(self.config, steps_per_epoch=steps),
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                loss=task.loss(self.data.spec, self.config.to_json()),
+                metrics=list(task.metrics(self.data.spec)),
                 steps_per_execution=self.config.steps_per_execution,
                 jit_compile=self.machine.jit_compile,
             )
@@ -93,7 +93,7 @@ class Trial:
             self.examples,
             batch_size=config.batch_size,
             seed=config.seed,
-            augment=recipe.augmentations(config),
+            augment=recipe.transformations(config, self.data.task),
             resident=(
                 make_resident(self.examples, self.machine.strategy)
                 if config.input == "resident"
@@ -111,6 +111,7 @@ class Trial:
         first = time.perf_counter() - start
         return {
             "compile_seconds": max(0.0, first - 2 * self._running.time(0.2)),
+            "model": config.model,
             "replicas": self.machine.num_replicas,
             "batch_size": config.batch_size,
             "devices": list(self.machine.devices),
@@ -188,20 +189,18 @@ class Trial:
 
     def _fixed(self, size: int) -> DeviceDataset:
         """Makes an endless data set of one batch, which the devices hold."""
-        names = recipe.augmentations(self.config)
+        transformations = recipe.transformations(self.config, self.data.task)
+        width = sum(each.numbers for each in transformations)
         some = np.arange(size) % self.examples.num_examples
         batch: Examples = self.examples.take(some)
-        spec = (
-            tf.TensorSpec([None, *batch.image_shape], tf.uint8),
-            tf.TensorSpec([None], tf.int32),
-        )
+        zero = tf.constant(0, tf.int64)
         element = (
-            draw(size, names=names, seed=self.config.seed, step=tf.constant(0, tf.int64)),
+            draw_numbers(size, width=width, seed=self.config.seed, step=zero),
             tf.range(size),
         )
         return DeviceDataset(
             tf.data.Dataset.from_tensors(element).repeat(),
-            device_map=DeviceMap(element_spec=spec, names=tuple(names)),
+            device_map=DeviceMap.of(batch, transformations=transformations),
             resident=make_resident(batch, self.machine.strategy),
             examples=batch,
             batch_size=size,

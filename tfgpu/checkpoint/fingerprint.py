@@ -55,7 +55,7 @@ def describe(model: keras.Model, dataset: Any) -> dict[str, Any]:
         "data": {
             **dataset.settings,
             "examples": dataset.num_examples,
-            "image_shape": list(dataset.examples.image_shape),
+            **_shapes(dataset.examples.element_spec),
             "content": _sample(dataset.examples),
         },
     }
@@ -63,6 +63,19 @@ def describe(model: keras.Model, dataset: Any) -> dict[str, Any]:
     for name, part in parts.items():
         described.update(_flat(name, part))
     return described
+
+
+def _shapes(spec: Any) -> dict[str, Any]:
+    """The shapes of the data: of images with a label each as it has been since checkpoints are."""
+    x, y = spec
+    if isinstance(x, tf.TensorSpec) and x.shape.rank == 3 and _is_label(y):
+        return {"image_shape": x.shape.as_list()}
+    described = tf.nest.map_structure(lambda one: f"{one.dtype.name} {one.shape.as_list()}", spec)
+    return {"x": described[0], "y": described[1]}
+
+
+def _is_label(y: Any) -> bool:
+    return isinstance(y, tf.TensorSpec) and y.shape.rank == 0 and y.dtype.is_integer
 
 
 def _sample(examples: Any) -> str:
@@ -73,7 +86,7 @@ def _sample(examples: Any) -> str:
     with data_errors():
         chosen = examples.dataset(tf.data.Dataset.from_tensor_slices(positions))
         for example in chosen.as_numpy_iterator():
-            for part in example:
+            for part in tf.nest.flatten(example):
                 digest.update(part.tobytes())
     return digest.hexdigest()[:16]
 

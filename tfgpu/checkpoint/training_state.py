@@ -117,7 +117,8 @@ def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
 
 def restore_callbacks(model: keras.Model, checkpoint: Checkpoint) -> None:
     """Gives callbacks back their state; those that were not there before begin now."""
-    states = checkpoint.state["callbacks"]
+    # A class that was private when the checkpoint was written may be public now.
+    states = {name.lstrip("_"): value for name, value in checkpoint.state["callbacks"].items()}
     for name, callback in _callbacks_of(model).items():
         if name not in states:
             continue
@@ -185,7 +186,7 @@ def _callbacks_of(model: keras.Model) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for callback in given:
         if isinstance(callback, Resumable) or _counters(callback):
-            name = type(callback).__name__
+            name = type(callback).__name__.lstrip("_")
             same = sum(other.partition(".")[0] == name for other in named)
             named[f"{name}.{same}" if same else name] = callback
     return named

@@ -258,11 +258,14 @@ def summary(
         Lines without a newline at the end.
     """
     lines = []
-    accuracy, loss = result.get("test_accuracy"), result.get("test_loss")
-    if accuracy is not None:
-        line = f"test accuracy {accuracy:.4f}"
-        if loss is not None:
-            line += f", loss {loss:.4f}"
+    tested = {
+        name.removeprefix("test_"): value
+        for name, value in result.items()
+        if name.startswith("test_") and isinstance(value, float)
+    }
+    if tested:
+        names = sorted(tested, key=lambda name: name == "loss")  # Metrics first.
+        line = "test " + ", ".join(f"{name} {tested[name]:.4f}" for name in names)
         done = [
             f"{count} {unit}{'' if count == 1 else 's'}"
             for unit in ("epoch", "step")

@@ -16,6 +16,7 @@ from tfgpu.errors import DISK_FULL, Error, RequestError, WorkError, did_you_mean
 # Each command is the module of that name in this package.
 COMMANDS = {
     "train": "train a model",
+    "launch": "start the workers of a training on one machine or several",
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",

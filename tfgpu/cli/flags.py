@@ -31,7 +31,7 @@ _VERSION = {"--version", "-version", "--version=true"}
 
 ENVIRONMENT = """\
   TFDS_DATA_DIR  where TFDS keeps its data sets
-  TF_CONFIG      the machines of --strategy=multi_worker_mirrored
+  TF_CONFIG      the machines of --strategy=multi_worker_mirrored; `tfgpu launch` sets it
   TFGPU_CLUSTER_TOKEN, TFGPU_CLUSTER_TOKEN_FILE
                  the secret that they share, or a file with it that only its owner may read
   KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT
@@ -91,13 +91,13 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
         raise SystemExit(0)
 
     taken = settings_of(command)
-    given = _given(argv, command)
-    path = given.pop("experiment", None)
+    values = given(argv, command)
+    path = values.pop("experiment", None)
     if path is None:
-        return taken.from_json(given)
+        return taken.from_json(values)
     settings = experiment.read(Path(path))
     try:
-        return taken.from_json(settings | given)
+        return taken.from_json(settings | values)
     except RequestError as error:
         raise RequestError(f"with --experiment={path}: {error}") from error
 
@@ -105,13 +105,13 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
 def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `settings`: one for each non-default setting."""
     taken = settings_of(command)
-    default = taken()
     names = [name for section in taken.page().values() for name in section]
     values = {name: getattr(settings, name) for name in names}
     return [
         f"--{name}={as_typed(value)}"
         for name, value in values.items()
-        if value != getattr(default, name)
+        # Of the class: some settings have no default as a whole.
+        if value != getattr(taken, name)
     ]
 
 
@@ -184,8 +184,16 @@ class _Parser(flags.ArgumentParser[Any]):
             raise ValueError(f"{error}, or {word}" if word else str(error)) from None
 
 
-def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
-    """Returns the values of the flags that `argv` names, and of no others."""
+def given(argv: Sequence[str], command: str) -> dict[str, Any]:
+    """Returns the values of the flags that a command line names, and of no others.
+
+    Args:
+        argv: The arguments, without the program's name.
+        command: Whose flags.
+
+    Raises:
+        RequestError: A flag is unknown, or its value cannot be read.
+    """
     see = f"`tfgpu {command} --help` lists the flags"
     taken = settings_of(command)
     settable = {name: each for page in taken.page().values() for name, each in page.items()}
@@ -207,11 +215,11 @@ def _given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    given = {name: values[name].value for name in settable if values[name].present}
+    found = {name: values[name].value for name in settable if values[name].present}
     if taken.arguments:
-        given["paths"] = tuple(left)
+        found["paths"] = tuple(left)
     elif left:
         raise RequestError(
             f"{left[0]!r} is not a flag; every setting is written --name=value, and {see}"
         )
-    return given
+    return found

@@ -24,6 +24,9 @@ LARGEST = 2**31 - 1
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """package.module:function."""
 
+NAMED = re.compile(r"[A-Za-z_]\w*=[^,=]+")
+"""One of the pairs of `pairs`."""
+
 Check = Callable[[Any], str | None]
 """Returns why a value is impossible, or None."""
 
@@ -143,6 +146,27 @@ def names(
     return text(value, instead, check, values=values, among=among, **declared)
 
 
+def read_pairs(text: str) -> dict[str, str]:
+    """Reads what `pairs` takes: "a=b,c=d" to {"a": "b", "c": "d"}."""
+    return dict(pair.split("=", 1) for pair in text.split(","))
+
+
+def pairs(value: str | None, /, example: str, **declared: Any) -> Any:
+    """A field that takes names with values, NAME=VALUE joined by commas."""
+    instead = f"write NAME=VALUE joined by commas, such as {example}"
+
+    def check(value: str) -> str | None:
+        given = value.split(",")
+        for pair in given:
+            if not NAMED.fullmatch(pair):
+                return f"{pair!r} is not NAME=VALUE; {instead}"
+        if len({pair.partition("=")[0] for pair in given}) < len(given):
+            return "gives a name twice; give each once"
+        return None
+
+    return text(value, instead, check, **{"values": "NAME=VALUE,..."} | declared)
+
+
 def whole(
     value: int | str | None, /, minimum: int, instead: str = "", auto: bool = False, **declared: Any
 ) -> Any:
@@ -222,6 +246,7 @@ class Settings:
     Attributes:
         sections: The titles of the sections of the help page, in order.
         flags: Names of the settings that are flags; None for all.
+        no_flags: Names of those that are none.
         arguments: What may follow the flags; the field `paths` gets it.
         experiment: Whether settings may come from a file.
 
@@ -231,6 +256,7 @@ class Settings:
 
     sections: ClassVar[tuple[str, ...]] = ()
     flags: ClassVar[Set[str] | None] = None
+    no_flags: ClassVar[Set[str]] = frozenset()
     arguments: ClassVar[str] = ""
     experiment: ClassVar[bool] = True
     _shared: ClassVar[dict[str, Any]] = {}
@@ -292,7 +318,8 @@ class Settings:
         """Returns the flags in each section of the help page, by name."""
         page: dict[str, dict[str, Setting]] = {title: {} for title in cls.sections}
         for name in (field.name for field in dataclasses.fields(cls)):
-            if name != "paths" and (cls.flags is None or name in cls.flags):
+            is_flag = (cls.flags is None or name in cls.flags) and name not in cls.no_flags
+            if name != "paths" and is_flag:
                 setting = cls.setting(name)
                 page[str(setting.section)][name] = setting
         return page

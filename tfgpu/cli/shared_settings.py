@@ -97,6 +97,14 @@ class RunSettings(VerbositySettings, section="Run"):
     )
     """The builder of the run's model, whose module is imported: for a model with layers of your
     own, which the module registers. Other models need none."""
+    task: str | None = text(
+        None,
+        "leave it out for a task of tfgpu's own",
+        lambda value: None if BUILDER.fullmatch(value) else _NO_TASK,
+        values="PACKAGE.MODULE:NAME",
+        default="the run's",
+    )
+    """The run's task where that is one of your own, whose module is imported."""
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -111,6 +119,12 @@ class RunSettings(VerbositySettings, section="Run"):
 _NO_BUILDER = (
     "must be package.module:function here, the builder whose module registers the model's own "
     "layers; leave it out where there are none"
+)
+
+
+_NO_TASK = (
+    "must be package.module:NAME here, the task of your own that the run was trained for; leave it "
+    "out for a task of tfgpu's own"
 )
 
 
@@ -132,9 +146,9 @@ class DatasetSettings(Settings, section="Data", tunable=False):
         _check_dataset,
         values=_DATASETS,
     )
-    """`digits` needs no network; any TFDS image-classification set, such as cifar10; a folder of
-    yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png; or made-up images to measure with,
-    such as synthetic:224x224x3:1000."""
+    """`digits` needs no network; any TFDS set that fits a task, such as cifar10; a folder of
+    yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png, or with images/ and masks/ in the
+    place of the classes; or made-up images to measure with, such as synthetic:224x224x3:1000."""
     data_dir: str | None = text(
         None,
         "name a folder, or leave it out for TFDS's own",

@@ -1,6 +1,6 @@
-"""Random augmentation of image batches: stateless, vectorised, on the device.
+"""Random augmentation of batches: stateless, vectorised, on the device.
 
-A transformation is a pure function of a batch of images and of one row of random numbers an image.
+A transformation is a pure function of a batch and of one row of random numbers an example.
 The numbers are drawn with the batch, on the host, from (seed, step), and travel with it: an example
 is changed in the same way however many replicas share the work, and with XLA or without (whose
 `stateless_uniform` draws other numbers than TensorFlow's own).
@@ -8,12 +8,38 @@ is changed in the same way however many replicas share the work, and with XLA or
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 CROP_PADDING = 4
 """Pixels that `random_crop` reflects at each border: the usual 4 for 32x32 images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformation:
+    """One augmentation, of x and y together.
+
+    Attributes:
+        name: As in `--augment`.
+        numbers: How many random numbers it takes an example.
+        function: (x, y, draws) -> (x, y), batches of the same shapes and dtypes; draws are float32
+            in [0, 1), (n, numbers). It runs in the training step, on the device, and must be a
+            function of a module: data sets with the same one share what was traced.
+    """
+
+    name: str
+    numbers: int
+    function: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]]
+
+
+MOST_RESIZED = 1.25
+"""By which factor `random_resize` enlarges or shrinks at most."""
+
+MOST_STRETCHED = 1.2
+"""By which factor `random_resize` changes the ratio of the sides at most."""
 
 
 def _reflect(position: tf.Tensor, size: int) -> tf.Tensor:
@@ -58,11 +84,91 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     return tf.where(draws[:, :, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
 
+def resize_positions(draws: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where `random_resize` takes each row and each column from.
+
+    Args:
+        draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
+        height: Of the images.
+        width: Of the images.
+
+    Returns:
+        float32 (n, height) and (n, width), positions from 0 to the last row and column.
+    """
+    scale = MOST_RESIZED ** (2 * draws[:, :1] - 1)
+    stretch = MOST_STRETCHED ** (draws[:, 1:2] - 0.5)
+
+    def taken(size: int, factor: tf.Tensor) -> tf.Tensor:
+        middle = (size - 1) / 2
+        position = middle + (tf.range(size, dtype=tf.float32)[None, :] - middle) / factor
+        last = tf.cast(size - 1, tf.float32)
+        return tf.clip_by_value(last - tf.abs(last - tf.abs(position)), 0.0, last)
+
+    return taken(height, scale * stretch), taken(width, scale / stretch)
+
+
+def random_resize(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Enlarges or shrinks each image about its middle, filling in by reflection.
+
+    By a factor from 1 / `MOST_RESIZED` to `MOST_RESIZED`, and with the sides in another ratio, up
+    to `MOST_STRETCHED`; bilinear.
+
+    Args:
+        images: (n, height, width, channels), any dtype.
+        draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
+    rows, columns = resize_positions(draws, images.shape[1], images.shape[2])
+    values = tf.cast(images, tf.float32)
+    values = _between(values, rows, axis=1)
+    values = _between(values, columns, axis=2)
+    if images.dtype.is_integer:
+        values = tf.round(values)
+    return tf.cast(values, images.dtype)
+
+
+def _between(values: tf.Tensor, positions: tf.Tensor, *, axis: int) -> tf.Tensor:
+    """Interpolates along an axis at the positions of each example."""
+    low = tf.floor(positions)
+    part = positions - low
+    first = tf.cast(low, tf.int32)
+    second = tf.minimum(first + 1, values.shape[axis] - 1)
+    shape = [-1, 1, 1, 1]
+    shape[axis] = values.shape[axis]
+    part = tf.reshape(part, shape)
+    below = tf.gather(values, first, axis=axis, batch_dims=1)
+    above = tf.gather(values, second, axis=axis, batch_dims=1)
+    return below + (above - below) * part
+
+
 # Name, as in `--augment`; the function; how many random numbers it takes an image.
 TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], int]] = {
     "crop": (random_crop, 2),
     "flip": (random_flip, 1),
+    "resize": (random_resize, 2),
 }
+
+
+def _crop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_crop(x, draws), y
+
+
+def _flip(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_flip(x, draws), y
+
+
+def _resize(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+    return random_resize(x, draws), y
+
+
+IMAGE_ALONE = {
+    "crop": Transformation("crop", 2, _crop),
+    "flip": Transformation("flip", 1, _flip),
+    "resize": Transformation("resize", 2, _resize),
+}
+"""Transformations of an image that leave y as it is."""
 
 
 def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.Tensor:
@@ -78,7 +184,13 @@ def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.
         float32 in [0, 1), (count, numbers an image): a pure function of the arguments, where no
         XLA compiles it.
     """
-    width = sum(TRANSFORMATIONS[name][1] for name in names)
+    return draw_numbers(
+        count, width=sum(TRANSFORMATIONS[name][1] for name in names), seed=seed, step=step
+    )
+
+
+def draw_numbers(count: int, *, width: int, seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Draws `width` random numbers for each example of a global batch; see `draw`."""
     key = tf.stack([tf.cast(seed, tf.int64), step])
     return tf.random.stateless_uniform([count, width], seed=key, alg="philox")
 
@@ -100,3 +212,22 @@ def augment(images: tf.Tensor, draws: tf.Tensor, *, names: Sequence[str]) -> tf.
     for name, own in zip(names, tf.split(draws, widths, axis=1), strict=True):
         images = TRANSFORMATIONS[name][0](images, own)
     return images
+
+
+def transform(
+    x: Any, y: Any, draws: tf.Tensor, *, transformations: Sequence[Transformation]
+) -> tuple[Any, Any]:
+    """Applies transformations of x and y in order.
+
+    Args:
+        x: A batch, a tensor or a dict of tensors.
+        y: The same.
+        draws: Rows of what `draw_numbers` returned for all of them, one an example.
+        transformations: Each takes its columns of `draws`.
+    """
+    if not transformations:
+        return x, y
+    widths = [each.numbers for each in transformations]
+    for each, own in zip(transformations, tf.split(draws, widths, axis=1), strict=True):
+        x, y = each.function(x, y, own)
+    return x, y

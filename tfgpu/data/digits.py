@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfgpu.data import tfds_source
-from tfgpu.data.examples import Source
+from tfgpu.data.records import Source
 from tfgpu.errors import DataError
 
 _NUM_TEST = 360
@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 # skip_registration: it is opened by its class, and TFDS may one day have a `digits` of its own.
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builder of the set; `tfgpu.data.sources.load("digits", ...)` is the way in."""
+    """Builder of the set; `tfgpu.tasks.loading.load("digits", ...)` is the way in."""
 
     name = "digits"
     VERSION = tfds.core.Version("1.0.0")
@@ -145,20 +145,17 @@ def enlarge(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def open_digits(*, data_dir: str | None, image_size: tuple[int, int] | None) -> Source:
+def open_digits(*, data_dir: str | None) -> Source:
     """Opens the set, and prepares it first where it is not yet.
 
     Args:
         data_dir: Where prepared sets lie. Where that cannot be written, the set is prepared in the
             user's cache directory instead.
-        image_size: (height, width) to bring every image to, or None.
 
     Raises:
         DataError: It can be prepared nowhere, or is damaged.
     """
-    return tfds_source.open_directory(
-        prepare(data_dir=data_dir), requested="digits", image_size=image_size
-    )
+    return tfds_source.open_directory(prepare(data_dir=data_dir), requested="digits")
 
 
 def prepare(*, data_dir: str | None) -> str:

@@ -1,9 +1,12 @@
-"""Random access to labelled images, whatever they are stored in.
+"""Random access to the examples of a split, whatever they are stored in.
 
 A batch of training is a pure function of the seed, the epoch and the step, so every source of
-images must give any example at any time at O(1). `Examples` is that: `read` fetches raw records by
-position, `decode` makes one of them a picture and a label. Both run inside `tf.data`, so a stream
-and a resident array come from the same two functions and hold the same bytes.
+data must give any example at any time at O(1). `Examples` is that: `read` fetches raw records by
+position, `decode` makes one of them (x, y). Both run inside `tf.data`, so a stream and a resident
+array come from the same two functions and hold the same bytes.
+
+x and y are a tensor each, or dicts of tensors (of dicts, ...). Every tensor has a shape that is the
+same for all examples: what varies in length is padded in `decode`, with a mask beside it.
 """
 
 import contextlib
@@ -11,12 +14,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfgpu.engine.batches import untuned
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, RequestError
 from tfgpu.machine import hardware
 
 # How many examples `dataset` and `load_arrays` read at once: many, since a call of Python from a
@@ -27,33 +31,74 @@ _BATCH = 256
 # travels between these marks and is found again by `data_errors`.
 _OPEN, _CLOSE = "<<tfgpu data: ", " :tfgpu data>>"
 
+Read = Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
+"""int64 [n] positions -> the raw records, one or more tensors that are batch-first, [n, ...]."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Random access to the labelled images of one split.
+    """Random access to the examples of one split.
 
     Attributes:
         num_examples: How many examples there are; positions run from 0 below it.
         read: int64 [n] positions -> the raw records, one or more tensors that are batch-first,
             [n, ...]. Usable inside a `tf.data` map.
-        decode: The components of ONE raw record -> (uint8 [H, W, C], int32 []). Usable inside a
-            `tf.data` map; the static shape of the image is set.
+        decode: The components of ONE raw record -> (x, y), tensors or dicts of them. Usable inside
+            a `tf.data` map; the static shapes are set.
+        decode_y: The same for y alone, where that takes less; None decodes both.
+        decode_raw: The components of ONE raw record -> a dict of what an exported model takes,
+            where that is not x; None: it is x.
     """
 
     num_examples: int
-    read: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
-    decode: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+    read: Read
+    decode: Callable[..., tuple[Any, Any]]
+    decode_y: Callable[..., Any] | None = None
+    decode_raw: Callable[..., dict[str, tf.Tensor]] | None = None
+
+    @classmethod
+    def from_arrays(cls, x: Any, y: Any) -> "Examples":
+        """Examples that lie in memory.
+
+        Args:
+            x: An array (n, ...) of numbers, or a dict of such arrays.
+            y: The same.
+        """
+        with tf.device("CPU"):
+            arrays = tf.nest.map_structure(tf.constant, (x, y))
+        flat = tf.nest.flatten(arrays)
+
+        def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.device("CPU"):
+                return tuple(tf.gather(array, positions) for array in flat)
+
+        def decode(*parts: tf.Tensor) -> Any:
+            return tf.nest.pack_sequence_as(arrays, parts)
+
+        return cls(num_examples=len(flat[0]), read=read, decode=decode)
 
     @functools.cached_property
+    def element_spec(self) -> tuple[Any, Any]:
+        """`tf.TensorSpec`s of the x and the y of one example."""
+        with tf.init_scope():
+            one = tf.data.Dataset.from_tensors(tf.zeros([1], tf.int64))
+            return one.map(self._decode_first).element_spec
+
+    def _decode_first(self, positions: tf.Tensor) -> Any:
+        return self.decode(*(part[0] for part in _as_tuple(self.read(positions))))
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of every decoded image."""
-        height, width, channels = self.dataset().element_spec[0].shape.as_list()
+        """(height, width, channels) of every decoded image, where x is an image."""
+        height, width, channels = self.element_spec[0].shape.as_list()
         return height, width, channels
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded images (uint8) and labels (int32)."""
-        return self.num_examples * (int(np.prod(self.image_shape, dtype=np.int64)) + 4)
+        """Bytes of the decoded examples."""
+        specs = tf.nest.flatten(self.element_spec)
+        each = sum(int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.size for spec in specs)
+        return self.num_examples * each
 
     def take(self, positions: np.ndarray) -> "Examples":
         """Returns a view of some of the examples: its position i is positions[i] here.
@@ -64,21 +109,10 @@ class Examples:
         Raises:
             IndexError: A position lies outside.
         """
-        positions = np.asarray(positions, np.int64)
-        if positions.size and not 0 <= positions.min() <= positions.max() < self.num_examples:
-            raise IndexError(f"positions must lie in [0, {self.num_examples})")
-        with tf.device("CPU"):
-            table = tf.constant(positions)
-        read = self.read
+        read = read_subset(self.read, self.num_examples, positions)
+        return dataclasses.replace(self, num_examples=len(positions), read=read)
 
-        def read_subset(subset: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # Records live in host memory: a GPU must not gather the positions for them.
-            with tf.device("CPU"):
-                return read(tf.gather(table, subset))
-
-        return dataclasses.replace(self, num_examples=len(positions), read=read_subset)
-
-    def batch(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(self, positions: tf.Tensor) -> tuple[Any, Any]:
         """Reads and decodes many examples; usable inside a `tf.data` map.
 
         Run several batches in parallel rather than single examples: TensorFlow's overhead for each
@@ -89,14 +123,15 @@ class Examples:
             positions: int64 [n].
 
         Returns:
-            uint8 [n, H, W, C] and int32 [n].
+            x and y, every tensor [n, ...].
         """
-        return tf.map_fn(
+        x, y = tf.map_fn(
             lambda parts: self.decode(*parts),
             _as_tuple(self.read(positions)),
-            fn_output_signature=(tf.uint8, tf.int32),
+            fn_output_signature=tf.nest.map_structure(lambda spec: spec.dtype, self.element_spec),
             parallel_iterations=1,
         )
+        return x, y
 
     def dataset(self, positions: tf.data.Dataset | None = None) -> tf.data.Dataset:
         """Returns the decoded examples one by one, in the order of the positions.
@@ -105,93 +140,108 @@ class Examples:
             positions: Scalars int64; every example in its natural order when None.
 
         Returns:
-            Elements (uint8 [H, W, C], int32 []), in the order of the positions although batches are
-            read and decoded in parallel.
+            Elements (x, y), in the order of the positions although batches are read and decoded in
+            parallel.
         """
         if positions is None:
             positions = tf.data.Dataset.range(self.num_examples)
-        batches = positions.batch(_BATCH)
-        batches = batches.map(self.batch, num_parallel_calls=hardware.usable_cores())
+        spec = self.element_spec
+
+        def batch(some: tf.Tensor) -> Any:
+            # `map_fn` keeps no more of a shape than its rank, where a batch may be empty.
+            return tf.nest.map_structure(
+                lambda leaf, one: tf.ensure_shape(leaf, [None, *one.shape]), self.batch(some), spec
+            )
+
+        batches = positions.batch(_BATCH).map(batch, num_parallel_calls=hardware.usable_cores())
         return untuned(batches.unbatch())
 
-    def load_arrays(
-        self, progress: Callable[[int, int], object] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def load_arrays(self, progress: Callable[[int, int], object] | None = None) -> tuple[Any, Any]:
         """Decodes every example, in natural order.
 
         Args:
             progress: Called with (examples done, examples in all) from time to time.
 
         Returns:
-            uint8 [n, H, W, C] and int32 [n].
+            x and y, every tensor an array [n, ...].
 
         Raises:
-            DataError: A record or an image is damaged; the message names the file.
+            DataError: A record is damaged; the message names the file.
+            RequestError: The shape of a tensor is not the same for all examples.
         """
-        images = np.empty((self.num_examples, *self.image_shape), np.uint8)
-        labels = np.empty((self.num_examples,), np.int32)
+        spec = self.element_spec
+        for one in tf.nest.flatten(spec):
+            if None in one.shape.as_list():
+                raise RequestError(
+                    f"examples differ in shape ({one.shape}): bring them to one, or pad them and "
+                    "give a mask beside them"
+                )
+        arrays = tf.nest.map_structure(
+            lambda one: np.empty((self.num_examples, *one.shape), one.dtype.as_numpy_dtype), spec
+        )
+        flat = tf.nest.flatten(arrays)
         done = 0
         try:
             with data_errors():
                 positions = tf.data.Dataset.range(self.num_examples).batch(_BATCH)
                 batches = positions.map(self.batch, num_parallel_calls=hardware.usable_cores())
-                for some_images, some_labels in untuned(batches).as_numpy_iterator():
-                    after = done + len(some_labels)
-                    images[done:after] = some_images
-                    labels[done:after] = some_labels
+                for some in untuned(batches).as_numpy_iterator():
+                    parts = tf.nest.flatten(some)
+                    after = done + len(parts[0])
+                    for array, part in zip(flat, parts, strict=True):
+                        array[done:after] = part
                     done = after
                     if progress is not None:
                         progress(done, self.num_examples)
         except tf.errors.OpError as error:
             raise DataError(self._describe_failure(error, start=done)) from None
-        return images, labels
+        x, y = arrays
+        return x, y
+
+    def load_y(self) -> Any:
+        """Decodes the y of every example, in natural order; see `load_arrays`."""
+        alone = self.decode_y
+        if alone is None:
+            return self.load_arrays()[1]
+
+        def decode(*parts: tf.Tensor) -> Any:
+            return (), alone(*parts)
+
+        return dataclasses.replace(self, decode=decode).load_arrays()[1]
 
     def _describe_failure(self, error: tf.errors.OpError, *, start: int) -> str:
         """Finds the first example from `start` on that fails, by trying one after another."""
         for position in range(start, self.num_examples):
             try:
-                self.decode(*(part[0] for part in _as_tuple(self.read(tf.constant([position])))))
+                self._decode_first(tf.constant([position]))
             except tf.errors.OpError as cause:
                 return f"example {position} cannot be decoded: {_first_line(cause)}"
         return f"an example cannot be decoded: {_first_line(error)}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Description:
-    """What a data set holds, and where it comes from.
+def read_subset(read: Read, count: int, positions: np.ndarray) -> Read:
+    """Reads some of the records by their position among themselves.
 
-    Attributes:
-        name: Of the data set, without version and configuration.
-        version: Of its content, empty where there is none, as for a folder.
-        fingerprint: SHA-256 over what determines the content, in hexadecimal: name, version,
-            features and the name and size of each file of a TFDS set; the relative path and size
-            of each image of a folder.
-        license: As the source states it, else empty.
-        citation: As the source states it, else empty.
-        homepage: As the source states it, else empty.
-        image_shape: (height, width, channels) of every decoded image.
-        class_names: One a class, in the order of the labels.
+    Args:
+        read: Reads `count` records.
+        count: How many there are.
+        positions: Integers [n], each from 0 below `count`.
+
+    Raises:
+        IndexError: A position lies outside.
     """
+    positions = np.asarray(positions, np.int64)
+    if positions.size and not 0 <= positions.min() <= positions.max() < count:
+        raise IndexError(f"positions must lie in [0, {count})")
+    with tf.device("CPU"):
+        table = tf.constant(positions)
 
-    name: str
-    version: str = ""
-    fingerprint: str
-    license: str = ""
-    citation: str = ""
-    homepage: str = ""
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    def read_some(subset: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # Records live in host memory: a GPU must not gather the positions for them.
+        with tf.device("CPU"):
+            return read(tf.gather(table, subset))
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source(Description):
-    """What one kind of storage knows about a data set, before any split is chosen.
-
-    Attributes:
-        split: Opens the split of a name; None where there is none, or none with labels.
-    """
-
-    split: Callable[[str], Examples | None]
+    return read_some
 
 
 RESIZE_RULE = (

@@ -2,7 +2,9 @@
 
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
-Which of `train`, `test`, `validation` (or `val`) is the test split, `tfgpu.data.sources` decides.
+With directories `images` and `masks` in the place of those of classes it is
+`tfgpu.data.mask_folder`'s. Which of `train`, `test`, `validation` (or `val`) is the test split,
+`tfgpu.tasks.loading` decides.
 """
 
 import concurrent.futures
@@ -11,15 +13,16 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfgpu.data.examples import Examples, Source, python_op, resize
-from tfgpu.errors import DataError, RequestError
+from tfgpu.data.examples import python_op
+from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
@@ -28,12 +31,14 @@ _SPLIT_DIRS = {"train": ("train",), "test": ("test",), "validation": ("validatio
 _ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 are quarter turns.
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What an image file says before it is decoded."""
+
     size: tuple[int, int]  # height, width
     grey: bool
 
 
-def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
+def open_folder(path: str) -> Source:
     """Opens a directory of images.
 
     The number of channels comes from the data: 1 when every image is grey, else 3.
@@ -41,11 +46,10 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     Args:
         path: Holds `train` (and `test`, `validation` or `val`) with one directory a class each, or
             the directories of the classes themselves. Images lie in them at any depth; files that
-            are not images by their extension are left.
-        image_size: (height, width) to bring every image to, or None.
+            are not images by their extension are left. With `images` and `masks` instead:
+            see `tfgpu.data.mask_folder`.
 
     Raises:
-        RequestError: The images differ in size and `image_size` is None.
         DataError: The directory or an image cannot be read, or there are fewer than two classes,
             or a class has no images or is unknown to the training split.
     """
@@ -55,14 +59,19 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
     if not os.path.isdir(root):
         raise DataError(f"{path!r} is not a folder")
     split_dirs = {"train": root}
-    if "train" in _subdirectories(root):
+    if "train" in subdirectories(root):
         split_dirs = {
             split: os.path.join(root, name)
             for split, names in _SPLIT_DIRS.items()
             for name in names
-            if name in _subdirectories(root)
+            if name in subdirectories(root)
         }
-    found = {split: _find_images(directory) for split, directory in split_dirs.items()}
+    parts, found_there = {"images", "masks"}, set(subdirectories(split_dirs["train"]))
+    if parts <= found_there or (found_there and found_there <= parts):
+        from tfgpu.data.mask_folder import open_mask_folders
+
+        return open_mask_folders(path, root, split_dirs)
+    found = {split: _find_classes(directory) for split, directory in split_dirs.items()}
     class_names = tuple(found["train"])
     _check_classes(found, split_dirs, class_names)
 
@@ -74,25 +83,52 @@ def open_folder(path: str, *, image_size: tuple[int, int] | None) -> Source:
         for split, classes in found.items()
     }
     every_path = [image for paths, _ in files.values() for image in paths]
-    # Opening reads the header only; threads because it waits for the disk.
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(_read_header, every_path, chunksize=64))
-    channels = 1 if all(header.grey for header in headers) else 3
-    size = image_size or _common_size(every_path, headers)
+    headers = read_headers(every_path)
+    relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
+    images = image_feature(every_path, headers)
+    features = {
+        "image": images,
+        "label": Feature(
+            kind="class", dtype="int32", class_names=class_names, described="the folder of a class"
+        ),
+    }
 
-    def split(split_name: str) -> Examples | None:
+    def split(split_name: str, label: str | None = None) -> Records | None:
         if split_name not in files:
             return None
-        return _examples(*files[split_name], shape=(*size, channels))
+        return _records(*files[split_name], image=images)
 
-    relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
     return Source(
         name=f"folder:{path}",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
-        image_shape=(*size, channels),
-        class_names=class_names,
+        schema=Schema(requested=f"folder:{path}", features=features, supervised=("image", "label")),
         split=split,
     )
+
+
+def image_feature(paths: list[str], headers: list[Header]) -> Feature:
+    """The feature that images of files are: one channel when every image is grey, else 3."""
+    channels = 1 if all(header.grey for header in headers) else 3
+    size: tuple[int | None, int | None] = headers[0].size
+    varies = _other_size(paths, headers)
+    return Feature(
+        kind="image",
+        shape=(*((None, None) if varies else size), channels),
+        dtype="uint8",
+        varies=varies,
+        described=f"images of {channels} channel{'s' * (channels > 1)}",
+    )
+
+
+def read_headers(paths: list[str]) -> list[Header]:
+    """Reads size and kind of images, without decoding them.
+
+    Raises:
+        DataError: One cannot be read as an image.
+    """
+    # Threads because opening waits for the disk.
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_read_header, paths, chunksize=64))
 
 
 def read_image(path: str, *, channels: int) -> np.ndarray:
@@ -111,7 +147,7 @@ def read_image(path: str, *, channels: int) -> np.ndarray:
     Raises:
         DataError: It cannot be read as an image.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         file.load()
         image = ImageOps.exif_transpose(file) if file.format in ("JPEG", "MPO") else file
         if image.mode.startswith("I"):
@@ -125,7 +161,7 @@ def read_image(path: str, *, channels: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def opened(path: str) -> Iterator[Image.Image]:
     """Opens an image; what is found to be wrong with it is a DataError."""
     try:
         with Image.open(path) as file:
@@ -137,7 +173,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
-def _subdirectories(directory: str) -> list[str]:
+def subdirectories(directory: str) -> list[str]:
+    """The sorted names of the directories in one; those that begin with a dot are left."""
     try:
         with os.scandir(directory) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -145,23 +182,29 @@ def _subdirectories(directory: str) -> list[str]:
         raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
 
 
-def _find_images(directory: str) -> dict[str, list[str]]:
+def _find_classes(directory: str) -> dict[str, list[str]]:
     """Returns the sorted images of each class."""
+    return {name: find_images(os.path.join(directory, name)) for name in subdirectories(directory)}
+
+
+def find_images(directory: str) -> list[str]:
+    """Returns the image files below a directory, at any depth, sorted.
+
+    Raises:
+        DataError: A directory cannot be read.
+    """
 
     def fail(error: OSError) -> None:
         raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
-    classes = {}
-    for name in _subdirectories(directory):
-        images = [
-            os.path.join(parent, file)
-            for parent, _, names in os.walk(os.path.join(directory, name), onerror=fail)
-            for file in names
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
-        # By parts, so that the order does not depend on the separator of the system.
-        classes[name] = sorted(images, key=lambda image: pathlib.PurePath(image).parts)
-    return classes
+    images = [
+        os.path.join(parent, file)
+        for parent, _, names in os.walk(directory, onerror=fail)
+        for file in names
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+    ]
+    # By parts, so that the order does not depend on the separator of the system.
+    return sorted(images, key=lambda image: pathlib.PurePath(image).parts)
 
 
 def _check_classes(
@@ -194,29 +237,30 @@ def _check_classes(
             raise DataError(f"the folder {directories[split]} holds no folder of a class")
 
 
-def _read_header(path: str) -> _Header:
-    with _opened(path) as image:
+def _read_header(path: str) -> Header:
+    with opened(path) as image:
         width, height = image.size
         # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
         if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
             width, height = height, width
         grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-        return _Header((height, width), grey)
+        return Header((height, width), grey)
 
 
-def _common_size(paths: list[str], headers: list[_Header]) -> tuple[int, int]:
+def _other_size(paths: list[str], headers: list[Header]) -> str:
+    """What to say of images that differ in size; "" where they do not."""
     size = headers[0].size
     for path, header in zip(paths, headers, strict=True):
         if header.size != size:
-            raise RequestError(
+            return (
                 f"the images differ in size: {paths[0]} is {size[0]}x{size[1]} and {path} is "
                 f"{header.size[0]}x{header.size[1]} (height x width); say which size to bring "
                 f"them to with --image_size=HEIGHTxWIDTH, such as --image_size={size[0]}x{size[1]}"
             )
-    return size
+    return ""
 
 
-def _examples(paths: list[str], labels: list[int], *, shape: tuple[int, int, int]) -> Examples:
+def _records(paths: list[str], labels: list[int], *, image: Feature) -> Records:
     with tf.device("CPU"):
         all_paths = tf.constant(paths)
         all_labels = tf.constant(labels, tf.int32)
@@ -225,12 +269,34 @@ def _examples(paths: list[str], labels: list[int], *, shape: tuple[int, int, int
         with tf.device("CPU"):
             return tf.gather(all_paths, positions), tf.gather(all_labels, positions)
 
-    def decode_file(path: bytes) -> np.ndarray:
-        return read_image(os.fsdecode(path), channels=shape[2])
+    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        def decode(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = {"label": label}
+            if "image" in names:
+                found["image"] = decode_image(path, image)
+            return {name: found[name] for name in names}
 
-    def decode(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = python_op(decode_file, [path], tf.uint8)
-        image = resize(tf.ensure_shape(image, (None, None, shape[2])), shape[:2])
-        return tf.ensure_shape(image, shape), label
+        return decode
 
-    return Examples(num_examples=len(paths), read=read, decode=decode)
+    return Records(len(paths), read, select)
+
+
+def decode_image(path: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """An image file, decoded inside a `tf.data` map.
+
+    Args:
+        path: Scalar string.
+        feature: What `image_feature` returned.
+
+    Returns:
+        uint8 of the feature's shape.
+    """
+    channels = feature.shape[2]
+    assert channels is not None
+
+    def decode(path: bytes) -> np.ndarray:
+        return read_image(os.fsdecode(path), channels=channels)
+
+    # Its shape is not said from the header, which is not read again: `resize` makes it right.
+    image = python_op(decode, [path], tf.uint8)
+    return tf.ensure_shape(image, (None, None, channels))

@@ -1,8 +1,8 @@
-"""Batches of images for `tfgpu.Model.fit`: from device memory or from disk, the same ones.
+"""Batches for `tfgpu.Model.fit`: from device memory or from disk, the same ones.
 
 The batch of a step is a pure function of (seed, epoch, step). What travels to a replica is, with
 *resident* input, the numbers of the examples, which it gathers from the data set in its own
-memory; with *streaming* input, the uint8 images; and with both, the random numbers that
+memory; with *streaming* input, the decoded examples; and with both, the random numbers that
 augmentation takes. What follows (augmentation, the model) is the same code on the same bytes.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.augment import augment, draw
+from tfgpu.data.augment import IMAGE_ALONE, Transformation, draw_numbers, transform
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
@@ -33,36 +33,76 @@ Resident = tuple[tuple[tf.Tensor, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassWeights:
+    """A weight for each example, by its class.
+
+    Attributes:
+        values: One a class.
+    """
+
+    values: tuple[float, ...]
+
+    def __call__(self, y: tf.Tensor) -> tf.Tensor:
+        """Labels, integers (n,) -> float32 (n,)."""
+        return tf.gather(tf.constant(self.values, tf.float32), y)
+
+
+@dataclasses.dataclass(frozen=True)
 class DeviceMap:
     """The part of an input pipeline that runs in the training step, on the device.
 
     It holds no data, so that data sets of the same kind share what was traced and compiled.
 
     Args:
-        element_spec: Spec of what the map returns: (images, labels).
-        names: Augmentations, in order.
+        element_spec: Spec of what the map returns, of a batch: (x, y), or (x, y, weights).
+        transformations: Augmentations, in order.
+        weigh: Gives each example a weight, or None.
     """
 
-    element_spec: tuple[tf.TensorSpec, tf.TensorSpec]
-    names: tuple[str, ...]
+    element_spec: tuple[Any, ...]
+    transformations: tuple[Transformation, ...] = ()
+    weigh: ClassWeights | None = None
 
-    def __call__(self, element: Any, resident: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def __hash__(self) -> int:
+        # Dicts have no hash of their own.
+        specs = tuple(tf.nest.flatten(self.element_spec))
+        return hash((specs, self.transformations, self.weigh))
+
+    @classmethod
+    def of(
+        cls,
+        examples: Examples,
+        *,
+        transformations: Sequence[Transformation] = (),
+        weigh: ClassWeights | None = None,
+    ) -> DeviceMap:
+        """The map for batches of such examples."""
+        spec = tf.nest.map_structure(
+            lambda one: tf.TensorSpec([None, *one.shape], one.dtype), examples.element_spec
+        )
+        if weigh is not None:
+            spec = (*spec, tf.TensorSpec([None], tf.float32))
+        return cls(spec, tuple(transformations), weigh)
+
+    def __call__(self, element: Any, resident: Sequence[tf.Tensor]) -> tuple[Any, ...]:
         """Makes a replica's batch.
 
         Args:
             element: (draws, examples) of resident input, float32 of shape (n, numbers an
-                image) and int32 of shape (n,); or (draws, images, labels) of streaming input.
+                example) and int32 of shape (n,); or (draws, x, y) of streaming input.
             resident: The arrays of `make_resident` on this replica's device, or ().
 
         Returns:
-            uint8 images (n, height, width, channels) and int32 labels (n,).
+            x and y, and the weights if there are any.
         """
         if resident:
             draws, examples = element
-            images, labels = (tf.gather(array, examples) for array in resident)
+            gathered = [tf.gather(array, examples) for array in resident]
+            x, y = tf.nest.pack_sequence_as(self.element_spec[:2], gathered)
         else:
-            draws, images, labels = element
-        return augment(images, draws, names=self.names), labels
+            draws, x, y = element
+        x, y = transform(x, y, draws, transformations=self.transformations)
+        return (x, y) if self.weigh is None else (x, y, self.weigh(y))
 
 
 class DeviceDataset(WrappedDataset):
@@ -71,7 +111,7 @@ class DeviceDataset(WrappedDataset):
     Goes wherever Keras takes a data set: `fit`, `validation_data`, `evaluate`, `predict`.
 
     Attributes:
-        device_map: Turns an element into (images, labels) in the step.
+        device_map: Turns an element into (x, y), or (x, y, weights), in the step.
         resident: The arrays it takes, by local replica; () for streaming input.
         examples: What the batches are made of.
         num_examples: In one epoch.
@@ -115,6 +155,11 @@ class DeviceDataset(WrappedDataset):
         self.batch_size = batch_size
         self.steps_per_epoch = -(-self.num_examples // batch_size)
         super().__init__(dataset)
+
+    def first(self, count: int) -> DeviceDataset:
+        """Batches of the first examples alone, each once, in order, without augmentation."""
+        some = self.examples.take(np.arange(min(count, self.num_examples)))
+        return evaluation_batches(some, batch_size=self.batch_size)
 
     def from_step(self, step: int) -> DeviceDataset:
         """The same data set beginning at a step, counted from the beginning of the run.
@@ -161,7 +206,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _numbers(
-    num_examples: int, *, batch_size: int, names: Sequence[str], seed: int | None, start_step: int
+    num_examples: int, *, batch_size: int, width: int, seed: int | None, start_step: int
 ) -> tf.data.Dataset:
     """Yields (draws, examples) of each batch: endless with a seed, one pass in order without."""
     steps = -(-num_examples // batch_size)
@@ -179,7 +224,8 @@ def _numbers(
             examples = order[start : tf.minimum(start + batch_size, num_examples)]
             if whole:
                 examples = tf.ensure_shape(examples, [batch_size])
-            draws = draw(batch_size, names=names, seed=seed or 0, step=epoch * steps + step)
+            number = epoch * steps + step
+            draws = draw_numbers(batch_size, width=width, seed=seed or 0, step=number)
             return draws[: tf.size(examples)], examples
 
         return tf.data.Dataset.range(first, steps).map(batch)
@@ -201,27 +247,31 @@ def _batches(
     examples: Examples,
     resident: Resident,
     *,
-    names: Sequence[str],
+    transformations: Sequence[Transformation],
     seed: int | None,
     batch_size: int,
+    weigh: ClassWeights | None = None,
     start_step: int = 0,
 ) -> DeviceDataset:
     """Makes the data set: from a step on with a seed, of an evaluation without."""
-    shape = examples.image_shape
-    spec = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
+    width = sum(each.numbers for each in transformations)
 
     def fetch(*element: Any) -> Any:
         shard = element[0] if isinstance(element[0], Shard) else None
         draws, positions = element if shard is None else shard.data
-        images, labels = examples.batch(tf.cast(positions, tf.int64))
+        batch = examples.batch(tf.cast(positions, tf.int64))
         size = positions.shape[0]
-        images, labels = tf.ensure_shape(images, [size, *shape]), tf.ensure_shape(labels, [size])
-        read = (draws, images, labels)
+        x, y = tf.nest.map_structure(
+            lambda leaf, spec: tf.ensure_shape(leaf, [size, *spec.shape]),
+            batch,
+            examples.element_spec,
+        )
+        read = (draws, x, y)
         return read if shard is None else shard._replace(data=read)
 
     def make(step: int, cut: Cut | None) -> tf.data.Dataset:
         dataset = _numbers(
-            examples.num_examples, batch_size=batch_size, names=names, seed=seed, start_step=step
+            examples.num_examples, batch_size=batch_size, width=width, seed=seed, start_step=step
         )
         if cut is not None:
             dataset = cut(dataset)
@@ -231,33 +281,39 @@ def _batches(
             )
         return untuned(dataset.prefetch(PREFETCHED))
 
+    names = [each.name for each in transformations]
+    settings = {"augment": names, "seed": seed or 0, "batch_size": batch_size}
+    if weigh is not None:
+        settings["class_weight"] = list(weigh.values)
     return DeviceDataset(
         make(start_step, None),
-        device_map=DeviceMap(element_spec=spec, names=tuple(names)),
+        device_map=DeviceMap.of(examples, transformations=transformations, weigh=weigh),
         resident=resident,
         examples=examples,
         batch_size=batch_size,
-        settings={"augment": list(names), "seed": seed or 0, "batch_size": batch_size},
+        settings=settings,
         make=make,
         start_step=start_step,
     )
 
 
-def make_resident(examples: Examples, strategy: tf.distribute.Strategy) -> Resident:
+def make_resident(
+    examples: Examples, strategy: tf.distribute.Strategy, *, arrays: Any = None
+) -> Resident:
     """Reads all examples into the memory of each of the strategy's devices.
 
     Args:
         examples: A split.
         strategy: Its replicas each get a copy.
+        arrays: What `examples.load_arrays` returned, where it has been called.
 
     Returns:
-        For each replica of this process, uint8 images (n, height, width, channels) and int32
-        labels (n,), on its device.
+        For each replica of this process, the tensors of x and y on its device, flat.
 
     Raises:
-        DataError: An image or a record is damaged.
+        DataError: A record is damaged.
     """
-    arrays = examples.load_arrays()
+    arrays = tf.nest.flatten(examples.load_arrays() if arrays is None else arrays)
     if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
         devices: Sequence[str | None] = [None]  # TensorFlow's choice.
     else:
@@ -274,8 +330,9 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    augment: Sequence[str] = (),
+    augment: Sequence[str | Transformation] = (),
     resident: Resident = (),
+    class_weights: ClassWeights | None = None,
     start_step: int = 0,
 ) -> DeviceDataset:
     """An endless data set of shuffled batches for `fit(..., steps_per_epoch=...)`.
@@ -286,15 +343,23 @@ def training_batches(
         examples: The training split.
         batch_size: Of the global batch.
         seed: With the epoch it decides the order, with the step the augmentation.
-        augment: Names of augmentations, in order.
+        augment: Augmentations, in order; names stand for those of images alone.
         resident: What `make_resident` returned, or () to read from disk.
+        class_weights: Gives each example a weight by its class, or None.
         start_step: The first step, counted from the beginning of the run.
 
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
     """
+    transformations = [IMAGE_ALONE[each] if isinstance(each, str) else each for each in augment]
     return _batches(
-        examples, resident, names=augment, seed=seed, batch_size=batch_size, start_step=start_step
+        examples,
+        resident,
+        transformations=transformations,
+        seed=seed,
+        batch_size=batch_size,
+        weigh=class_weights,
+        start_step=start_step,
     )
 
 
@@ -311,4 +376,4 @@ def evaluation_batches(
     Returns:
         A data set for `evaluate`, `predict` or `validation_data`.
     """
-    return _batches(examples, resident, names=(), seed=None, batch_size=batch_size)
+    return _batches(examples, resident, transformations=(), seed=None, batch_size=batch_size)

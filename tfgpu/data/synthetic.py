@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.examples import Examples, Source, resize
+from tfgpu.data.examples import resize
+from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import RequestError
 
 NUM_TRAIN, NUM_TEST = 8192, 1024
@@ -47,22 +49,30 @@ def open_synthetic(name: str, *, image_size: tuple[int, int] | None) -> Source:
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return (positions,)
 
-    def decode(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        label = tf.cast(position % classes, tf.int32)
-        with tf.device("CPU"):
-            return tf.gather(pictures, tf.cast(label, tf.int64) % _POOL), label
+    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        def decode(position: tf.Tensor) -> dict[str, tf.Tensor]:
+            label = tf.cast(position % classes, tf.int32)
+            with tf.device("CPU"):
+                image = tf.gather(pictures, tf.cast(label, tf.int64) % _POOL)
+            return {"image": image, "label": label}
 
-    def split(split_name: str) -> Examples | None:
+        return decode
+
+    def split(split_name: str, label: str | None = None) -> Records | None:
         counts = {"train": NUM_TRAIN, "test": NUM_TEST}
         if split_name not in counts:
             return None
-        return Examples(counts[split_name], read, decode)
+        return Records(counts[split_name], read, select)
 
+    shape, class_names = (*size, channels), tuple(str(label) for label in range(classes))
+    features = {
+        "image": Feature(kind="image", shape=shape, dtype="uint8", described=f"images{shape}"),
+        "label": Feature(kind="class", dtype="int32", class_names=class_names, described="classes"),
+    }
     return Source(
         name="synthetic",
         version="1",
         fingerprint=hashlib.sha256(f"{name} {size}".encode()).hexdigest(),
-        image_shape=(*size, channels),
-        class_names=tuple(str(label) for label in range(classes)),
+        schema=Schema(requested=name, features=features, supervised=("image", "label")),
         split=split,
     )

@@ -1,4 +1,4 @@
-"""Image-classification sets of TensorFlow Datasets, read in any order.
+"""Sets of TensorFlow Datasets, read in any order; their features are found by type.
 
 A set that lies prepared is read by its files alone; the code that made it is imported only when it
 has to be prepared.
@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,15 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
-from tfgpu.data.examples import Examples, Source, python_op, resize
+from tfgpu.data.examples import python_op
+from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.data.tfrecord_index import TFRecordFiles
 from tfgpu.errors import DataError, RequestError, WorkError
 
 # name, name/config, name:version, name/config:version; a version may hold wildcards (3.*.*).
-_NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d*]+\.[\d*]+\.[\d*]+))?")
+_NAME = re.compile(
+    r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d*]+\.[\d*]+(\.[\d*]+)?))?"
+)
 
 # A machine without network is told so after this time; TFDS itself retries for minutes.
 _NETWORK_SECONDS = 6.0
@@ -51,17 +54,19 @@ def default_data_dir(data_dir: str | None) -> str:
     return os.path.abspath(os.path.expanduser(chosen))
 
 
-def open_name(name: str, *, data_dir: str | None, image_size: tuple[int, int] | None) -> Source:
+def open_name(
+    name: str, *, data_dir: str | None, check: Callable[[Schema], object] = lambda schema: None
+) -> Source:
     """Opens a set by its TFDS name, and prepares it first where it has to.
 
     Args:
-        name: `name`, `name/config`, `name:version` or `name/config:version`.
+        name: `name`, `name/config`, `name:version` or `name/config:version`; of a version the
+            last numbers may be left to `*`, as in `4.*`.
         data_dir: Where prepared sets lie; see `default_data_dir`.
-        image_size: (height, width) to bring every image to, or None.
+        check: Refuses features, with a `RequestError`, before anything is downloaded.
 
     Raises:
-        RequestError: There is no such set, it is not image classification, or its images have no
-            common size and `image_size` is None.
+        RequestError: There is no such set, or `check` refuses it.
         DataError: It cannot be prepared, or is damaged.
         WorkError: The disk is full.
     """
@@ -71,24 +76,23 @@ def open_name(name: str, *, data_dir: str | None, image_size: tuple[int, int] | 
             f"{name!r} is not a data set: give digits, folder:PATH, or a TensorFlow Datasets name "
             "such as cifar10, name/config or name:version"
         )
-    root = default_data_dir(data_dir)
-    directory = _find_prepared(root, match["name"], match["config"], match["version"])
+    root, version = default_data_dir(data_dir), match["version"]
+    if version and version.count(".") == 1:
+        name, version = f"{name}.*", f"{version}.*"
+    directory = _find_prepared(root, match["name"], match["config"], version)
     if directory is None:
-        directory = _prepare(name, root)
-    return open_directory(directory, requested=name, image_size=image_size)
+        directory = _prepare(name, root, check)
+    return open_directory(directory, requested=name)
 
 
-def open_directory(directory: str, *, requested: str, image_size: tuple[int, int] | None) -> Source:
+def open_directory(directory: str, *, requested: str) -> Source:
     """Opens a prepared set by the directory that holds its `dataset_info.json`.
 
     Args:
         directory: Of one version of the set.
         requested: The name by which the user asked for it, for messages.
-        image_size: (height, width) to bring every image to, or None.
 
     Raises:
-        RequestError: It is not image classification, or its images have no common size and
-            `image_size` is None.
         DataError: It cannot be read.
     """
     try:
@@ -100,13 +104,11 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
             f"{directory} does not hold a readable data set ({_one_line(error)}); delete it and "
             "prepare the data set again"
         ) from None
-    image_key, label_key = _find_keys(info, requested)
-    shape = _image_shape(features[image_key], image_size, requested)
     # Other splits, such as SVHN's `extra`, are not used and need not be there.
     used = [name for name in ("train", "test", "validation") if name in splits]
     files = {name: _split_files(splits[name], directory) for name in used}
 
-    def split(split_name: str) -> Examples | None:
+    def split(split_name: str, label: str | None = None) -> Records | None:
         if split_name not in files or not splits[split_name].num_examples:
             return None
         return _open_split(
@@ -114,10 +116,7 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
             [path for path, _ in files[split_name]],
             format_name=info.file_format.value if info.file_format else "tfrecord",
             features=features,
-            image_key=image_key,
-            label_key=label_key,
-            image_shape=shape,
-            resized=image_size is not None,
+            label=label,
         )
 
     return Source(
@@ -127,8 +126,7 @@ def open_directory(directory: str, *, requested: str, image_size: tuple[int, int
         license=info.redistribution_info.license.strip(),
         citation=info.citation,
         homepage=info.homepage,
-        image_shape=shape,
-        class_names=tuple(features[label_key].names),
+        schema=schema_of(info, requested),
         split=split,
     )
 
@@ -155,7 +153,7 @@ def _find_prepared(root: str, name: str, config: str | None, version: str | None
     return str(max(fitting, key=lambda child: [int(part) for part in child.name.split(".")]))
 
 
-def _prepare(name: str, root: str) -> str:
+def _prepare(name: str, root: str, check: Callable[[Schema], object]) -> str:
     """Downloads and prepares a set that TFDS has the code for; returns its directory."""
     try:
         builder = tfds.builder(name, data_dir=root, try_gcs=False)
@@ -167,7 +165,7 @@ def _prepare(name: str, root: str) -> str:
     directory = str(builder.data_path)
     if os.path.exists(os.path.join(directory, "features.json")):
         return directory  # Of the default configuration, which only the code knows.
-    _find_keys(builder.info, name)  # Refuses before the download what could not be used.
+    check(schema_of(builder.info, name))  # Refuses before the download what could not be used.
     by_hand = f"`tfds build {name} --data_dir={root}`"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise DataError(
@@ -291,47 +289,82 @@ def _no_warnings() -> Iterator[None]:
         absl_logging.set_verbosity(verbosity)
 
 
-def _find_keys(info: Any, requested: str) -> tuple[str, str]:
-    """Returns the names of the image and the label feature."""
+def schema_of(info: Any, requested: str) -> Schema:
+    """The features of a set, by type.
+
+    Args:
+        info: Its `tfds.core.DatasetInfo`.
+        requested: The name by which the user asked for it.
+    """
     named = isinstance(info.features, tfds.features.FeaturesDict)
-    features = dict(info.features.items()) if named else {}
-    images = [key for key, each in features.items() if type(each) is tfds.features.Image]
-    labels = [key for key, each in features.items() if isinstance(each, tfds.features.ClassLabel)]
+    features = dict(info.features.items()) if named else {"": info.features}
     supervised = info.supervised_keys
-    if supervised and len(supervised) == 2:
-        image_key, label_key = supervised
-        if image_key in images and label_key in labels:
-            return image_key, label_key
-    elif len(images) == 1 and len(labels) == 1:
-        return images[0], labels[0]
-    found = ", ".join(f"{key}: {_describe(each)}" for key, each in features.items())
-    raise RequestError(
-        f"{requested!r} is not an image-classification set: it needs one Image and one ClassLabel "
-        f"as its supervised keys, and has {found or _describe(info.features)}"
+    pair = supervised and len(supervised) == 2 and all(isinstance(key, str) for key in supervised)
+    return Schema(
+        requested=requested,
+        features={key: feature_of(each) for key, each in features.items()},
+        supervised=(supervised[0], supervised[1]) if pair else None,
     )
 
 
-def _describe(feature: Any) -> str:
-    return f"{type(feature).__name__}{tuple(feature.shape) if feature.shape else ''}"
+def feature_of(feature: Any) -> Feature:
+    """One of TFDS's features as `tfgpu.data.records` describes it."""
+    known = tfds.features
+    kind, rate = "other", None
+    class_names: tuple[str, ...] = ()
+    if isinstance(feature, known.ClassLabel):
+        kind, class_names = "class", tuple(feature.names or ())
+    elif isinstance(feature, known.LabeledImage):
+        kind, class_names = "mask", tuple(feature.names or ())
+    elif type(feature) is known.Image:
+        kind = "image"
+    elif isinstance(feature, known.Video):
+        kind = "video"
+    elif isinstance(feature, known.Audio):
+        kind, rate = "audio", getattr(feature, "_sample_rate", None)
+    elif isinstance(feature, known.Text):
+        kind = "text"
+    elif isinstance(feature, known.Sequence):
+        kind, class_names = _of_sequence(feature.feature)
+    elif type(feature) in (known.Scalar, known.Tensor):
+        kind = "id" if np.dtype(feature.np_dtype).kind in "OSU" else _of_numbers(feature.shape)
+    shape = feature.shape if isinstance(feature.shape, tuple) else ()
+    return Feature(
+        kind=kind,
+        shape=shape,
+        dtype=_dtype_name(feature),
+        class_names=class_names,
+        described=f"{type(feature).__name__}{tuple(shape) if shape else ''}",
+        sample_rate=rate,
+    )
 
 
-def _image_shape(
-    feature: Any, image_size: tuple[int, int] | None, requested: str
-) -> tuple[int, int, int]:
-    height, width, channels = feature.shape
-    if np.dtype(feature.np_dtype) != np.uint8 or channels is None:
-        raise RequestError(
-            f"{requested!r} has images of type {np.dtype(feature.np_dtype).name} and shape "
-            f"{tuple(feature.shape)}; images must be uint8 with a known number of channels"
-        )
-    if image_size is not None:
-        return (*image_size, channels)
-    if height is None or width is None:
-        raise RequestError(
-            f"the images of {requested!r} differ in size: say which size to bring them to, "
-            "such as --image_size=224x224"
-        )
-    return height, width, channels
+def _of_numbers(shape: tuple[int | None, ...]) -> str:
+    return "numbers" if shape else "number"
+
+
+def _of_sequence(inner: Any) -> tuple[str, tuple[str, ...]]:
+    """The kind of a sequence, and the names of the classes in it."""
+    known = tfds.features
+    if isinstance(inner, known.ClassLabel):
+        return "classes", tuple(inner.names or ())
+    if isinstance(inner, known.FeaturesDict):
+        parts = dict(inner.items()).values()
+        boxes = any(isinstance(part, known.BBoxFeature) for part in parts)
+        labels = [part for part in parts if isinstance(part, known.ClassLabel)]
+        if boxes:
+            return "boxes", tuple(labels[0].names or ()) if labels else ()
+    if isinstance(inner, known.BBoxFeature):
+        return "boxes", ()
+    return "other", ()
+
+
+def _dtype_name(feature: Any) -> str:
+    try:
+        dtype = np.dtype(feature.np_dtype)
+    except (AttributeError, TypeError, ValueError):  # Those of several parts have no one type.
+        return ""
+    return "string" if dtype.kind in "OSU" else dtype.name
 
 
 def _split_files(split: Any, directory: str) -> list[tuple[str, int]]:
@@ -349,17 +382,9 @@ def _split_files(split: Any, directory: str) -> list[tuple[str, int]]:
 
 
 def _open_split(
-    split: Any,
-    paths: list[str],
-    *,
-    format_name: str,
-    features: Any,
-    image_key: str,
-    label_key: str,
-    image_shape: tuple[int, int, int],
-    resized: bool,
-) -> Examples | None:
-    """Indexes a split; None when it has no labels."""
+    split: Any, paths: list[str], *, format_name: str, features: Any, label: str | None
+) -> Records | None:
+    """Indexes a split; None when `label` names a class and there are none."""
     if format_name == "tfrecord":
         read_records = TFRecordFiles(paths, shard_lengths=split.shard_lengths).read
     elif format_name == "array_record":
@@ -369,34 +394,35 @@ def _open_split(
             f"{paths[0]} is in the format {format_name}, which is not read here: prepare the data "
             "set again with `tfds build --file_format=tfrecord`"
         )
-    with _no_warnings():
-        partial, label_only = (
-            tfds.decode.PartialDecoding(dict.fromkeys(keys, True)).extract_features(features)
-            for keys in ([image_key, label_key], [label_key])
-        )
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         records = python_op(read_records, [positions], tf.string)
         return (tf.ensure_shape(records, positions.shape),)
 
-    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = partial.deserialize_example(record)
-        image = example[image_key]
-        if resized:
-            image = resize(image, image_shape[:2])
-        return tf.ensure_shape(image, image_shape), tf.cast(example[label_key], tf.int32)
+    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        with _no_warnings():
+            wanted = dict.fromkeys(names, True)
+            partial = tfds.decode.PartialDecoding(wanted).extract_features(features)
 
-    first = read_records(np.arange(min(_LABELS_LOOKED_AT, split.num_examples)))
-    try:
-        labels = [int(label_only.deserialize_example(record)[label_key]) for record in first]
-    except (tf.errors.OpError, ValueError) as error:
-        raise DataError(
-            f"{paths[0]} does not hold what its dataset_info.json and features.json say: "
-            f"{_one_line(error)}"
-        ) from None
-    if min(labels) < 0:
-        return None
-    return Examples(num_examples=split.num_examples, read=read, decode=decode)
+        def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
+            found: dict[str, tf.Tensor] = partial.deserialize_example(record)
+            return found
+
+        return decode
+
+    if label is not None:
+        first = read_records(np.arange(min(_LABELS_LOOKED_AT, split.num_examples)))
+        label_alone = select((label,))
+        try:
+            labels = [int(label_alone(record)[label]) for record in first]
+        except (tf.errors.OpError, ValueError) as error:
+            raise DataError(
+                f"{paths[0]} does not hold what its dataset_info.json and features.json say: "
+                f"{_one_line(error)}"
+            ) from None
+        if min(labels) < 0:
+            return None
+    return Records(split.num_examples, read, select)
 
 
 def _array_record_reader(paths: list[str]) -> Any:

@@ -19,6 +19,7 @@ from tfgpu.doctor.data_checks import check_folders, check_tfds, data_folder
 from tfgpu.doctor.findings import Finding
 from tfgpu.doctor.gpu_checks import check_gpus
 from tfgpu.doctor.libraries import Opened
+from tfgpu.doctor.meeting import check_together
 from tfgpu.doctor.probe import Cell, Outcome
 from tfgpu.doctor.settings import DoctorSettings
 
@@ -39,6 +40,9 @@ def run(config: DoctorSettings) -> int:
     with Countdown(console, [1.0]) as countdown:
         countdown.begin("looking at the machine")
         found, gpus = examine(config)
+    found += check_together(
+        config.strategy, os.environ, timeout=config.join_timeout, say=console.say
+    )
     tried: list[tuple[Cell, Outcome]] = []
     if config.probe != "none":
         tried = _probe(config, console, gpus=gpus)

@@ -47,7 +47,7 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
     sections = ("Diagnosis", *SECTIONS)
     flags = {
         *("json", "probe", "probe_limit", "strategy", "devices", "dataset", "data_dir"),
-        *("run_dir", "progress"),
+        *("run_dir", "progress", "join_timeout"),
     }
 
     json: bool = truth(False)
@@ -64,5 +64,6 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
     """Train a tiny network in every combination, each in a process of its own, with stock Keras
     and with tfgpu; --probe alone is all. A list keeps the combinations with these values:
     {among}."""
+    join_timeout: int = 20
     probe_limit: int = whole(120, 1, "the default is 120 seconds", values="SECONDS")
     """After which a combination counts as one that hangs."""

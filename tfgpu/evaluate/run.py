@@ -1,8 +1,10 @@
-"""`tfgpu evaluate` from beginning to end: devices, model, data, evaluation, files, report."""
+"""`tfgpu evaluate` from beginning to end: devices, model, data, evaluation, files, report.
+
+What is measured and shown is the report of the run's task.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
@@ -12,25 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cli.console import Console
-from tfgpu.data import sources
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.inputs import evaluation_batches
 from tfgpu.errors import RequestError, WorkError
-from tfgpu.evaluate.metrics import ClassificationMetrics, Counts
 from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.machine import runtime
-from tfgpu.models.classification_loss import classification_loss
+from tfgpu.tasks.loading import Dataset
+from tfgpu.tasks.parts.report import Report
+from tfgpu.tensorboard.predictions import outputs_of
 
 BATCH = 256
 """Examples per batch, over all replicas; the results do not depend on it."""
 
-SHOWN = 25
-"""Classes in the table, at most: of more, those with the least recall are shown."""
+PREDICTED = 4096
+"""Examples whose outputs are held at once, for reports that read them."""
 
 NO_PLOTS = "no pictures are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
@@ -57,29 +60,23 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
     )
     batch_size = _batch_size(config, machine)
     with machine.strategy.scope():
-        model = run.load_model(builder=config.model)
-    data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
+        model = run.load_model(builder=config.model, task=config.task)
+    data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
     own = run.path / "evaluation" / f"{files.file_name(data.name)}-{config.split}"
     directory = Path(config.out).expanduser() if config.out else own
     files.make_directory(directory, flag="out")
     chosen = _choose_splits(data, config.split)
-    metrics = _compile(model, run, machine)
+    report = data.task.report(run.spec)
+    _compile(model, run, data, report, machine)
     if data.name == run.dataset.get("name") and data.fingerprint != run.dataset["fingerprint"]:
         print(
             f"tfgpu: warning: {data.name} has changed since the run: the test split may hold "
-            "images that the model was trained on",
+            f"{data.task.unit} that the model was trained on",
             file=sys.stderr,
         )
-    loss = 0.0
-    counts: Counts | None = None
     with _failures(batch_size):
-        for examples in chosen:
-            batches = evaluation_batches(examples, batch_size=batch_size)
-            logs = model.evaluate(batches, verbose=0, return_dict=True)
-            loss += logs["loss"] * examples.num_examples
-            counts = metrics.counts() if counts is None else counts + metrics.counts()
-    assert counts is not None
-    loss /= counts.examples
+        examples, logs = _evaluate(model, chosen, report, batch_size=batch_size, machine=machine)
+    loss = logs.pop("loss")
     if not math.isfinite(loss):
         raise WorkError(f"the model of {run.path} gives values that are not finite")
     result = {
@@ -88,56 +85,77 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
         "version": data.version,
         "fingerprint": data.fingerprint,
         "split": config.split,
-        "examples": counts.examples,
+        "examples": examples,
         "loss": loss,
-        "accuracy": counts.accuracy,
-        "top_5_accuracy": counts.top_k_accuracy,
-        "expected_calibration_error": counts.calibration_error,
+        **report.figures(logs),
         "strategy": config.strategy,
         "replicas": machine.num_replicas,
-        "classes": counts.by_class(data.class_names),
-        "reliability": counts.reliability(),
-        "confusion_matrix": [[round(count) for count in row] for row in counts.confusion.tolist()],
+        **report.details(),
     }
-    written = _write(result, directory)
-    console.say(json.dumps(result) if config.json else describe(result))
+    written = _write(result, report, directory)
+    console.say(json.dumps(result) if config.json else describe(result, report))
     if not config.json:
         console.say(f"written: {', '.join(str(path) for path in written)}")
-    if not any(path.suffix == ".png" for path in written):
+    if report.draws and not any(path.suffix == ".png" for path in written):
         print(f"tfgpu: {NO_PLOTS}", file=sys.stderr)
     return result
 
 
-def describe(result: Mapping[str, Any]) -> str:
+def _evaluate(
+    model: keras.Model,
+    splits: list[Examples],
+    report: Report,
+    *,
+    batch_size: int,
+    machine: runtime.Runtime,
+) -> tuple[int, dict[str, float]]:
+    """Evaluates splits as one.
+
+    Returns:
+        The number of examples, and the loss and the metrics over all of them.
+    """
+    loss, total = 0.0, 0
+    sums: list[np.ndarray] = []
+    logs: dict[str, float] = {}
+    for examples in splits:
+        batches = evaluation_batches(examples, batch_size=batch_size)
+        logs = model.evaluate(batches, verbose=0, return_dict=True)
+        loss += logs["loss"] * examples.num_examples
+        total += examples.num_examples
+        report.end_split()
+        values = [np.asarray(variable.numpy()) for variable in model.metrics_variables]
+        sums = [a + b for a, b in zip(sums, values, strict=True)] if sums else values
+        if report.reads_outputs:
+            _read_outputs(model, examples, report, batch_size=batch_size)
+    if len(splits) > 1:
+        # The variables of metrics are sums over examples.
+        with machine.strategy.scope():
+            for variable, value in zip(model.metrics_variables, sums, strict=True):
+                variable.assign(value)
+        logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+    return total, {**logs, "loss": loss / total}
+
+
+def _read_outputs(
+    model: keras.Model, examples: Examples, report: Report, *, batch_size: int
+) -> None:
+    """Gives a report the outputs for a split, some of them at a time."""
+    for first in range(0, examples.num_examples, PREDICTED):
+        last = min(first + PREDICTED, examples.num_examples)
+        batches = evaluation_batches(examples.take(np.arange(first, last)), batch_size=batch_size)
+        for x, y, outputs in outputs_of(model, batches):
+            report.add(x, y, outputs)
+
+
+def describe(result: Mapping[str, Any], report: Report) -> str:
     """Formats a result as lines of text.
 
     Args:
         result: The contents of `evaluation.json`.
+        report: Of the task.
     """
-    lines = [
-        f"{result['dataset']}, split {result['split']}: {result['examples']:,} examples",
-        f"loss      {result['loss']:.4f}",
-        f"accuracy  {result['accuracy']:.4f}  (top 5: {result['top_5_accuracy']:.4f})",
-        f"expected calibration error  {result['expected_calibration_error']:.4f}",
-        "",
-    ]
-    classes = result["classes"]
-    if len(classes) > SHOWN:
-        lines.append(f"the {SHOWN} of {len(classes)} classes with the least recall:")
-        classes = sorted(classes, key=lambda each: (each["recall"] is None, each["recall"]))
-        classes = classes[:SHOWN]
-    wide = max(len("class"), *(len(each["name"]) for each in classes))
-    lines.append(f"{'class':<{wide}}  precision  recall      f1  examples")
-    lines += [
-        f"{each['name']:<{wide}}  {_ratio(each['precision']):>9}  {_ratio(each['recall']):>6}"
-        f"  {_ratio(each['f1']):>6}  {each['examples']:>8,}"
-        for each in classes
-    ]
-    return "\n".join(lines)
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    head = f"{result['dataset']}, split {result['split']}: {result['examples']:,} examples"
+    return "\n".join([head, *report.lines(result)])
 
 
 def _batch_size(config: EvaluateSettings, machine: runtime.Runtime) -> int:
@@ -148,23 +166,19 @@ def _batch_size(config: EvaluateSettings, machine: runtime.Runtime) -> int:
 
 
 def _compile(
-    model: keras.Model, run: TrainedRun, machine: runtime.Runtime
-) -> ClassificationMetrics:
-    """Compiles the model with the run's loss and the metrics."""
-    classes = len(run.class_names)
+    model: keras.Model, run: TrainedRun, data: Dataset, report: Report, machine: runtime.Runtime
+) -> None:
+    """Compiles the model with the run's loss and the metrics of the report."""
     with machine.strategy.scope():
-        metrics = ClassificationMetrics(num_classes=classes, k=min(5, classes))
+        metrics = report.metrics()
         model.compile(
-            loss=classification_loss(
-                num_classes=classes, label_smoothing=run.config["label_smoothing"]
-            ),
-            metrics=[metrics],
+            loss=data.task.loss(run.spec, run.config),
+            metrics=list(data.task.metrics(run.spec) if metrics is None else metrics),
             jit_compile=machine.jit_compile,
         )
-    return metrics
 
 
-def _choose_splits(data: sources.ImageDataset, split: str) -> list[Examples]:
+def _choose_splits(data: Dataset, split: str) -> list[Examples]:
     if split == "all":
         return [each for each in (data.train, data.validation, data.test) if each is not None]
     chosen = {"train": data.train, "validation": data.validation, "test": data.test}[split]
@@ -176,23 +190,17 @@ def _choose_splits(data: sources.ImageDataset, split: str) -> list[Examples]:
     return [chosen]
 
 
-def _write(result: Mapping[str, Any], directory: Path) -> list[Path]:
+def _write(result: Mapping[str, Any], report: Report, directory: Path) -> list[Path]:
     """Writes the files, and returns them."""
     path = directory / "evaluation.json"
     files.write_json(path, result)
-    table = directory / "confusion_matrix.csv"
-    names = [each["name"] for each in result["classes"]]
-    rows = [["label \\ predicted", *names]]
-    rows += [[name, *row] for name, row in zip(names, result["confusion_matrix"], strict=True)]
-    with files.replacing(table) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-    try:
-        from tfgpu.evaluate import plots
-    except ImportError as error:
-        if error.name is None or not error.name.startswith("matplotlib"):
-            raise
-        return [path, table]
-    return [path, table, *plots.draw(result, directory)]
+    written = [path]
+    for name, content in report.files(result).items():
+        place = directory / name
+        with files.replacing(place) as beside:
+            beside.write_bytes(content)
+        written.append(place)
+    return written
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.export.inference_model import INPUT, OUTPUT
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What the writers take.
 
     Attributes:
-        model: What `inference_model` made.
-        class_names: One a class.
-        preprocessing: What has to be done to an image before, as JSON holds it.
-        calibration: uint8 (n, height, width, channels), images for the ranges of int8.
+        model: Of Keras' own classes, from raw inputs to one output or a dict of them.
+        class_names: One a class; () where there are none.
+        preprocessing: What has to be done to an example before, as JSON holds it.
+        files: More files that travel with it, by name.
+        calibration: Raw inputs of training examples, (n, ...) by name, for the ranges of int8.
     """
 
     model: keras.Model
     class_names: tuple[str, ...]
-    preprocessing: dict[str, Any]
-    calibration: np.ndarray | None = None
+    preprocessing: Mapping[str, Any]
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    calibration: Mapping[str, np.ndarray] | None = None
 
     @property
     def labels(self) -> str:
@@ -44,14 +44,26 @@ class Source:
         return "".join(f"{name}\n" for name in self.class_names)
 
     @property
+    def texts(self) -> dict[str, str]:
+        """The files that travel with the model, by name."""
+        stated = json.dumps(dict(self.preprocessing), indent=2) + "\n"
+        labels = {"labels.txt": self.labels} if self.class_names else {}
+        return {**labels, "preprocessing.json": stated, **self.files}
+
+    @property
     def named(self) -> keras.Model:
-        """The model with a name for its output, which ends up in the signatures."""
-        return keras.Model(self.model.inputs, {OUTPUT: self.model.outputs[0]})
+        """The model with names for its outputs, which end up in the signatures."""
+        if isinstance(self.model.output, dict):
+            return self.model
+        return keras.Model(self.model.inputs, {self.model.output_names[0]: self.model.outputs[0]})
 
     @property
     def signature(self) -> list[tf.TensorSpec]:
-        """Of its input."""
-        return [tf.TensorSpec([None, *self.model.input_shape[1:]], tf.uint8, name=INPUT)]
+        """Of its inputs."""
+        return [
+            tf.TensorSpec([None, *each.shape[1:]], each.dtype, name=each.name)
+            for each in self.model.inputs
+        ]
 
 
 def write_keras(source: Source, path: Path) -> None:
@@ -60,36 +72,37 @@ def write_keras(source: Source, path: Path) -> None:
 
 
 def write_saved_model(source: Source, path: Path) -> None:
-    """Writes a SavedModel with the signature `serving_default`: pixels to probabilities."""
+    """Writes a SavedModel with the signature `serving_default`: raw inputs to outputs."""
     source.named.export(
         path, format="tf_saved_model", verbose=False, input_signature=source.signature
     )
     # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
     extra = path / "assets.extra"
     extra.mkdir()
-    (extra / "labels.txt").write_text(source.labels, encoding="utf-8")
-    (extra / "preprocessing.json").write_text(
-        json.dumps(source.preprocessing, indent=2) + "\n", encoding="utf-8"
-    )
+    for name, text in source.texts.items():
+        (extra / name).write_text(text, encoding="utf-8")
 
 
 def write_onnx(source: Source, path: Path) -> None:
-    """Writes an ONNX file: input pixels, output probabilities, any batch."""
+    """Writes an ONNX file of any batch."""
     import onnx
     import tf2onnx
 
     named = source.named
-    function = tf.function(
-        lambda pixels: named(pixels, training=False), input_signature=source.signature
-    )
+
+    def call(*raw: tf.Tensor) -> Any:
+        return named(raw[0] if len(raw) == 1 else list(raw), training=False)
+
+    function = tf.function(call, input_signature=source.signature)
     converted, _ = tf2onnx.convert.from_function(function, input_signature=source.signature)
     for value in (*converted.graph.input, *converted.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(
         converted,
         {
-            "labels": json.dumps(source.class_names),
-            "preprocessing": json.dumps(source.preprocessing),
+            **({"labels": json.dumps(source.class_names)} if source.class_names else {}),
+            "preprocessing": json.dumps(dict(source.preprocessing)),
+            **source.files,
         },
     )
     onnx.checker.check_model(converted, full_check=True)
@@ -102,16 +115,16 @@ def write_litert(source: Source, path: Path) -> None:
 
 
 def write_litert_int8(source: Source, path: Path) -> None:
-    """Writes a LiteRT file that computes in int8; pixels and probabilities stay as they are.
+    """Writes a LiteRT file that computes in int8; inputs and outputs stay as they are.
 
-    The ranges of the values come from running the calibration images.
+    The ranges of the values come from running the calibration examples.
     """
     calibration = source.calibration
     assert calibration is not None
 
     def representative() -> Iterator[list[np.ndarray]]:
-        for image in calibration:
-            yield [image[None]]
+        for one in zip(*(calibration[spec.name] for spec in source.signature), strict=True):
+            yield [each[None] for each in one]
 
     _convert_litert(
         source,
@@ -135,10 +148,7 @@ def _convert_litert(
         **options,
     )
     with zipfile.ZipFile(path, "a") as archive:
-        for name, text in (
-            ("labels.txt", source.labels),
-            ("preprocessing.json", json.dumps(source.preprocessing, indent=2) + "\n"),
-        ):
+        for name, text in source.texts.items():
             # With a time of its own, equal files would differ.
             archive.writestr(zipfile.ZipInfo(name), text)
 

@@ -1,13 +1,10 @@
-"""The model that is exported: raw pixels in, probabilities out, in float32."""
+"""The model that is exported, in float32 whatever it was trained in."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
-
-INPUT = "pixels"
-OUTPUT = "probabilities"
 
 
 def in_float32(model: keras.Model) -> keras.Model:
@@ -29,22 +26,6 @@ def in_float32(model: keras.Model) -> keras.Model:
     rebuilt: keras.Model = keras.saving.deserialize_keras_object(plain, safe_mode=True)
     rebuilt.set_weights(model.get_weights())
     return rebuilt
-
-
-def inference_model(model: keras.Model, *, image_shape: tuple[int, int, int]) -> keras.Model:
-    """Puts a cast before the model and a softmax behind it.
-
-    Args:
-        model: From images to logits, in float32.
-        image_shape: (height, width, channels).
-
-    Returns:
-        A model of Keras' own classes: uint8 (n, height, width, channels) in 0 to 255 to
-        float32 probabilities (n, classes).
-    """
-    pixels = keras.Input(image_shape, dtype="uint8", name=INPUT)
-    logits = model(keras.ops.cast(pixels, "float32"))
-    return keras.Model(pixels, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
 
 
 def _with_float32(config: Any) -> Any:

@@ -54,7 +54,9 @@ def inspect(path: Path) -> LiteRtFile:
             code = model.OperatorCodes(operator.OpcodeIndex())
             # Numbers beyond 127 came later, in a field of their own.
             name = operator_names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-            first = operator.Inputs(0) if operator.InputsLength() else -1
+            # The first input of a transposed convolution is the shape of its output.
+            index = 1 if name == "TRANSPOSE_CONV" else 0
+            first = operator.Inputs(index) if operator.InputsLength() > index else -1
             kind = type_names[graph.Tensors(first).Type()] if first >= 0 else "none"
             operators[f"{name} {kind}"] += 1
     return LiteRtFile(dict(sorted(operators.items())), weights)

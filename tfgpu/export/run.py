@@ -12,11 +12,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,13 +23,17 @@ from tfgpu.artifacts import files
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cli import startup
 from tfgpu.cli.console import Console
-from tfgpu.data.examples import RESIZE_RULE, Examples, data_errors
+from tfgpu.data.examples import Examples, data_errors
 from tfgpu.export import gate, litert_file
 from tfgpu.export.formats import FILES, Source
-from tfgpu.export.inference_model import INPUT, OUTPUT, in_float32, inference_model
-from tfgpu.export.runtimes import LOADERS, Predict, keras_function
+from tfgpu.export.inference_model import in_float32
+from tfgpu.export.runtimes import LOADERS, Predict, compiled
 from tfgpu.export.settings import ExportSettings
 from tfgpu.machine import runtime
+from tfgpu.tasks.parts.serving import Serving
+
+_RUN_MODEL = "the run's model"
+_X = "x"  # Of what gets x as it is, among raw inputs.
 
 
 @dataclasses.dataclass
@@ -73,40 +76,53 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
         tf.config.set_visible_devices([], "GPU")
     machine = runtime.start(strategy="one_device", devices="CPU:0")
     threads = machine.intra_op_threads or os.cpu_count() or 1
-    data = run.load_data(dataset=config.dataset, data_dir=config.data_dir)
-    model = run.load_model(builder=config.model)
+    task = run.task(config.task)
+    data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
+    model = run.load_model(builder=config.model, task=config.task)
     plain = in_float32(model)
-    source = Source(
-        model=inference_model(plain, image_shape=run.image_shape),
-        class_names=run.class_names,
-        preprocessing=_preprocessing(run.image_shape),
-        calibration=(
-            _calibration(data.train, config.calibration_examples, seed=run.config["seed"])
-            if "litert_int8" in config.chosen_formats
-            else None
-        ),
+    servings = {kind: task.serve(run.spec, kind) for kind in ("", *config.chosen_formats)}
+    own_serving = servings[""]
+    calibration = (
+        _calibration(data.train, config.calibration_examples, seed=run.config["seed"])
+        if "litert_int8" in config.chosen_formats
+        else None
     )
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as work:
         written = [_File(kind, Path(work) / FILES[kind][0]) for kind in config.chosen_formats]
         runtimes: dict[str, Predict] = {}
         for file in written:
             console.say(f"writing {file.path.name}")
+            serving = servings[file.kind]
             with _quiet(config.verbosity):
-                _write(file, source)
+                if serving.refused:
+                    file.problem = f"cannot be made: {serving.refused}"
+                else:
+                    source = Source(
+                        model=serving.model(plain),
+                        class_names=run.spec.class_names,
+                        preprocessing=serving.preprocessing,
+                        files=serving.files,
+                        calibration=None if calibration is None else _raw(serving, calibration),
+                    )
+                    _write(file, source)
                 if not file.problem:
                     _load(file, runtimes, threads=threads)
-        reference = keras_function(_with_softmax(plain))
+        reference = compiled(own_serving.reference(plain))
         if plain is not model:
-            runtimes["the run's model"] = keras_function(_with_softmax(model))
+            run_model = compiled(own_serving.reference(model))
+            runtimes[_RUN_MODEL] = lambda raw: run_model(raw[_X])
+            servings[_RUN_MODEL] = dataclasses.replace(own_serving, inputs={_X: None})
         with data_errors(), _quiet(config.verbosity):
-            batches = data.test.dataset().batch(gate.THROUGHPUT_BATCH)
-            own, others = gate.compare(runtimes, reference, batches.as_numpy_iterator())
-            some = next(iter(batches.as_numpy_iterator()))[0]
+            own, others = gate.compare(runtimes, reference, _batches(data.test, servings), servings)
+            x, raw, _ = next(_batches(data.test, servings))
             figures = {
-                name: _figures(others[name]) | gate.measure(predict, some)
+                name: _figures(others[name], own_serving)
+                | gate.measure(
+                    predict, {key: raw[key] for key in servings[name].inputs}, unit=task.unit
+                )
                 for name, predict in runtimes.items()
             }
-            own_figures = _figures(own) | gate.measure(reference, some)
+            own_figures = _figures(own, own_serving) | gate.measure(reference, x, unit=task.unit)
         for file in written:
             if file.kind in others:
                 file.found |= figures[file.kind]
@@ -116,6 +132,8 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
                     own,
                     max_difference=config.max_difference,
                     max_accuracy_difference=config.max_accuracy_difference,
+                    unit=own_serving.unit,
+                    measure=own_serving.measure,
                 )
         published = [_publish(file, directory) for file in written]
     result: dict[str, Any] = {
@@ -129,60 +147,74 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
         "hardware": machine.device_descriptions[0],
         "threads": threads,
         "versions": _versions(),
-        "class_names": list(run.class_names),
-        "preprocessing": source.preprocessing,
+        "class_names": list(run.spec.class_names),
+        "preprocessing": dict(own_serving.preprocessing),
         "reference": {"format": "Keras model in float32", "verdict": "", **own_figures},
         "run_model": (
             {
-                "format": "the run's model",
+                "format": _RUN_MODEL,
                 "verdict": f"{run.config.get('precision')}, for comparison",
-                **figures["the run's model"],
+                **figures[_RUN_MODEL],
             }
             if plain is not model
             else None
         ),
         "files": published,
     }
-    with files.replacing(directory / "labels.txt") as beside:
-        beside.write_text(source.labels, encoding="utf-8")
+    beside_it = dict(own_serving.files)
+    if run.spec.class_names:
+        beside_it["labels.txt"] = "".join(f"{name}\n" for name in run.spec.class_names)
+    for name, text in beside_it.items():
+        with files.replacing(directory / name) as beside:
+            beside.write_text(text, encoding="utf-8")
     files.write_json(directory / "export.json", result)
     rows = [result["reference"], result["run_model"], *published]
-    console.say(gate.table(row for row in rows if row))
+    shown = (row for row in rows if row)
+    console.say(gate.table(shown, measure=own_serving.measure, unit=task.unit))
     console.say(f"compared over {own.examples:,} test examples; everything is in {directory}")
     return result
 
 
-def _preprocessing(image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What to do to an image before it goes in, as JSON holds it."""
-    height, width, channels = image_shape
-    return {
-        "input": INPUT,
-        "dtype": "uint8",
-        "shape": ["batch", height, width, channels],
-        "channels": "grey" if channels == 1 else "RGB",
-        "range": [0, 255],
-        "resize": RESIZE_RULE,
-        "normalisation": "none: it is part of the model",
-        "output": OUTPUT,
-    }
-
-
-def _calibration(examples: Examples, count: int, *, seed: int) -> np.ndarray:
-    """Training images (count, height, width, channels), drawn by the seed."""
+def _calibration(examples: Examples, count: int, *, seed: int) -> Any:
+    """(x, raw inputs) of training examples drawn by the seed; raw inputs are None where x is."""
     # RandomState's stream is frozen by NumPy's compatibility policy.
     drawn = np.random.RandomState(seed).permutation(examples.num_examples)[:count]
-    images, _ = examples.take(np.sort(drawn)).load_arrays()
-    return images
+    some = examples.take(np.sort(drawn))
+    if some.decode_raw is None:
+        return some.load_arrays()[0]
+    return dict(_raw_examples(some).load_arrays()[0])
 
 
-def _with_softmax(model: keras.Model) -> Callable[..., tf.Tensor]:
-    """The probabilities that a model's logits mean, by another way than the exported one."""
+def _raw(serving: Serving, values: Any) -> dict[str, np.ndarray]:
+    """Raw inputs of examples: those values by name, or x."""
+    if isinstance(values, Mapping) and serving.inputs.keys() <= values.keys():
+        return {name: values[name] for name in serving.inputs}
+    return serving.raw(values)
 
-    def call(images: tf.Tensor, training: bool) -> tf.Tensor:
-        logits = model(tf.cast(images, tf.float32), training=training)
-        return tf.nn.softmax(tf.cast(logits, tf.float32))
 
-    return call
+def _raw_examples(examples: Examples) -> Examples:
+    """Examples of which x is the raw inputs, and y nothing."""
+    raw = examples.decode_raw
+    assert raw is not None
+    return dataclasses.replace(examples, decode=lambda *parts: (raw(*parts), ()))
+
+
+def _batches(
+    examples: Examples, servings: Mapping[str, Serving]
+) -> Iterator[tuple[Any, dict[str, np.ndarray], Any]]:
+    """Yields (x, raw inputs by name, y) in batches of `gate.THROUGHPUT_BATCH`."""
+    pairs = examples.dataset()
+    if examples.decode_raw is not None:
+        pairs = tf.data.Dataset.zip(pairs, _raw_examples(examples).dataset())
+        for (x, y), (raw, _) in pairs.batch(gate.THROUGHPUT_BATCH).as_numpy_iterator():
+            yield x, {**raw, _X: x}, y
+        return
+    for x, y in pairs.batch(gate.THROUGHPUT_BATCH).as_numpy_iterator():
+        raw = {_X: x}
+        for serving in servings.values():
+            if _X not in serving.inputs:
+                raw |= serving.raw(x)
+        yield x, raw, y
 
 
 def _write(file: _File, source: Source) -> None:
@@ -247,11 +279,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _figures(found: gate.Comparison) -> dict[str, Any]:
+def _figures(found: gate.Comparison, serving: Serving) -> dict[str, Any]:
     return {
         "max_difference": found.max_difference,
         "agreement": found.agreement,
-        "accuracy": found.accuracy,
+        serving.measure: found.accuracy,
     }
 
 

@@ -1,42 +1,56 @@
 """One function a runtime: loads a file as its users would, and gives a function to call.
 
-Each function takes uint8 images (n, height, width, channels) and returns float32 probabilities
-(n, classes), both NumPy.
+Each function takes raw inputs by name, (n, ...) NumPy arrays, and returns outputs by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfgpu.artifacts.trained_run import load_safely
-from tfgpu.export.inference_model import INPUT, OUTPUT
 
-Predict = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def load_keras(path: Path, threads: int) -> Predict:
     """Loads a `.keras` file with Keras."""
-    return keras_function(load_safely(path))
+    model = load_safely(path)
+    names = [each.name for each in model.inputs]
+    output = "" if isinstance(model.output, dict) else model.output_names[0]
+
+    def call(*raw: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        outputs = model(raw[0] if len(raw) == 1 else list(raw), training=False)
+        return {output: outputs} if output else outputs
+
+    function = compiled(call)
+    return lambda inputs: function(*(inputs[name] for name in names))
 
 
-def keras_function(model: keras.Model) -> Predict:
-    """A compiled call of a Keras model."""
-    call = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
-    return lambda images: call(tf.constant(images)).numpy()
+def compiled(call: Callable[..., Mapping[str, tf.Tensor]]) -> Callable[..., dict[str, np.ndarray]]:
+    """A function of tensors as one of arrays, run as a graph."""
+    function = tf.function(call, reduce_retracing=True)
+
+    def run(*arrays: Any) -> dict[str, np.ndarray]:
+        outputs = function(*tf.nest.map_structure(tf.constant, arrays))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run
 
 
 def load_saved_model(path: Path, threads: int) -> Predict:
     """Loads a SavedModel with TensorFlow."""
     loaded = tf.saved_model.load(path)
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         # Looked up in each call: a signature does not keep alive what it was loaded with.
-        return loaded.signatures["serving_default"](**{INPUT: tf.constant(images)})[OUTPUT].numpy()
+        signature = loaded.signatures["serving_default"]
+        outputs = signature(**{name: tf.constant(array) for name, array in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
 
     return predict
 
@@ -51,7 +65,8 @@ def load_onnx(path: Path, threads: int) -> Predict:
     session = onnxruntime.InferenceSession(
         path, sess_options=options, providers=["CPUExecutionProvider"]
     )
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+    names = [each.name for each in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
 def load_litert(path: Path, threads: int) -> Predict:
@@ -59,7 +74,7 @@ def load_litert(path: Path, threads: int) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path), num_threads=threads).get_signature_runner()
-    return lambda images: runner(**{INPUT: images})[OUTPUT]
+    return lambda inputs: runner(**inputs)
 
 
 LOADERS = {

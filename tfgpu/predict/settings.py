@@ -3,13 +3,13 @@
 import dataclasses
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import choice, custom, whole
+from tfgpu.cli.settings import choice, custom, text, whole
 from tfgpu.errors import RequestError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Prediction"):
-    """Label images with a finished run's model: files, folders, or - for paths on standard input.
+    """Use a finished run's model: on files, folders, or - for paths on standard input.
 
     Examples:
         # a folder and a file
@@ -23,19 +23,32 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
     experiment = False
 
     paths: tuple[str, ...] = custom(())
-    """Images and folders of images; "-" stands for paths read from standard input."""
+    """Files and folders of files; "-" stands for paths read from standard input."""
     format: str = choice("table", ("table", "jsonl", "csv"))
     """A table with the likeliest labels; JSON lines or CSV with every probability."""
     top_k: int = whole(3, 1, "1 shows the label alone")
     """Labels of each image in the table."""
     batch_size: int = whole(64, 1, "64 is the default")
-    """Images in a batch, over all replicas; results come a batch at a time."""
+    """Examples in a batch, over all replicas; results come a batch at a time."""
+    out: str | None = text(
+        None, "leave it out for the default", values="PATH", default="<run_dir>/predictions"
+    )
+    """Where files go, of a task that makes some, such as the masks of a segmentation."""
+    users: str | None = text(None, "name users, joined by commas", values="LIST", default="none")
+    """Users to recommend to, in the place of files, of a task that recommends."""
+
+    @property
+    def arguments_given(self) -> tuple[str, ...]:
+        """What there is to predict for."""
+        return self.paths if self.users is None else tuple(self.users.split(","))
 
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
         self.refuse_multi_worker("predicts on one machine; choose mirrored or one_device")
-        if not self.paths:
+        if self.users is not None and self.paths:
+            self.refuse("users", "and files exclude each other; give one of them")
+        if not self.paths and self.users is None:
             raise RequestError(
                 "no images: name files or folders, or - to read their paths from standard input"
             )

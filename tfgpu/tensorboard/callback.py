@@ -19,11 +19,10 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import StepStatistics
-from tfgpu.tensorboard import pictures, predictions
+from tfgpu.tensorboard import predictions
 from tfgpu.tensorboard.graph import step_graph
 from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
-
-_SHOWN = 16  # Images of a batch, and mistakes, in a picture.
+from tfgpu.tensorboard.pictures import Picture
 
 
 class TensorBoard(private.TensorBoardHooks):
@@ -55,6 +54,8 @@ class TensorBoard(private.TensorBoardHooks):
             an epoch and no `batch_<metric>`.
         profile_batch: The batch, or the first and the last, to profile; counted from 1. 0 for none.
         class_names: Names of the labels, for the pictures.
+        report: What draws the pictures, with methods `batch(x, y)` and `predictions(outputs)` such
+            as those of `tfgpu.tasks.parts.report.Report`; None draws images and their classes.
         hparams: Settings of this training for the HParams tab: numbers, strings, booleans.
         write_batches: Whether to show a batch: of the first epoch, or of `"every"` epoch.
         **arguments: Others of `keras.callbacks.TensorBoard`.
@@ -70,6 +71,7 @@ class TensorBoard(private.TensorBoardHooks):
         profile_batch: int | Sequence[int] = 0,
         *,
         class_names: Sequence[str] = (),
+        report: Any = None,
         hparams: Mapping[str, Any] | None = None,
         write_batches: bool | Literal["every"] = True,
         **arguments: Any,
@@ -84,7 +86,7 @@ class TensorBoard(private.TensorBoardHooks):
             **arguments,
         )
         self._directory = Path(log_dir)
-        self._class_names = tuple(class_names)
+        self._report = predictions.ClassPictures(class_names) if report is None else report
         self._hparams = dict(hparams) if hparams is not None else None
         self._write_batches = write_batches
         self._statistics: StepStatistics | None = None
@@ -299,48 +301,25 @@ class TensorBoard(private.TensorBoardHooks):
         if not hasattr(source, "from_step"):
             return  # Reading other data sets may have side effects.
         element = next(iter(source.from_step(self._base).take(1)))
-        element = tf.nest.map_structure(lambda leaf: leaf[:_SHOWN], element)
-        images, labels = predictions.preprocess(source, element)
-        if images.shape[-1] not in (1, 3):
-            return
-        captions = [[self._name(label)] for label in labels]
+        element = tf.nest.map_structure(lambda leaf: leaf[: predictions.SHOWN], element)
+        x, y = predictions.preprocess(source, element)
         with self.train_writer.as_default():
-            tf.summary.image(
-                "batch",
-                pictures.grid(images, captions)[None],
-                step=epoch,
-                description="Images of a training batch as the network sees them, augmented.",
-            )
+            _write_pictures(self._report.batch(x, y), step=epoch)
 
     def show_predictions(self, dataset: tf.data.Dataset, *, step: int) -> None:
-        """Writes the confusion matrix and the most confident mistakes, under `validation/`.
+        """Writes what the model makes of a data set, under `validation/`.
 
         Args:
-            dataset: Of `tfgpu.data.inputs.evaluation_batches`, or one that yields (images, labels):
+            dataset: Of `tfgpu.data.inputs.evaluation_batches`, or one that yields (x, y), such as
                 uint8 (n, height, width, channels) and integers (n,).
             step: Of the run, or the epoch.
         """
-        matrix, mistakes = predictions.evaluate(self.model, dataset, count=_SHOWN)
-        names = [self._name(label) for label in range(len(matrix))]
+        most = getattr(self._report, "shown_examples", None)
+        if most is not None and hasattr(dataset, "first"):  # One of tfgpu.data.
+            dataset = dataset.first(most)
+        shown = self._report.predictions(predictions.outputs_of(self.model, dataset))
         with self.validation_writer.as_default():
-            tf.summary.image(
-                "confusion_matrix",
-                pictures.confusion(matrix, names)[None],
-                step=step,
-                description="True classes downwards, predicted ones across.",
-            )
-            if mistakes and mistakes[0].image.shape[-1] in (1, 3):
-                captions = [
-                    [f"is {names[each.label]}", f"{names[each.predicted]} {each.confidence:.1%}"]
-                    for each in mistakes
-                ]
-                sheet = pictures.grid(np.stack([each.image for each in mistakes]), captions)
-                tf.summary.image(
-                    "mistakes",
-                    sheet[None],
-                    step=step,
-                    description="The mistakes the model is surest of: true class, predicted class.",
-                )
+            _write_pictures(shown, step=step)
         self.validation_writer.flush()
 
     def show_result(self, metrics: Mapping[str, float | None], *, step: int) -> None:
@@ -355,10 +334,6 @@ class TensorBoard(private.TensorBoardHooks):
                 if value is not None:
                     tf.summary.scalar(f"result/{name}", value, step=step)
         self.close_writers()
-
-    def _name(self, label: Any) -> str:
-        label = int(label)
-        return str(self._class_names[label]) if label < len(self._class_names) else str(label)
 
     def _write_hparams(self) -> None:
         # Not at the top: importing it takes seconds.
@@ -387,3 +362,12 @@ class TensorBoard(private.TensorBoardHooks):
         if self.is_profiling:
             self._marker = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
             self._marker.__enter__()
+
+
+def _write_pictures(shown: Mapping[str, Picture], *, step: int) -> None:
+    for tag, picture in shown.items():
+        if isinstance(picture.content, str):
+            tf.summary.text(tag, picture.content, step=step, description=picture.description)
+        else:
+            content = picture.content[None]
+            tf.summary.image(tag, content, step=step, description=picture.description)

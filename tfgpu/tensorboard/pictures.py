@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,13 @@ _CELL, _MARGIN = 96, 4
 _TEXT = (32, 32, 32)
 _PAPER = (255, 255, 255)
 _NAMED_CLASSES = 30  # A confusion matrix of more classes is drawn without numbers and names.
+
+
+class Picture(NamedTuple):
+    """What a tag of TensorBoard shows: an image, or text."""
+
+    content: np.ndarray | str  # uint8 (height, width, 3), or Markdown.
+    description: str = ""
 
 
 def grid(images: np.ndarray, captions: Sequence[Sequence[str]] | None = None) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Fills in the settings a user left open, and makes Keras' optimizer from them.
 
 The defaults are two measured recipes for small images, told apart by the size of the
-training split; `experiments/` has the figures. A setting given by the user always wins.
+training split; `experiments/` has the figures. A task may have defaults of its own. A setting given
+by the user always wins.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfgpu.cli.settings import as_typed
 from tfgpu.errors import RequestError
-from tfgpu.train.settings import AUGMENTATIONS, TrainSettings
+from tfgpu.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     import keras
 
-    from tfgpu.data.sources import ImageDataset
+    from tfgpu.data.augment import Transformation
+    from tfgpu.data.inputs import ClassWeights
+    from tfgpu.tasks.loading import Dataset
+    from tfgpu.tasks.task import Task
 
 SMALL = 10_000
 """Training sets below this many examples get the recipe for small ones."""
@@ -38,6 +44,7 @@ class Resolved(TrainSettings):
     """A `TrainSettings` in which nothing is left open but `run_dir` and what None turns off."""
 
     steps_per_execution: int
+    model: str
     augment: str
     batch_size: int
     epochs: int
@@ -49,7 +56,41 @@ class Resolved(TrainSettings):
     warmup_epochs: float
 
 
-def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: bool) -> Resolved:
+_OF_OPTIMIZER = ("learning_rate", "momentum", "weight_decay")
+"""Defaults of a task that go with its optimizer."""
+
+
+def resolve_for(config: TrainSettings, data: Dataset, *, replicas: int, on_gpu: bool) -> Resolved:
+    """`resolve` for the task of a data set.
+
+    Raises:
+        RequestError: What `resolve` refuses, or a setting has no meaning for the task.
+    """
+    from tfgpu.tasks.options import refuse_others
+
+    task, count = data.task, data.train.num_examples
+    refuse_others(config.to_json(), task)
+    return resolve(
+        config,
+        num_examples=count,
+        replicas=replicas,
+        on_gpu=on_gpu,
+        model=next(iter(task.models)),
+        defaults=task.recipe(data.spec, count),
+        augmentations=tuple(task.augment),
+    )
+
+
+def resolve(
+    config: TrainSettings,
+    *,
+    num_examples: int,
+    replicas: int,
+    on_gpu: bool,
+    model: str = "lenet",
+    defaults: Mapping[str, Any] | None = None,
+    augmentations: tuple[str, ...] = ("crop",),
+) -> Resolved:
     """Decides every setting that depends on the data and the devices.
 
     Args:
@@ -57,6 +98,9 @@ def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: 
         num_examples: Training examples, without those of validation.
         replicas: Over all workers.
         on_gpu: Whether they are GPUs.
+        model: What is trained where nothing is asked for.
+        defaults: Of the task, for settings that are left open.
+        augmentations: That the task has.
 
     Returns:
         The same config with the open settings decided.
@@ -66,13 +110,17 @@ def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: 
             the replicas.
     """
     small = num_examples < SMALL
-    optimizer = config.optimizer or "sgd"
+    own = dict(defaults or {})
+    optimizer = config.optimizer or own.get("optimizer", "sgd")
+    if optimizer != own.get("optimizer", "sgd"):
+        own = {name: value for name, value in own.items() if name not in _OF_OPTIMIZER}
     sgd = optimizer == "sgd"
     batch_size = config.batch_size
     # With fewer examples than replicas some of them have none.
     most = max(num_examples // replicas, 1) * replicas
     if batch_size is None:
-        batch_size = min(math.ceil((32 if small else 128) / replicas) * replicas, most)
+        wanted = own.get("batch_size", 32 if small else 128)
+        batch_size = min(math.ceil(wanted / replicas) * replicas, most)
     elif batch_size > most:
         among = f" over {replicas} replicas" if replicas > 1 else ""
         raise RequestError(
@@ -86,24 +134,28 @@ def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: 
             f"--batch_size={batch_size} does not divide among {replicas} replicas; use "
             f"{' or '.join(near)}"
         )
-    epochs = config.epochs or (40 if small else 6)
+    epochs = config.epochs or own.get("epochs", 40 if small else 6)
     steps = math.ceil(num_examples / batch_size)
     together = config.steps_per_execution
     if together == "auto":
         together = min(steps, STEPS_PER_EXECUTION_GPU if on_gpu else STEPS_PER_EXECUTION_CPU)
     learning_rate = config.learning_rate
     if learning_rate is None:
-        learning_rate = (0.02 if small else 0.06) if sgd else 1e-3
+        learning_rate = own.get("learning_rate", (0.02 if small else 0.06) if sgd else 1e-3)
     warmup = config.warmup_epochs
     if warmup is None:
-        warmup = epochs / 5
+        warmup = min(own.get("warmup_epochs", epochs / 5), epochs)
     momentum = config.momentum
     if momentum is None:
-        momentum = 0.9 if sgd else 0.0
+        momentum = own.get("momentum", 0.9 if sgd else 0.0)
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = 0.01 if sgd else 0.004 if optimizer == "adamw" else 0.0
+        weight_decay = own.get("weight_decay", weight_decay)
+    # A small set is soon learnt by heart; shifts are harmless to digits, mirroring is not.
+    shifted = "crop" if small and "crop" in augmentations else "none"
     decided = dict(
+        model=config.model or model,
         batch_size=batch_size,
         epochs=epochs,
         steps_per_execution=together,
@@ -111,10 +163,9 @@ def resolve(config: TrainSettings, *, num_examples: int, replicas: int, on_gpu: 
         learning_rate=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
-        lr_schedule=config.lr_schedule or "cosine",
+        lr_schedule=config.lr_schedule or own.get("lr_schedule", "cosine"),
         warmup_epochs=warmup,
-        # A small set is soon learnt by heart; shifts are harmless to digits, mirroring is not.
-        augment=config.augment or ("crop" if small else "none"),
+        augment=config.augment or own.get("augment", shifted),
     )
     return Resolved(**config.to_json() | decided)
 
@@ -131,7 +182,8 @@ def has_small_steps(config: TrainSettings) -> bool:
     """
     height, width = config.image_size or (32, 32)
     return (
-        config.model == "lenet"
+        config.model in (None, "lenet")
+        and config.task in (None, "classification")
         and (config.width or 1) <= 1
         and config.batch_size is not None
         and config.batch_size * height * width <= SMALL_STEP_PIXELS
@@ -140,9 +192,38 @@ def has_small_steps(config: TrainSettings) -> bool:
 
 def augmentations(config: Resolved) -> tuple[str, ...]:
     """The names in `--augment`, in order; () for none."""
-    names = () if config.augment == "none" else tuple(config.augment.split(","))
-    assert set(names) <= set(AUGMENTATIONS)
-    return names
+    return () if config.augment == "none" else tuple(config.augment.split(","))
+
+
+def transformations(config: Resolved, task: Task) -> tuple[Transformation, ...]:
+    """What `--augment` asks for."""
+    return tuple(task.augment[name] for name in augmentations(config))
+
+
+def class_weights(config: Resolved, data: Dataset) -> ClassWeights | None:
+    """What `--class_weight` asks for: the weight of each class, from the training labels alone.
+
+    "balanced" is examples / (classes * examples of the class), after G. King and L. Zeng, "Logistic
+    Regression in Rare Events Data", Political Analysis 9(2), 2001, as scikit-learn has it.
+
+    Raises:
+        RequestError: The labels are not a class for each example.
+        DataError: A record is damaged.
+    """
+    from tfgpu.data.inputs import ClassWeights
+
+    if config.class_weight == "none":
+        return None
+    y = data.train.element_spec[1]
+    if isinstance(y, dict) or y.shape.rank != 0 or not y.dtype.is_integer or not data.class_names:
+        raise RequestError(
+            f"--class_weight={config.class_weight} needs one class for each example, which the "
+            f"task {data.task.name} does not have; leave it out"
+        )
+    counts = np.bincount(data.train.load_y(), minlength=len(data.class_names))
+    # Of a class without examples nothing is weighed.
+    weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    return ClassWeights(tuple(weights.tolist()))
 
 
 def make_schedule(
@@ -197,6 +278,40 @@ def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizer
     return keras.optimizers.get({"class_name": config.optimizer, "config": settings})
 
 
+def make_loss(config: Resolved, data: Dataset, model: keras.Model) -> Any:
+    """The loss of a task, which has to give a value for each example.
+
+    Args:
+        config: What `resolve` returned.
+        data: With the task.
+        model: What `build_checked` returned.
+
+    Raises:
+        RequestError: It gives something else.
+    """
+    import tensorflow as tf
+
+    loss = data.task.loss(data.spec, config.to_json())
+    y, outputs = data.train.element_spec[1], getattr(model, "output_shape", None)
+    if (
+        not isinstance(y, Mapping)
+        and isinstance(outputs, tuple)
+        and None not in outputs[1:]
+        and hasattr(loss, "call")
+    ):
+        with tf.device("CPU"):
+            shape = tf.shape(
+                loss.call(tf.zeros((2, *y.shape), tf.float32), tf.zeros((2, *outputs[1:])))
+            )
+        if shape.numpy().tolist()[:1] != [2]:
+            raise RequestError(
+                f"the loss of the task {data.task.name} gives a value of shape "
+                f"{tuple(shape.numpy().tolist())} for two examples: it must give one for each, so "
+                "that batches and replicas add up; an x or y that is one number has the shape (1,)"
+            )
+    return loss
+
+
 def make_callbacks(config: Resolved) -> list[keras.callbacks.Callback]:
     """Keras' callbacks that settings ask for.
 
@@ -249,19 +364,14 @@ def check_builder(config: TrainSettings, builder: Callable[..., keras.Model]) ->
 
 
 def build_model(
-    config: TrainSettings,
-    builder: Callable[..., keras.Model],
-    *,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
+    config: TrainSettings, builder: Callable[..., keras.Model], **arguments: Any
 ) -> keras.Model:
     """Calls the function that builds the model.
 
     Args:
         config: For `width` and `depth`, which it gets when they are set.
         builder: What `find_builder` returned.
-        image_shape: Height, width and channels.
-        num_classes: Size of the output.
+        **arguments: What the task has for it: `image_shape` and `num_classes`, for images.
 
     Returns:
         What the builder made, whatever that is.
@@ -271,18 +381,21 @@ def build_model(
     """
     wanted = check_builder(config, builder)
     try:
-        return builder(image_shape=image_shape, num_classes=num_classes, **wanted)
+        return builder(**arguments, **wanted)
     except Exception as error:
-        also = "".join(f" and {name}" for name in wanted)
+        if arguments.keys() == {"image_shape", "num_classes"}:
+            shape = "x".join(map(str, arguments["image_shape"]))
+            what = f" for images of {shape} and {arguments['num_classes']} classes"
+        else:
+            what = ""
         raise RequestError(
-            f"--model={config.model} cannot be built for images of "
-            f"{'x'.join(map(str, image_shape))} and {num_classes} classes: "
-            f"{error}; it is called with image_shape and num_classes{also}"
+            f"--model={config.model} cannot be built{what}: {error}; it is called with "
+            f"{' and '.join([*arguments, *wanted])}"
         ) from error
 
 
 def build_checked(
-    config: TrainSettings, builder: Callable[..., keras.Model], data: ImageDataset
+    config: TrainSettings, builder: Callable[..., keras.Model], data: Dataset
 ) -> keras.Model:
     """Calls the function that builds the model, and checks what it made.
 
@@ -292,15 +405,14 @@ def build_checked(
         data: What the model is for.
 
     Raises:
-        RequestError: It cannot be built, or is no tfgpu model from images to logits.
+        RequestError: It cannot be built, or is no tfgpu model for the task.
     """
     import keras
 
+    from tfgpu.artifacts.trained_run import with_batch
     from tfgpu.engine.model import ReplicaTrainer
 
-    model = build_model(
-        config, builder, image_shape=data.image_shape, num_classes=len(data.class_names)
-    )
+    model = build_model(config, builder, **data.task.arguments(data.spec))
     if not isinstance(model, keras.Model):
         raise RequestError(
             f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
@@ -310,10 +422,15 @@ def build_checked(
             f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
             "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
         )
-    expected = (None, len(data.class_names))
-    if model.built and tuple(getattr(model, "output_shape", expected)) != expected:
+    outputs = data.task.outputs(data.spec)
+    if outputs is None or not model.built:
+        return model
+    expected = with_batch(outputs)
+    found = getattr(model, "output_shape", expected)
+    if found != expected:
+        what = "logits" if data.class_names else "outputs"
         raise RequestError(
-            f"--model={config.model} gives outputs of shape {model.output_shape}; "
-            f"{config.dataset} needs logits of shape {expected}"
+            f"--model={config.model} gives outputs of shape {found}; "
+            f"{config.dataset} needs {what} of shape {expected}"
         )
     return model

@@ -3,16 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
+from tfgpu.cli.console import Console
+from tfgpu.data.examples import Examples
 from tfgpu.errors import WorkError
+from tfgpu.tasks.loading import Dataset
 from tfgpu.train.progress import Timing
 from tfgpu.train.recipe import Resolved
+
+RESULT_FIELDS = (
+    "status",
+    "dataset",
+    "model",
+    "parameters",
+    "strategy",
+    "replicas",
+    "precision",
+    "jit_compile",
+    "steps_per_execution",
+    "batch_size",
+    "epochs",
+    "steps",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "identical_inputs",
+    "samples_per_second",
+    "train_seconds",
+    "total_seconds",
+)
+"""Of result.json, always all of them: null for what the run did not come to. Of a task with other
+metrics it has these too, as NAME, val_NAME and test_NAME."""
+
+
+def measured(metrics: Sequence[str]) -> list[str]:
+    """The fields of result.json that are losses and metrics of a task."""
+    return [f"{split}{name}" for split in ("", "val_", "test_") for name in (*metrics, "loss")]
+
+
+def data_identity(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint keeps of the data, for a run that continues it to compare."""
+    identity: dict[str, Any] = {
+        "data.fingerprint": data.fingerprint,
+        "data.classes": len(data.class_names),
+    }
+    if data.spec.fitted:
+        identity["data.fitted"] = data.spec.fitted_digest
+    return identity
+
+
+def count_identical(
+    outcome: dict[str, Any],
+    split: str,
+    examples: Examples,
+    *,
+    count: Callable[[Examples], int | None],
+    unit: str,
+    console: Console,
+) -> None:
+    """Says how many inputs of a split are in training too, and keeps it in the outcome.
+
+    Args:
+        outcome: Of the run.
+        split: "validation" or "test".
+        examples: Of that split.
+        count: `Session.identical_inputs`.
+        unit: What examples are called, in the plural.
+        console: Where it is said.
+    """
+    found = count(examples)
+    outcome["identical_inputs"] = (outcome["identical_inputs"] or {}) | {split: found}
+    if found:
+        console.say(
+            f"{found:,} of {examples.num_examples:,} {split} {unit} are identical to training "
+            f"{unit}: the figures on them tell less of new ones"
+        )
 
 
 class Record(keras.callbacks.Callback):
@@ -25,8 +99,11 @@ class Record(keras.callbacks.Callback):
         outcome: dict[str, Any],
         config: Resolved,
         backup: BackupAndRestore,
+        metrics: Sequence[str],
     ):
         super().__init__()
+        names = ("loss", *metrics)
+        self._names = (*names, *(f"val_{name}" for name in names))
         self._directory = directory
         self._timing = timing
         self._outcome = outcome
@@ -54,7 +131,7 @@ class Record(keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, Any]:
         """Returns what a resumed run has to know of the files and of the outcome."""
-        names = ("epochs", "steps", "loss", "accuracy", "val_loss", "val_accuracy")
+        names = ("epochs", "steps", *self._names)
         return {
             "metrics_bytes": self._directory.metrics_size(),
             "outcome": {name: self._outcome[name] for name in names},
@@ -67,8 +144,7 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         values = {
-            name: float(logs[name]) if logs and name in logs else None
-            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+            name: float(logs[name]) if logs and name in logs else None for name in self._names
         }
         self._outcome.update(values, epochs=epoch + 1)
         self._directory.append_metrics(

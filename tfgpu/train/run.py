@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,45 +23,25 @@ from tfgpu.cli.console import Console, Stopwatch, summary
 from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.data.sources import ImageDataset
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
-from tfgpu.models.classification_loss import classification_loss
+from tfgpu.tasks.loading import Dataset
 from tfgpu.train import recipe, together
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import Record
+from tfgpu.train.record import (
+    RESULT_FIELDS,
+    Record,
+    count_identical,
+    data_identity,
+    measured,
+)
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
-
-RESULT_FIELDS = (
-    "status",
-    "dataset",
-    "model",
-    "parameters",
-    "strategy",
-    "replicas",
-    "precision",
-    "jit_compile",
-    "steps_per_execution",
-    "batch_size",
-    "epochs",
-    "steps",
-    "loss",
-    "accuracy",
-    "val_loss",
-    "val_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "samples_per_second",
-    "train_seconds",
-    "total_seconds",
-)
-"""Of result.json, always all of them: null for what the run did not come to."""
 
 
 def run(
@@ -101,7 +80,8 @@ def run(
     """
     with interrupts.caught() as signals:
         members = members or alone()
-        build = find_builder(config.model)
+        if config.model is not None and ":" in config.model:
+            find_builder(config.model)  # Before the data, which may take long.
         begun = together.settings_of_chief(members, _as_recorded(config, members))
         if session is None:
             session = Session.open(begun, stopwatch=stopwatch, members=members)
@@ -109,12 +89,10 @@ def run(
             session = session.another(begun)
         machine, data = session.machine, session.data
         together.check_data(members, data, replicas=machine.num_replicas)
-        settings = recipe.resolve(
-            begun,
-            num_examples=data.train.num_examples,
-            replicas=machine.num_replicas,
-            on_gpu=machine.on_gpu,
+        settings = recipe.resolve_for(
+            begun, data, replicas=machine.num_replicas, on_gpu=machine.on_gpu
         )
+        build = find_builder(settings.model, data.task.models, task=data.task.name)
         mode, mode_reason = together.input_of_all(
             members, *session.choose_input(settings.input, test=test)
         )
@@ -142,6 +120,8 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
+            for note in data.notes:
+                console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.
             job = _prepare(settings, session, build, stopwatch)
@@ -149,7 +129,7 @@ def run(
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
                 job,
-                command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
+                command=together.continued_by(["tfgpu", "train", *flags.to_argv(again)]),
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
                 pictures=pictures,
@@ -195,6 +175,7 @@ def _record(
     """Trains and leaves a result in the run directory, however it ends."""
     config, machine, data = job.config, job.machine, job.data
     outcome: dict[str, Any] = dict.fromkeys(RESULT_FIELDS)
+    outcome |= dict.fromkeys(measured(job.metrics))
     outcome |= {
         "status": "running",
         "dataset": config.dataset,
@@ -212,6 +193,8 @@ def _record(
     try:
         together.keep_logs(job.members, directory, console)
         directory.write_environment(environment.record(machine, dataset=data.provenance))
+        if data.spec.fitted:
+            directory.write_fitted(data.spec.fitted)
         # Here and not only around it all, so that the log has what the terminal shows.
         with one_line_failures(config, machine):
             _train(job, directory, console, stopwatch, outcome, signals)
@@ -244,9 +227,11 @@ class _Job:
         members: The processes that train together.
         data: The splits.
         model: Compiled.
+        metrics: The names of the task's.
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
+        identical: Counts the inputs of a split that are in training too.
         command: What continues the run.
         until_epoch: Where training ends, or pauses.
         test: Whether the test split is read.
@@ -257,11 +242,13 @@ class _Job:
     config: Resolved
     machine: runtime.Runtime
     members: Membership
-    data: ImageDataset
+    data: Dataset
     model: keras.Model
+    metrics: tuple[str, ...]
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
+    identical: Callable[[Examples], int | None]
     command: str = ""
     until_epoch: int = 0
     test: bool = True
@@ -300,18 +287,17 @@ def _prepare(
         data.train,
         batch_size=config.batch_size,
         seed=config.seed,
-        augment=recipe.augmentations(config),
+        augment=recipe.transformations(config, data.task),
         resident=session.resident(data.train) if resident else (),
+        class_weights=recipe.class_weights(config, data),
     )
     validation = evaluated(data.validation) if data.validation is not None else None
     stopwatch.switch("model")
     with strategy.scope():
         model.compile(
             optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
-            loss=classification_loss(
-                num_classes=len(data.class_names), label_smoothing=config.label_smoothing
-            ),
-            metrics=["accuracy"],
+            loss=recipe.make_loss(config, data, model),
+            metrics=(metrics := list(data.task.metrics(data.spec))),
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.compile_option,
         )
@@ -321,9 +307,11 @@ def _prepare(
         members=session.members,
         data=data,
         model=model,
+        metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
         batches=batches,
         validation=validation,
         evaluated=evaluated,
+        identical=session.identical_inputs,
     )
 
 
@@ -351,16 +339,24 @@ def _train(
         members=job.members,
         warn=lambda text: console.say(f"warning: {text}"),
         during=lambda: timing.apart("checkpoints"),
-        run={"data.fingerprint": job.data.fingerprint, "data.classes": len(job.data.class_names)},
+        run=data_identity(job.data),
     )
-    record = Record(directory, timing, outcome, config, backup)
+
+    def identical(examples: Examples, split: str) -> None:
+        if chief:
+            unit = job.data.task.unit
+            count_identical(
+                outcome, split, examples, count=job.identical, unit=unit, console=console
+            )
+
+    record = Record(directory, timing, outcome, config, backup, job.metrics)
     callbacks: list[Any] = [timing, progress, record]
     tensorboard = None
     if config.tensorboard != "none" and chief:
         tensorboard = tensorboard_callback(
             config,
             directory.tensorboard_dir,
-            class_names=job.data.class_names,
+            report=job.data.task.report(job.data.spec),
             steps_per_epoch=job.batches.steps_per_epoch,
             pictures=job.pictures,
         )
@@ -376,6 +372,9 @@ def _train(
                 f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
                 "holds no checkpoint; put one back, or start again with another --run_dir"
             )
+    if job.data.validation is not None:
+        with stopwatch.during("data"):
+            identical(job.data.validation, "validation")
     try:
         with (
             say_what_is_kept(backup, command=job.command),
@@ -405,7 +404,7 @@ def _train(
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
-                save_for_keras(model, directory.model_path)
+                save_for_keras(model, directory.model_path, fitted=job.data.spec.fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -414,10 +413,11 @@ def _train(
     if job.test and not job.pauses:
         with stopwatch.during("test"):
             test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
-        outcome["test_loss"], outcome["test_accuracy"] = test["loss"], test["accuracy"]
+        outcome |= {f"test_{name}": test[name] for name in ("loss", *job.metrics)}
+        identical(job.data.test, "test")
     if tensorboard is not None:
-        names = ("accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy", "test_loss")
-        final = {name: outcome[name] for name in (*names, "samples_per_second")}
+        names = (*measured(job.metrics), "samples_per_second")
+        final = {name: outcome[name] for name in names}
         tensorboard.show_result(final, step=outcome["steps"])
     job.members.finish("the end", None)
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)

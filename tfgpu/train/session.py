@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tfgpu.cli.console import Stopwatch
 from tfgpu.cluster.membership import Membership, alone
-from tfgpu.data import sources
+from tfgpu.data import identical
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import make_resident
 from tfgpu.machine import hardware, runtime
+from tfgpu.tasks import loading
+from tfgpu.tasks.loading import Dataset
+from tfgpu.tasks.options import read_options, read_roles
 from tfgpu.train import recipe
 from tfgpu.train.settings import TrainSettings
 
@@ -32,13 +37,14 @@ class Session:
     def __init__(
         self,
         machine: runtime.Runtime,
-        data: sources.ImageDataset,
+        data: Dataset,
         members: Membership | None = None,
     ):
         self.machine = machine
         self.data = data
         self.members = members or alone()
         self._resident: dict[int, tuple[Any, ...]] = {}
+        self._digests: dict[int, np.ndarray] = {}
 
     @classmethod
     def open(
@@ -86,7 +92,7 @@ class Session:
             self.data,
             self.members,
         )
-        session._resident = self._resident
+        session._resident, session._digests = self._resident, self._digests
         return session
 
     def resident(self, examples: Examples) -> tuple[Any, ...]:
@@ -96,8 +102,37 @@ class Session:
             DataError: An image or a record is damaged.
         """
         if id(examples) not in self._resident:
-            self._resident[id(examples)] = make_resident(examples, self.machine.strategy)
+            arrays = examples.load_arrays()
+            if self.data.task.counts_identical:
+                self._digests[id(examples)] = identical.digests(arrays[0])
+            self._resident[id(examples)] = make_resident(
+                examples, self.machine.strategy, arrays=arrays
+            )
         return self._resident[id(examples)]
+
+    def identical_inputs(self, examples: Examples) -> int | None:
+        """How many inputs of a split are also among those to train on.
+
+        Args:
+            examples: The validation or the test split, which is read for it where it is not
+                resident.
+
+        Returns:
+            The number; None where nobody has counted: there is too much to read for this alone, or
+            it would say nothing of the task.
+
+        Raises:
+            DataError: A record is damaged.
+        """
+        if not self.data.task.counts_identical:
+            return None
+        parts = (examples, self.data.train)
+        unread = [part for part in parts if id(part) not in self._digests]
+        if sum(part.nbytes for part in unread) > identical.MOST_BYTES:
+            return None
+        for part in unread:
+            self._digests[id(part)] = identical.read_digests(part)
+        return identical.count(*(self._digests[id(part)] for part in parts))
 
     def choose_input(self, asked: str, *, test: bool) -> tuple[str, str]:
         """Decides `--input=auto`.
@@ -139,16 +174,20 @@ class Session:
         return -(-most // replicas) * replicas
 
 
-def load_data(config: TrainSettings) -> sources.ImageDataset:
+def load_data(config: TrainSettings) -> Dataset:
     """Opens the data set that settings ask for, and splits it.
 
     Raises:
-        tfgpu.errors.Error: What `sources.load` refuses.
+        tfgpu.errors.Error: What `loading.load` refuses.
     """
-    return sources.load(
+    settings = config.to_json()
+    return loading.load(
         config.dataset,
         data_dir=config.data_dir,
         validation_fraction=config.validation_fraction,
         image_size=config.image_size,
         seed=config.seed,
+        task=config.task,
+        features=read_roles(config.features),
+        options=lambda task: read_options(settings, task.options, task=task.name),
     )

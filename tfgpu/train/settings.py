@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import ClassVar, Literal
 
+from tfgpu import tasks
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import (
     BUILDER,
@@ -11,13 +12,13 @@ from tfgpu.cli.settings import (
     Settings,
     choice,
     custom,
-    names,
     number,
+    pairs,
     text,
     truth,
     whole,
 )
-from tfgpu.errors import RequestError
+from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 
 OPTIMIZERS = (
@@ -25,7 +26,8 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip")
+AUGMENTATIONS = ("crop", "flip", "resize")
+"""Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (
     shared.DEVICES,
@@ -57,6 +59,24 @@ def _check_model(value: str) -> str | None:
     return None if right else "is not of the form package.module:function"
 
 
+def _check_task(value: str) -> str | None:
+    if BUILDER.fullmatch(value):
+        return None
+    known = tasks.names()
+    near = did_you_mean(value, known)
+    if value in known:
+        return None
+    return f"is none of {', '.join(known)}{near}; write package.module:NAME for a task of your own"
+
+
+def _check_augment(value: str) -> str | None:
+    given = [] if value == "none" else value.split(",")
+    for name in given:
+        if not re.fullmatch(r"[a-z_]\w*", name) or name == "none":
+            return f"{name!r} is not an augmentation; write none, or names joined by commas"
+    return "names an augmentation twice; name each once" if len(set(given)) < len(given) else None
+
+
 def _check_profile(value: object) -> str | None:
     match = isinstance(value, str) and re.fullmatch(r"(\d+):(\d+)", value)
     if match and 1 <= int(match[1]) <= int(match[2]):
@@ -84,7 +104,33 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
-    """What is trained on; `image_size` is height and width."""
+    """What is trained on, and what is to be learnt; `image_size` is height and width."""
+
+    task: str | None = text(
+        None,
+        "leave it out for the one that the data fit",
+        _check_task,
+        word="auto",
+        values="NAME|PACKAGE.MODULE:NAME",
+        among=tasks.names(),
+        # Data and model are compared themselves.
+        on_resume="allowed",
+        tunable=False,
+    )
+    """What is to be learnt: {among}, or a task of yours. `auto` is the one that the data fit, where
+    they leave no doubt."""
+    features: str | None = pairs(
+        None, "x=image,y=label", word="auto", values="x=NAME,y=NAME", tunable=False
+    )
+    """Which features of the data set are input and target. `auto` finds them by their types."""
+    target: str | None = text(
+        None, "name a column, or leave it out", word="auto", values="COLUMN", tunable=False
+    )
+    """The column of a table that is to be predicted, for tasks on tables."""
+    tokens: str | None = choice(None, ("word", "character"), word="auto", tunable=False)
+    """What a text is cut into, for tasks on texts."""
+    task_options: str | None = pairs(None, "split=time", word="none", tunable=False)
+    """Options of the task's own, which its page lists."""
 
     validation_fraction: float = number(
         0.1,
@@ -108,10 +154,15 @@ class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
     input: str = choice("auto", ("auto", "resident", "streaming"), on_resume="allowed")
     """Keep the data on each device, or stream it. `auto` keeps it when it takes under a quarter
     of a device's free memory. Both give the same batches."""
-    augment: str | None = names(
-        None, AUGMENTATIONS, alone="none", one="an augmentation", word="auto"
+    augment: str | None = text(
+        None,
+        f"write none, or names out of {', '.join(AUGMENTATIONS)}",
+        _check_augment,
+        word="auto",
+        values="none|LIST",
+        among=AUGMENTATIONS,
     )
-    """Random changes to the training images: {among}, joined by commas. `auto` depends on the
+    """Random changes to the training examples: {among}, joined by commas. `auto` depends on the
     data set."""
 
 
@@ -119,13 +170,15 @@ class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
 class ModelSettings(Settings, section=SECTIONS[2]):
     """What is trained. None of `width` and `depth` is what the builder decides."""
 
-    model: str = text(
-        "lenet",
+    model: str | None = text(
+        None,
         "name a model, such as lenet or package.module:function",
         _check_model,
+        word="auto",
         values="NAME|PACKAGE.MODULE:FUNCTION",
     )
-    """`lenet`, or a function of yours that builds a Keras functional model."""
+    """A model of the task's, or a function of yours that builds a Keras functional model. `auto` is
+    lenet for classification, unet for segmentation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
@@ -157,6 +210,9 @@ class OptimizationSettings(Settings, section=SECTIONS[3]):
     """Epochs, or a fraction of one, over which the rate rises from 0; 0 is off."""
     label_smoothing: float = number(0.0, minimum=0, below=1, instead="0 is off", values="FRACTION")
     """Part of each label spread evenly over the classes."""
+    class_weight: str = choice("none", ("none", "balanced"))
+    """`balanced` weights the loss of a training example by the inverse frequency of its class, so
+    that each class counts the same."""
     clip_norm: float | None = number(
         None, above=0, instead="leave it out to clip nothing", word="off"
     )
@@ -235,6 +291,8 @@ class TrainSettings(
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
+        if self.task is None or ":" not in self.task:
+            self._check_augmentations()
         if self.profile is not None and self.tensorboard == "none":
             self.refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
         if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
@@ -257,3 +315,15 @@ class TrainSettings(
             raise RequestError(
                 "--resume=must needs --run_dir: name the directory of the run to continue"
             )
+
+    def _check_augmentations(self) -> None:
+        """Refuses names that no task of tfgpu's own has."""
+        given = self.augment or "none"
+        for name in given.split(",") if given != "none" else ():
+            if name not in AUGMENTATIONS:
+                near = did_you_mean(name, AUGMENTATIONS)
+                self.refuse(
+                    "augment",
+                    f"{name!r} is not an augmentation{near}; write none, or names out of "
+                    f"{', '.join(AUGMENTATIONS)} joined by commas",
+                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard import TensorBoard
 from tfgpu.train.recipe import Resolved
 
@@ -15,7 +16,7 @@ def tensorboard_callback(
     config: Resolved,
     directory: Path,
     *,
-    class_names: tuple[str, ...],
+    report: Report,
     steps_per_epoch: int,
     pictures: bool,
 ) -> TensorBoard:
@@ -24,7 +25,7 @@ def tensorboard_callback(
     Args:
         config: The settings.
         directory: Where the event files go.
-        class_names: One a class.
+        report: Of the task; draws the pictures.
         steps_per_epoch: Steps of training in an epoch.
         pictures: Whether it writes graphs and pictures too.
     """
@@ -46,7 +47,7 @@ def tensorboard_callback(
         # Some points an epoch show its course; each of them waits for the device.
         update_freq=max(1, steps_per_epoch // POINTS_AN_EPOCH),
         profile_batch=(int(first), int(last)) if config.profile else 0,
-        class_names=class_names,
+        report=report,
         hparams=hparams,
         write_batches="every" if full else pictures,
     )

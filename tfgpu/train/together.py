@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.cli.console import Console
 from tfgpu.cluster.membership import Membership
-from tfgpu.data.sources import ImageDataset
+from tfgpu.cluster.rendezvous import LAUNCHED
 from tfgpu.errors import Error, RequestError
 from tfgpu.machine import collectives
+from tfgpu.tasks.loading import Dataset
 from tfgpu.train.settings import TrainSettings
 
 _OWN = TrainSettings.names(on_resume="ignored") | {"data_dir", "devices", "intra_op_threads"}
@@ -35,7 +38,7 @@ def settings_of_chief(members: Membership, settings: TrainSettings) -> TrainSett
     return TrainSettings.from_json({**chiefs, **own})
 
 
-def check_data(members: Membership, data: ImageDataset, *, replicas: int) -> None:
+def check_data(members: Membership, data: Dataset, *, replicas: int) -> None:
     """Compares the data sets of all processes.
 
     Args:
@@ -56,6 +59,7 @@ def check_data(members: Membership, data: ImageDataset, *, replicas: int) -> Non
             "training examples": data.train.num_examples,
             "test examples": data.test.num_examples,
             "classes": len(data.class_names),
+            "what was fitted to it": data.spec.fitted_digest,
         },
     )
     for rank, other in enumerate(found):
@@ -126,7 +130,7 @@ def make_directory(
         config=settings.to_json(),
         settings=TrainSettings,
         dataset=dataset,
-        model=config.model,
+        model=str(settings.model),
         resume=config.resume,
     )
     members.broadcast("run directory", [str(directory.path), directory.resuming])
@@ -138,6 +142,13 @@ def keep_logs(members: Membership, directory: RunDirectory, console: Console) ->
     console.log_to(directory.log if members.is_chief else members.say)
     if members.is_chief:
         members.log_to(directory.log_of_worker)
+    else:
+        console.mode = "none"  # The chief shows progress; the log of each worker has its own.
+
+
+def continued_by(argv: Sequence[str]) -> str:
+    """The command that continues a run: `argv`, or the launch that started this process."""
+    return "the same `tfgpu launch`" if os.environ.get(LAUNCHED) else shlex.join(argv)
 
 
 @contextlib.contextmanager

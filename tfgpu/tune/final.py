@@ -29,7 +29,11 @@ _SET_BY_WORKER = {"jit_compile", "intra_op_threads", "input"}
 """Settings that a trial resolves for its worker's part of the machine; a run with the whole machine
 resolves them again."""
 
-_METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+
+def _metrics(search: Search) -> tuple[str, ...]:
+    """The fields of a run's result that are kept."""
+    name = search.task.objective
+    return f"val_{name}", "val_loss", f"test_{name}", "test_loss"
 
 
 def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
     result: dict[str, Any] = {
         "status": "finished",
         "tuner": config.tuner,
-        "objective": config.objective,
+        "objective": search.objective,
         "trials": len(trials),
         "completed": sum(t.status == COMPLETED for t in trials),
         "failed": sum(t.status == FAILED for t in trials),
@@ -76,7 +80,7 @@ def conclude(search: Search, signals: interrupts.Interrupts) -> dict[str, Any]:
         },
         "best_settings": record.get("settings"),
         "final": final,
-        **_means(final),
+        **_means(final, _metrics(search)),
         "search_seconds": oracle.seconds,
         "final_seconds": sum(run["seconds"] or 0.0 for run in final),
         "asked": search.limits,
@@ -107,7 +111,7 @@ def _retrain(
 ) -> list[dict[str, Any]]:
     """Trains the best settings with seeds that the search has not seen."""
     runs = []
-    objective = search.config.objective
+    objective = search.objective
     for number in range(1, search.config.final_seeds + 1):
         seed = search.config.seed + number
         directory = search.directory / FINAL / f"trial-{trial_id}-seed-{seed}"
@@ -127,7 +131,7 @@ def _retrain(
             "reason": reason,
             "directory": str(directory.relative_to(search.directory)),
             "seconds": result.get("total_seconds"),
-            **{name: None if reason else result.get(name) for name in _METRICS},
+            **{name: None if reason else result.get(name) for name in _metrics(search)},
         }
         runs.append(run)
         search.console.progress_line(reason or f"seed {seed}: {objective} {run[objective]:.4f}")
@@ -145,7 +149,11 @@ def _test(search: Search, directory: Path, signals: interrupts.Interrupts) -> di
             "evaluate",
             f"--run_dir={directory}",
             f"--out={out}",
-            *([f"--model={config.model}"] if ":" in config.model else []),
+            *(
+                f"--{name}={value}"
+                for name, value in (("model", config.model), ("task", config.task))
+                if value is not None and ":" in value
+            ),
             f"--strategy={config.strategy}",
             f"--devices={config.devices}",
             f"--virtual_devices={config.virtual_devices}",
@@ -158,10 +166,10 @@ def _test(search: Search, directory: Path, signals: interrupts.Interrupts) -> di
         "seed": config.seed,
         "directory": str(directory.relative_to(search.directory)),
         "seconds": time.perf_counter() - began,
-        "val_accuracy": trained.get("val_accuracy"),
-        "val_loss": trained.get("val_loss"),
-        "test_accuracy": tested.get("accuracy"),
-        "test_loss": tested.get("loss"),
+        **{
+            name: (tested if name.startswith("test_") else trained).get(name.removeprefix("test_"))
+            for name in _metrics(search)
+        },
     }
 
 
@@ -220,10 +228,10 @@ def _run_command(
         raise WorkError(f"{name}: {text}")
 
 
-def _means(final: list[dict[str, Any]]) -> dict[str, Any]:
+def _means(final: list[dict[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
     """Mean and sample standard deviation of each metric over the retrainings."""
     found: dict[str, Any] = {}
-    for name in _METRICS:
+    for name in metrics:
         values = [run[name] for run in final if run[name] is not None]
         found[name] = statistics.mean(values) if values else None
         found[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
@@ -239,19 +247,19 @@ def summary(result: dict[str, Any], directory: Path) -> str:
         f"best is trial {result['best_trial']}, {objective} {result['best_score']:.4f}: "
         f"{shown_settings(result['best_values'])}",
     ]
-    final = [run for run in result["final"] if run["test_accuracy"] is not None]
+    tested = next(name for name in result if name.startswith("test_") and name != "test_loss")
+    shown = tested.replace("_", " ", 1)
+    final = [run for run in result["final"] if run[tested] is not None]
     seeds = ", ".join(str(run["seed"]) for run in final)
     if len(final) > 1:
         lines += [
             f"{objective} of {len(final)} trainings with seeds {seeds}: {result[objective]:.4f}, "
             f"standard deviation {result[f'{objective}_std']:.4f}",
-            f"test accuracy: {result['test_accuracy']:.4f}, "
-            f"standard deviation {result['test_accuracy_std']:.4f}",
+            f"{shown}: {result[tested]:.4f}, standard deviation {result[f'{tested}_std']:.4f}",
         ]
     elif final:
         lines.append(
-            f"with seed {seeds}: {objective} {result[objective]:.4f}, "
-            f"test accuracy {result['test_accuracy']:.4f}"
+            f"with seed {seeds}: {objective} {result[objective]:.4f}, {shown} {result[tested]:.4f}"
         )
     lines += [
         f"retraining and testing took {duration(result['final_seconds'])}",

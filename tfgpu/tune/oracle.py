@@ -22,6 +22,7 @@ from keras_tuner.src.tuners.gridsearch import LinkedList
 from tfgpu.artifacts import files
 from tfgpu.engine.private_names import require
 from tfgpu.errors import ModelFileError, RequestError
+from tfgpu.tasks.task import Task
 from tfgpu.tune.settings import TuneSettings
 
 FILE = "oracle.json"
@@ -272,12 +273,34 @@ DEFAULT_TRIALS = {"random": 20, "bayesian": 20}
 """Trials of the tuners that would never end by themselves."""
 
 
+def objective_of(config: TuneSettings, task: Task) -> tuple[str, bool]:
+    """What trials are compared by, and whether more of it is better.
+
+    Args:
+        config: The settings of the search.
+        task: Of the data.
+
+    Raises:
+        RequestError: The task has no such metric.
+    """
+    own = f"val_{task.objective}"
+    if config.objective not in (None, own, "val_loss"):
+        raise RequestError(
+            f"--objective={config.objective} is no measure of the task {task.name}; use {own} or "
+            "val_loss"
+        )
+    objective = config.objective or own
+    return objective, objective == own and task.maximize
+
+
 def make(
     config: TuneSettings,
     hyperparameters: keras_tuner.HyperParameters,
     *,
     epochs: int,
     directory: Path,
+    objective: str = "val_accuracy",
+    maximize: bool = True,
 ) -> Any:
     """Makes the oracle that `--tuner` names.
 
@@ -286,6 +309,8 @@ def make(
         hyperparameters: All of them.
         epochs: Of a whole training.
         directory: Where it keeps its state.
+        objective: What trials are compared by.
+        maximize: Whether more of it is better.
 
     Returns:
         One of the oracles above.
@@ -295,9 +320,7 @@ def make(
     """
     limit = config.max_trials or DEFAULT_TRIALS.get(config.tuner)
     common: dict[str, Any] = {
-        "objective": keras_tuner.Objective(
-            config.objective, "max" if config.objective.endswith("accuracy") else "min"
-        ),
+        "objective": keras_tuner.Objective(objective, "max" if maximize else "min"),
         "hyperparameters": hyperparameters,
         "seed": config.seed + 1,  # KerasTuner takes 0 for "any".
     }

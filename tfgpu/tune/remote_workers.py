@@ -13,7 +13,7 @@ from tfgpu.tune import address, devices, search_directory
 from tfgpu.tune.chief import ATTEMPTS
 from tfgpu.tune.search_directory import SEARCH
 from tfgpu.tune.settings import TuneSettings
-from tfgpu.tune.space import Space
+from tfgpu.tune.space import DEFAULT, Space
 from tfgpu.tune.worker_pool import POLL_SECONDS, WorkerPool, describe_exit
 
 
@@ -32,7 +32,8 @@ def train(
         )
     if config.workers == 0:
         raise RequestError("--workers=0 leaves nothing to do here; only the chief can do without")
-    space = Space.load(config.space)
+    # The default is the task's, and so is known to whoever has the data.
+    space = None if config.space == DEFAULT else Space.load(config.space)
     gpus, _ = devices.find(config)
     divided = devices.divide(config.workers, gpus=gpus, cores=devices.usable_cores())
     directory = Path(config.run_dir).expanduser()

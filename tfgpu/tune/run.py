@@ -67,7 +67,7 @@ def _search(search: Search, role: address.Role, signals: interrupts.Interrupts) 
             f"continuing the search in {search.directory}: {known} trials"
             + (f", {pending} of them to be gone on with" if pending else "")
         )
-    table = TrialsTable(console, config.objective)
+    table = TrialsTable(console, search.objective)
     table.mark_shown(oracle)
     stopped: list[int] = []
     try:
@@ -81,7 +81,7 @@ def _search(search: Search, role: address.Role, signals: interrupts.Interrupts) 
         # Workers on other machines hear of it with their next heartbeat.
         chief.notify_stop(pool.workers.keys(), seconds=2 * HEARTBEAT)
         chief.close()
-        search_directory.write_trials(search.directory, oracle, objective=config.objective)
+        search_directory.write_trials(search.directory, oracle, objective=search.objective)
     if stopped:
         raise search.interrupted(stopped[0])
     if chief.failures >= MAX_FAILURES:
@@ -118,9 +118,7 @@ def _watch(
             now = time.monotonic()
             if ended != written:
                 written = ended
-                search_directory.write_trials(
-                    search.directory, oracle, objective=search.config.objective
-                )
+                search_directory.write_trials(search.directory, oracle, objective=search.objective)
             if now - saved > _SAVE_SECONDS:
                 saved = now
                 oracle.seconds = search.seconds

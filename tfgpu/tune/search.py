@@ -18,6 +18,7 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
+from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
 from tfgpu.train.session import load_data
 from tfgpu.train.settings import TrainSettings
@@ -25,7 +26,7 @@ from tfgpu.tune import devices, oracle, search_directory
 from tfgpu.tune.devices import WorkerDevices
 from tfgpu.tune.search_directory import RESULT, SEARCH
 from tfgpu.tune.settings import TuneSettings
-from tfgpu.tune.space import Space
+from tfgpu.tune.space import DEFAULT, Space
 
 
 @dataclass
@@ -40,6 +41,9 @@ class Search:
         gpus: GPUs for its workers, as CUDA_VISIBLE_DEVICES names them.
         worker_devices: The devices of each worker of this machine.
         console: Where messages go.
+        task: Of the data.
+        objective: What trials are compared by.
+        maximize: Whether more of it is better.
         oracle: One of `tfgpu.tune.oracle`, within the context.
     """
 
@@ -50,6 +54,9 @@ class Search:
     gpus: Sequence[str]
     worker_devices: Sequence[WorkerDevices]
     console: Console
+    task: Task
+    objective: str
+    maximize: bool
     oracle: Any = None
 
     def __post_init__(self) -> None:
@@ -64,19 +71,23 @@ class Search:
         Raises:
             tfgpu.errors.Error: The space, the data, the devices or the directory is at fault.
         """
-        space = Space.load(config.space)
-        builder = find_builder(config.model)
+        if config.space != DEFAULT:
+            Space.load(config.space)  # Before the data, which may take long.
+        if config.model is not None and ":" in config.model:
+            find_builder(config.model)
         # Without workers here, trials run on the devices of other machines.
         gpus, replicas = devices.find(config) if config.workers else ([], 1)
         worker_devices = devices.divide(config.workers, gpus=gpus, cores=devices.usable_cores())
         data = load_data(config)
+        task = data.task
+        objective, maximize = oracle.objective_of(config, task)
+        space = Space.load(config.space, task.space)
+        builder = find_builder(config.model, task.models, task=task.name)
 
         def resolve(settings: TrainSettings) -> recipe.Resolved:
             if settings.model == config.model:
                 recipe.check_builder(settings, builder)
-            return recipe.resolve(
-                settings, num_examples=data.train.num_examples, replicas=replicas, on_gpu=bool(gpus)
-            )
+            return recipe.resolve_for(settings, data, replicas=replicas, on_gpu=bool(gpus))
 
         epochs = resolve(config.training).epochs
         if config.tuner == "hyperband" and "epochs" in space.values():
@@ -85,10 +96,22 @@ class Search:
                 "out, or choose another tuner"
             )
         space.check(config.training, resolve)
-        directory = search_directory.choose(config, data.name)
+        model = config.model or next(iter(task.models))
+        directory = search_directory.choose(config, data.name, model=model)
         config = dataclasses.replace(config, run_dir=str(directory))
         search_directory.check(directory, config, space)
-        return cls(config, directory, space, epochs, gpus, worker_devices, console)
+        return cls(
+            config,
+            directory,
+            space,
+            epochs,
+            gpus,
+            worker_devices,
+            console,
+            task,
+            objective,
+            maximize,
+        )
 
     def __enter__(self) -> Search:
         files.make_directory(self.directory, flag="run_dir")
@@ -100,13 +123,17 @@ class Search:
                 files.write_json(self.directory / SEARCH, fingerprint)
             if not (self.directory / "tensorboard").exists():
                 values = self.space.values()
-                search_directory.write_hparams(values, self.directory / "tensorboard")
+                search_directory.write_hparams(
+                    values, self.directory / "tensorboard", metric=self.task.objective
+                )
             self.console.log_to(self._log)
             self.oracle = oracle.make(
                 self.config,
                 self.space.hyperparameters,
                 epochs=self.epochs,
                 directory=self.directory,
+                objective=self.objective,
+                maximize=self.maximize,
             )
             self.oracle.reload()
             self._earlier_seconds = self.oracle.seconds

@@ -27,13 +27,12 @@ _RECORDED = (
 """Fields of the chief's record of a trial that are copied to trials.jsonl."""
 
 
-def choose(config: TuneSettings, dataset: str) -> Path:
+def choose(config: TuneSettings, dataset: str, *, model: str) -> Path:
     """Returns the directory that --run_dir names, or a new one below `runs/`, not made yet."""
     if config.run_dir is not None:
         return Path(config.run_dir).expanduser()
     name = (
-        f"tune-{files.file_name(dataset)}-{files.file_name(config.model)}-"
-        f"{time.strftime('%Y%m%d-%H%M%S')}"
+        f"tune-{files.file_name(dataset)}-{files.file_name(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     directory, number = Path("runs") / name, 1
     while directory.exists():
@@ -42,22 +41,30 @@ def choose(config: TuneSettings, dataset: str) -> Path:
     return directory
 
 
-def fingerprint(config: TuneSettings, space: Space) -> dict[str, Any]:
+def fingerprint(config: TuneSettings, space: Space | None) -> dict[str, Any]:
     """Returns what makes two searches the same one: settings and hyperparameters."""
     # Where the data lie is no part of it either.
     free = config.names(on_resume="ignored") | {"data_dir"}
     settings = {name: value for name, value in config.to_json().items() if name not in free}
-    return settings | {f"space {name}": text for name, text in space.fingerprint().items()}
+    declared = {} if space is None else space.fingerprint()
+    return settings | {f"space {name}": text for name, text in declared.items()}
 
 
-def check_same(directory: Path, config: TuneSettings, space: Space) -> None:
+def check_same(directory: Path, config: TuneSettings, space: Space | None) -> None:
     """Compares the settings with those of the search in a directory.
+
+    Args:
+        directory: Of the search.
+        config: The settings.
+        space: The search space; None leaves it out.
 
     Raises:
         RequestError: It is another search; names the differences.
     """
-    saved = read_json(directory / SEARCH)
-    found = differences(saved, fingerprint(config, space))
+    saved, ours = read_json(directory / SEARCH), fingerprint(config, space)
+    if space is None:
+        saved = {name: value for name, value in saved.items() if not name.startswith("space ")}
+    found = differences(saved, ours)
     if found:
         raise RequestError(
             f"run_dir {str(directory)!r} holds another search ({first_of(found)}); name another "
@@ -91,7 +98,7 @@ def check(directory: Path, config: TuneSettings, space: Space) -> None:
         )
 
 
-def write_hparams(values: dict[str, list[Any]], directory: Path) -> None:
+def write_hparams(values: dict[str, list[Any]], directory: Path, *, metric: str) -> None:
     """Writes the settings and their ranges, from `Space.values`, for TensorBoard's HParams tab."""
     import tensorflow as tf
     from tensorboard.plugins.hparams import api
@@ -109,7 +116,7 @@ def write_hparams(values: dict[str, list[Any]], directory: Path) -> None:
         settings.append(api.HParam(name, domain))
     metrics = [
         api.Metric(f"result/{name}", display_name=name)
-        for name in ("val_accuracy", "val_loss", "accuracy", "loss", "samples_per_second")
+        for name in (f"val_{metric}", "val_loss", metric, "loss", "samples_per_second")
     ]
     writer = tf.summary.create_file_writer(str(directory))
     with writer.as_default():

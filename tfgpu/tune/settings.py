@@ -1,10 +1,17 @@
 """The settings of a hyperparameter search."""
 
 import dataclasses
+import re
 
 from tfgpu.cli.settings import choice, number, text, whole
 from tfgpu.errors import RequestError
 from tfgpu.train.settings import SECTIONS, TrainSettings, run_dir_field
+
+
+def _check_objective(value: str) -> str | None:
+    if re.fullmatch(r"val_\w+", value):
+        return None
+    return "must be val_loss or val_METRIC, such as val_accuracy"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,7 @@ class TuneSettings(TrainSettings, section="Search"):
     """
 
     sections = ("Search", *SECTIONS)
+    no_flags = frozenset({"join_timeout"})  # A trial trains on one machine.
 
     run_dir: str | None = run_dir_field("runs/tune-<dataset>-<model>-<time>")
     """Where the search keeps its trials, its state and its result."""
@@ -36,9 +44,13 @@ class TuneSettings(TrainSettings, section="Search"):
         on_resume="ignored",  # Its name; what it declares counts.
     )
     """A file that defines `space(hp) -> dict`: settings of a run, made from KerasTuner's
-    hp.Choice, hp.Int, hp.Float and hp.Boolean (the file is run). `default` is one for lenet."""
-    objective: str = choice("val_accuracy", ("val_accuracy", "val_loss"))
-    """What is compared, of the model that a trial ends with."""
+    hp.Choice, hp.Int, hp.Float and hp.Boolean (the file is run). `default` is one of the task's; of
+    classification, for lenet."""
+    objective: str | None = text(
+        None, "name val_loss or val_METRIC", _check_objective, word="auto", values="val_METRIC"
+    )
+    """What is compared, of the model that a trial ends with: val_loss, or the validation metric of
+    the task. `auto` is the task's first, val_accuracy for classification."""
     max_trials: int | None = whole(None, 1, word="auto", on_resume="ignored")
     """Trials at most; `auto` is 20 for random and bayesian, all there are for grid, and for
     hyperband once through its brackets, or as often as --max_minutes allows."""

@@ -14,31 +14,12 @@ import keras_tuner
 from tfgpu.cli import experiment
 from tfgpu.cli.settings import as_typed
 from tfgpu.errors import RequestError, did_you_mean
+from tfgpu.tasks.parts import spaces
 from tfgpu.train.settings import TrainSettings
 
 DEFAULT = "default"
 
 _RANDOM_SAMPLES = 200  # Checked beside the ends of each range, for values that conflict.
-
-
-def default(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
-    """The default space, for `lenet`: optimizer and rate, batch, augmentation, architecture."""
-    optimizer = hp.Choice("optimizer", ["sgd", "adamw"])
-    # Adam needs a far lower rate than gradient descent.
-    with hp.conditional_scope("optimizer", ["sgd"]):
-        sgd_rate = hp.Float("sgd_learning_rate", 3e-3, 0.3, sampling="log", default=0.06)
-    with hp.conditional_scope("optimizer", ["adamw"]):
-        adamw_rate = hp.Float("adamw_learning_rate", 3e-4, 1e-2, sampling="log", default=2e-3)
-    return {
-        "optimizer": optimizer,
-        "learning_rate": sgd_rate if optimizer == "sgd" else adamw_rate,
-        "weight_decay": hp.Float("weight_decay", 1e-4, 1e-1, sampling="log", default=0.01),
-        "batch_size": hp.Choice("batch_size", [32, 64, 128, 256], default=128),
-        "augment": hp.Choice("augment", ["none", "crop"]),
-        "label_smoothing": hp.Float("label_smoothing", 0.0, 0.1, step=0.05),
-        "width": hp.Choice("width", [0.5, 1.0, 2.0], default=1.0),
-        "depth": hp.Int("depth", 1, 3, default=2),
-    }
 
 
 class Space:
@@ -65,11 +46,14 @@ class Space:
             )
 
     @classmethod
-    def load(cls, name: str) -> Space:
+    def load(
+        cls, name: str, default: Callable[[keras_tuner.HyperParameters], Any] = spaces.of_lenet
+    ) -> Space:
         """Loads the space that `--space` names.
 
         Args:
             name: "default", or a Python file that defines `space(hp)`, which is run.
+            default: What "default" stands for: the task's.
 
         Raises:
             RequestError: The file cannot be read or run, or defines no such function.

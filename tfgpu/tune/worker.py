@@ -40,30 +40,36 @@ def main(argv: list[str]) -> int | None:
 
 class _Worker:
     def __init__(self, config: TuneSettings):
-        # They import TensorFlow, so not earlier.
-        from tfgpu.tune import oracle
-        from tfgpu.tune.space import Space
-
         self._config = config
-        self._space = Space.load(config.space)
         self._session: Any = None
-        self._oracle = oracle.make(
-            config,
-            self._space.hyperparameters,
-            epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
-            directory=Path(str(config.run_dir)),
-        )
+        self._space: Any = None
+        self._objective = ""
 
     def work(self) -> int | None:
+        # They import TensorFlow, so not earlier.
         import grpc
 
         from tfgpu.train.session import Session
         from tfgpu.tune import client as clients
+        from tfgpu.tune import oracle
         from tfgpu.tune.oracle import IDLE, STOPPED
+        from tfgpu.tune.space import Space
 
+        config = self._config
         # Before the first trial, so that an error of this machine or its data fails no trial.
-        self._session = Session.open(self._config.training, stopwatch=Stopwatch())
-        with clients.Client(self._oracle) as client:
+        self._session = Session.open(config.training, stopwatch=Stopwatch())
+        task = self._session.data.task
+        self._space = Space.load(config.space, task.space)
+        self._objective, maximize = oracle.objective_of(config, task)
+        known = oracle.make(
+            config,
+            self._space.hyperparameters,
+            epochs=config.epochs or 1,  # Of no use here: the chief's oracle decides.
+            directory=Path(str(config.run_dir)),
+            objective=self._objective,
+            maximize=maximize,
+        )
+        with clients.Client(known) as client:
             try:
                 while True:
                     trial = client.create_trial(client.tuner_id)
@@ -106,7 +112,7 @@ class _Worker:
             settings = self._space.settings(self._config.training, trial.hyperparameters)
             report["settings"] = self._space.changes(trial.hyperparameters.copy())
             result, seconds = self._run(client, trial, settings, directory)
-            report["score"] = _score(result, settings, directory, self._config.objective)
+            report["score"] = _score(result, settings, directory, self._objective)
         except (KeyboardInterrupt, Interrupted, DataError):
             raise  # Not the fault of the trial.
         except Exception as error:
@@ -173,8 +179,11 @@ def _report(client: Any, trial_id: str) -> Any:
         """Sends the validation metrics of each epoch to the chief."""
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            names = ("val_accuracy", "val_loss")
-            metrics = {name: float(logs[name]) for name in names if logs and name in logs}
+            metrics = {
+                name: float(value)
+                for name, value in (logs or {}).items()
+                if name.startswith("val_")
+            }
             client.report_epoch(trial_id, metrics, step=epoch + 1)
 
     return Report()

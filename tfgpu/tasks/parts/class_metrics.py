@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.metrics import precision_recall_fscore_support
 
 BINS = 15
 """Bins of the calibration error, as in Guo et al."""
@@ -89,6 +88,9 @@ class Counts:
             A dict per class. What would be divided by zero is None: the precision of a class that
             was never predicted, the recall of one without examples.
         """
+        # Not at the top: importing it takes seconds, and training has no use for it.
+        from sklearn.metrics import precision_recall_fscore_support
+
         labels, predicted = np.nonzero(self.confusion)
         *ratios, support = precision_recall_fscore_support(
             labels,

@@ -1,49 +1,44 @@
-"""Charts of an evaluation: the confusion matrix and the reliability diagram.
+"""Charts of a classification: the confusion matrix and the reliability diagram.
 
 Importing this needs matplotlib (the extra `plots`).
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfgpu.artifacts import files
-
 _READABLE = 25  # Classes up to which each cell shows its number and each class its name.
 
 
-def draw(result: Mapping[str, Any], directory: Path) -> list[Path]:
+def draw(result: Mapping[str, Any]) -> dict[str, bytes]:
     """Draws both charts.
 
     Args:
         result: The contents of evaluation.json.
-        directory: The directory for the PNG files.
 
     Returns:
-        The files.
-
-    Raises:
-        OSError: A file cannot be written; `filename` is its path.
+        PNG files by name.
     """
     names = [each["name"] for each in result["classes"]]
     pictures = {
         "confusion_matrix.png": confusion_matrix(np.asarray(result["confusion_matrix"]), names),
         "reliability.png": reliability(result["reliability"], result["expected_calibration_error"]),
     }
-    made = []
-    for name, figure in pictures.items():
-        path = directory / name
-        with files.replacing(path) as beside:
-            # The version of matplotlib in the file would make equal results differ.
-            FigureCanvasAgg(figure).print_png(beside, metadata={"Software": None})
-        made.append(path)
-    return made
+    return {name: png(figure) for name, figure in pictures.items()}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    file = io.BytesIO()
+    # The version of matplotlib in the file would make equal results differ.
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:

@@ -1,0 +1,1 @@
+"""`tfgpu launch`: starts the workers of one training, on this machine or on several."""

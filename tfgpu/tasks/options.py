@@ -1,0 +1,86 @@
+"""Settings that a task takes: which features, and its own options, from how they are typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfgpu.cli.settings import read_pairs
+from tfgpu.errors import RequestError, did_you_mean
+from tfgpu.tasks.task import Task
+
+HEEDED = ("image_size", "label_smoothing", "class_weight", "target", "tokens")
+"""Settings that some tasks have no meaning for."""
+
+_OFF = (None, 0, 0.0, "none")
+
+
+def read_roles(features: str | None) -> dict[str, str]:
+    """Features by role: "x=image,y=mask" to {"x": "image", "y": "mask"}."""
+    return read_pairs(features) if features else {}
+
+
+def read_options(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], *, task: str
+) -> dict[str, Any]:
+    """The options of a task, out of the settings of a run.
+
+    Args:
+        settings: With `target`, `tokens` and `task_options`, of which each may be absent.
+        defaults: `Task.options`: what there is, with the types.
+        task: Its name, for messages.
+
+    Returns:
+        `target`, `tokens` and every option of the task.
+
+    Raises:
+        RequestError: An option is unknown, or not of its type.
+    """
+    found = {name: settings.get(name) for name in ("target", "tokens")} | dict(defaults)
+    given = settings.get("task_options")
+    for name, text in (read_pairs(given) if given else {}).items():
+        if name not in defaults:
+            known = f"; it has {', '.join(defaults)}" if defaults else ""
+            raise RequestError(
+                f"--task_options={name}={text}: the task {task} has no option {name!r}"
+                f"{did_you_mean(name, defaults)}{known}"
+            )
+        found[name] = _typed(name, text, defaults[name])
+    return found
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise RequestError(f"--task_options={name}={text}: must be true or false")
+        return text.lower() == "true"
+    for kind, what in ((int, "a whole number"), (float, "a number")):
+        if type(default) is kind:
+            try:
+                return kind(text)
+            except ValueError:
+                raise RequestError(f"--task_options={name}={text}: must be {what}") from None
+    return text
+
+
+def refuse_others(settings: Mapping[str, Any], task: Task) -> None:
+    """Refuses settings that a task has no meaning for.
+
+    Raises:
+        RequestError: Names the setting.
+    """
+    for name in HEEDED:
+        value = settings.get(name)
+        if name not in task.settings and value not in _OFF:
+            shown = "x".join(map(str, value)) if isinstance(value, list | tuple) else value
+            raise RequestError(
+                f"--{name}={shown} has no meaning for the task {task.name}; leave it out"
+            )
+    names = settings.get("augment")
+    for name in names.split(",") if names not in (None, "none") else ():
+        if name not in task.augment:
+            known = ", ".join(task.augment) or "none at all"
+            raise RequestError(
+                f"--augment={names}: {name!r} is not an augmentation of the task {task.name}"
+                f"{did_you_mean(name, task.augment)}; it has {known}"
+            )

@@ -1,0 +1,1 @@
+"""Pieces that tasks are made of: reports, predictors, serving signatures."""

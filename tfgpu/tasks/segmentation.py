@@ -1,0 +1,330 @@
+"""Segmentation: an image -> a class for each of its pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tfgpu.data import records
+from tfgpu.data.augment import (
+    Transformation,
+    random_crop,
+    random_flip,
+    random_resize,
+    resize_positions,
+)
+from tfgpu.data.examples import Examples, data_errors, python_op
+from tfgpu.data.folder import read_image
+from tfgpu.data.records import Records, Schema
+from tfgpu.engine.batches import untuned
+from tfgpu.errors import DataError, RequestError
+from tfgpu.machine import hardware
+from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
+from tfgpu.tasks.parts.image_serving import (
+    OUTPUT,
+    image_preprocessing,
+    inference_model,
+    likeliest,
+    with_softmax,
+)
+from tfgpu.tasks.parts.mask_report import MaskReport, overlay, pixel_metrics
+from tfgpu.tasks.parts.predictor import ImagePredictor, Written
+from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.task import DataSpec, Reading, Request, Task
+
+_MASK_NAME = re.compile(r"mask|segment|annotation|label", re.IGNORECASE)
+_UNKNOWN = 254  # Of values that the training masks do not have, until they are refused.
+_MOST_CLASSES = 253
+
+
+def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
+    """An image and a mask: a feature of that kind, or an image that is named like one."""
+    images = schema.of_kind("image")
+    masks = schema.of_kind("mask") + [name for name in images if _MASK_NAME.search(name)]
+    roles = dict(given)
+    if "y" not in roles and schema.supervised is not None and schema.supervised[1] in masks:
+        roles["y"] = schema.supervised[1]
+    if "y" not in roles and len(masks) == 1:
+        roles["y"] = masks[0]
+    others = [name for name in images if name != roles.get("y")]
+    if "x" not in roles and len(others) == 1:
+        roles["x"] = others[0]
+    if roles.get("x") not in images or roles.get("y") not in {*masks, *images}:
+        raise RequestError(
+            f"{schema.requested!r} is not a segmentation set: it needs an image and a mask, and "
+            f"has {schema.described}; name them with --features=x=NAME,y=NAME"
+        )
+    return {"x": roles["x"], "y": roles["y"]}
+
+
+def read(request: Request) -> Reading:
+    """uint8 images (height, width, channels) and uint8 masks (height, width) of class numbers."""
+    x, y = request.roles["x"], request.roles["y"]
+    features = request.schema.features
+    shape = records.image_shape(features[x], request.image_size, requested=request.schema.requested)
+    fitted = dict(request.fitted) if request.fitted is not None else fit(request, y)
+    class_names = tuple(fitted["names"])
+    table = np.full(256, _UNKNOWN, np.uint8)
+    table[fitted["values"]] = np.arange(len(class_names))
+    if fitted["void"] is not None:
+        table[fitted["void"]] = VOID
+    file = ("file",) if "file" in features else ()
+
+    def decode(found: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        return records.image(found[x], shape), decode_y(found)
+
+    def decode_y(found: dict[str, tf.Tensor]) -> tf.Tensor:
+        values = found[y][..., :1]  # Some sets store a mask three times, as RGB.
+        if tuple(values.shape[:2]) != shape[:2]:
+            values = tf.image.resize(values, shape[:2], method="nearest")
+        values = tf.ensure_shape(values, (*shape[:2], 1))[..., 0]
+        mask = tf.gather(tf.constant(table), tf.cast(values, tf.int32))
+        known = tf.reduce_all(mask != _UNKNOWN)
+        place = found.get("file", tf.constant(b"a mask"))
+        return tf.cond(known, lambda: mask, lambda: _refused(values, mask, place))
+
+    def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
+            raise DataError(
+                f"{os.fsdecode(place)} has the value {values[mask == _UNKNOWN].flat[0]}, and the "
+                f"classes are {describe(fitted)}: mend the mask, or train on masks that have it"
+            )
+
+        return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])
+
+    def examples(split: str, some: Records) -> Examples:
+        return some.examples((x, y, *file), decode, y_names=(y, *file), decode_y=decode_y)
+
+    spec = DataSpec(
+        x=tf.TensorSpec(shape, tf.uint8),
+        y=tf.TensorSpec(shape[:2], tf.uint8),
+        class_names=class_names,
+        fitted=fitted,
+    )
+    void = "" if fitted["void"] is None else f"; {fitted['void']} is void, and counts nowhere"
+    note = f"masks: {len(class_names)} classes, {describe(fitted)}{void}"
+    return Reading(spec=spec, examples=examples, notes=(note,))
+
+
+def describe(fitted: Mapping[str, Any]) -> str:
+    """The values of the classes and their names: "0 (background), 1 (foreground)"."""
+    pairs = list(zip(fitted["values"], fitted["names"], strict=True))
+    shown = [str(v) if str(v) == name else f"{v} ({name})" for v, name in pairs[:12]]
+    return ", ".join([*shown, *(["..."] if len(pairs) > 12 else [])])
+
+
+def fit(request: Request, y: str) -> dict[str, Any]:
+    """The values that stand for classes, from the training masks.
+
+    Where the classes are named, they are 0, 1, ...; else every value that a training mask has is
+    one. 255 beside more than one other value is void, as in the sets of Pascal VOC and Cityscapes.
+
+    Returns:
+        "values" of the masks in the order of the classes, "names", and "void", a value or None.
+
+    Raises:
+        DataError: There is one class only, or a mask has a value beyond the named classes.
+    """
+    seen = _values(request.train, y)
+    present = [value for value in range(256) if seen[value] >= 0]
+    names = list(request.schema.features[y].class_names)
+    void = VOID if VOID in present and len(present) > 2 else None
+    if names:
+        void = VOID if VOID in present and len(names) < VOID else None
+        beyond = [value for value in present if value >= len(names) and value != void]
+        if beyond:
+            where = _file(request, int(seen[beyond[0]]))
+            raise DataError(
+                f"{where} has the value {beyond[0]}, and there are {len(names)} classes: values "
+                f"from 0 to {len(names) - 1}, and 255 for void"
+            )
+        return {"values": list(range(len(names))), "names": names, "void": void}
+    values = [value for value in present if value != void]
+    if len(values) < 2:
+        raise DataError(
+            f"the training masks of {request.schema.requested!r} hold one value only, "
+            f"{values[0] if values else 'none'}: there must be at least two classes to tell apart"
+        )
+    if len(values) > _MOST_CLASSES:
+        raise DataError(
+            f"the training masks of {request.schema.requested!r} hold {len(values)} values, more "
+            f"than {_MOST_CLASSES} classes: they look like numbers of objects, or like pictures; "
+            "give each class a value"
+        )
+    plain = len(values) == 2 and values[0] == 0
+    names = ["background", "foreground"] if plain else [str(value) for value in values]
+    return {"values": values, "names": names, "void": void}
+
+
+def _values(train: Records, y: str) -> np.ndarray:
+    """(256,): the first example whose mask has each value, -1 for those that none has."""
+    decode = train.select((y,))
+
+    def present(positions: tf.Tensor) -> tf.Tensor:
+        def one(parts: tuple[tf.Tensor, ...]) -> tf.Tensor:
+            values = tf.cast(tf.reshape(decode(*parts)[y][..., 0], [-1]), tf.int32)
+            return tf.math.bincount(values, minlength=256, maxlength=256) > 0
+
+        read = train.read(positions)
+        return tf.map_fn(one, read, fn_output_signature=tf.bool, parallel_iterations=1)
+
+    positions = tf.data.Dataset.range(train.num_examples).batch(16)
+    batches = positions.map(present, num_parallel_calls=hardware.usable_cores())
+    with data_errors():
+        found = np.concatenate(list(untuned(batches).as_numpy_iterator()))
+    return np.where(found.any(axis=0), found.argmax(axis=0), -1)
+
+
+def _file(request: Request, position: int) -> str:
+    if "file" not in request.schema.features:
+        return f"the mask of training example {position}"
+    parts = request.train.read(tf.constant([position], tf.int64))
+    found = request.train.select(("file",))(*(part[0] for part in parts))
+    return os.fsdecode(found["file"].numpy())
+
+
+def _crop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    padding = max(4, min(x.shape[1], x.shape[2]) // 8)
+    moved = random_crop(y[..., None], draws, padding=padding)[..., 0]
+    return random_crop(x, draws, padding=padding), moved
+
+
+def _flip(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return random_flip(x, draws), random_flip(y[..., None], draws)[..., 0]
+
+
+def _resize(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    rows, columns = resize_positions(draws, x.shape[1], x.shape[2])
+    nearest = tf.gather(y, tf.cast(tf.round(rows), tf.int32), axis=1, batch_dims=1)
+    nearest = tf.gather(nearest, tf.cast(tf.round(columns), tf.int32), axis=2, batch_dims=1)
+    return random_resize(x, draws), nearest
+
+
+AUGMENT = {
+    "crop": Transformation("crop", 2, _crop),
+    "flip": Transformation("flip", 1, _flip),
+    "resize": Transformation("resize", 2, _resize),
+}
+
+
+class MaskPredictor(ImagePredictor):
+    """Writes a mask and an overlay for each image, in the image's own size."""
+
+    writes_files = True
+
+    def __init__(self, spec: Any, settings: Any):
+        super().__init__(spec, settings)
+        self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
+        self._values = np.asarray(spec.fitted["values"], np.uint8)
+
+    def raw(self, item: Any) -> np.ndarray:
+        """The image as it is, uint8 (height, width, 3)."""
+        return read_image(item, channels=3)
+
+    def written(
+        self, items: Sequence[Any], raw: Sequence[np.ndarray], outputs: Any
+    ) -> Iterator[Sequence[Written]]:
+        """See `Predictor.written`."""
+        for item, image, logits in zip(items, raw, outputs, strict=True):
+            classes = np.asarray(logits).argmax(axis=-1).astype(np.uint8)
+            size = image.shape[1], image.shape[0]
+            grown = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
+            name = self._name(str(item))
+            yield [
+                Written(f"{name}.mask.png", _png(self._values[grown])),
+                Written(f"{name}.overlay.png", _png(overlay(image[None], grown[None])[0])),
+            ]
+
+    def _name(self, item: str) -> str:
+        """A name for the files of an item, which no other item has."""
+        if item not in self._names:
+            stem = os.path.splitext(os.path.basename(item))[0]
+            taken, name, number = set(self._names.values()), stem, 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            self._names[item] = name
+        return self._names[item]
+
+    def rows(self, items: Sequence[Any], outputs: Any) -> Iterator[Mapping[str, Any]]:
+        """See `Predictor.rows`: the files, and the share of each class among the pixels."""
+        names = self.spec.class_names
+        assert self.folder is not None
+        for item, logits in zip(items, outputs, strict=True):
+            counts = np.bincount(np.asarray(logits).argmax(axis=-1).ravel(), minlength=len(names))
+            shares = (counts / counts.sum()).tolist()
+            name = self._name(str(item))
+            yield {
+                "path": str(item),
+                "mask": str(self.folder / f"{name}.mask.png"),
+                "overlay": str(self.folder / f"{name}.overlay.png"),
+                "shares": dict(zip(names, shares, strict=True)),
+            }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _pixel_accuracy(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
+    """(n,): of each mask the share of the pixels whose class is found, void ones left out."""
+    valid = y != VOID
+    right = ((outputs[OUTPUT].argmax(axis=-1) == y) & valid).sum(axis=(1, 2))
+    return right / np.maximum(valid.sum(axis=(1, 2)), 1)
+
+
+def _serve(spec: DataSpec, kind: str) -> Serving:
+    shape = spec.image_shape
+    assert shape is not None
+    return Serving(
+        inputs={"pixels": spec.x},
+        model=lambda model: inference_model(model, image_shape=shape),
+        reference=with_softmax,
+        outputs=(OUTPUT,),
+        measure="pixel_accuracy",
+        score=_pixel_accuracy,
+        decide=likeliest,
+        unit="a probability",
+        preprocessing=image_preprocessing(shape) | {"mask_values": list(spec.fitted["values"])},
+    )
+
+
+def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
+    few = num_examples < 1000
+    return {
+        "optimizer": "adamw",
+        "learning_rate": 3e-3,
+        "weight_decay": 0.01,
+        "batch_size": 8 if few else 16,
+        "epochs": 60 if few else 20,
+        "augment": "crop,flip",
+    }
+
+
+TASK = Task(
+    name="segmentation",
+    read=read,
+    models={"unet": "tfgpu.models.unet:unet"},
+    loss=lambda spec, settings: DiceCrossentropy(spec.num_classes),
+    metrics=pixel_metrics,
+    objective="mean_iou",
+    maximize=True,
+    unit="images",
+    choose=choose,
+    augment=AUGMENT,
+    outputs=lambda spec: (*spec.y.shape.as_list(), spec.num_classes),
+    recipe=_recipe,
+    settings=frozenset({"image_size"}),
+    report=MaskReport,
+    predict=MaskPredictor,
+    serve=_serve,
+)
