@@ -45,7 +45,7 @@ STEPS = {"lenet": 32, "perceptron": 4, "resnet50": 2}  # Of an execution.
 def main() -> None:
     """Measures link by link."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--links", default="loopback,1000", help="loopback, or Mbit/s")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "batch": BATCH}
