@@ -36,7 +36,7 @@ def metrics_result(model: keras.Model) -> dict[str, Any]:
         if isinstance(value, private.SyncOnReadVariable)
         and value.aggregation == tf.VariableAggregation.SUM
     ]
-    if strategy.num_replicas_in_sync == 1 or tf.executing_eagerly():
+    if not values or strategy.num_replicas_in_sync == 1 or tf.executing_eagerly():
         return model.get_metrics_result()
 
     def sums() -> list[tf.Tensor]:
