@@ -419,12 +419,12 @@ def _train(
         names = (*measured(job.metrics), "samples_per_second")
         final = {name: outcome[name] for name in names}
         tensorboard.show_result(final, step=outcome["steps"])
+    if not chief:  # Before the end, so that the chief has it for the log.
+        console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
     job.members.finish("the end", None)
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     if chief:
         console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
-    else:
-        console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
 
 
 def _close(
