@@ -162,6 +162,12 @@ def test_what_the_architecture_names_is_in_the_package():
         assert (package / name).is_file(), name
 
 
+def test_the_tables_of_scaling_are_those_of_the_formulas():
+    command = [sys.executable, str(ROOT / "experiments" / "scaling_model.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_tables_of_settings_are_those_of_the_declarations():
     command = [sys.executable, str(ROOT / "docs" / "update_settings.py"), "--check"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
