@@ -44,8 +44,8 @@ _SPLITS = ("train", "test", "validation")
 _TEXT_NAME = re.compile(r"(.*_)?(text|review|sentence|comment|content|body|message|document)s?")
 _CLASS_NAME = re.compile(r"(.*_)?(label|class|category|target|sentiment|polarity|y)")
 _ID_NAME = re.compile(r"(.*_)?(id|user|item|movie|film|book|product|customer|article)(_?ids?)?")
-# Scripts that write no spaces between words: Thai to Khmer, kana, CJK ideographs.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}")
+# Of scripts that write no spaces between words: Thai to Khmer, kana, CJK ideographs.
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}")
 
 
 @dataclasses.dataclass
@@ -88,7 +88,7 @@ class _Column:
             else:
                 self.numbers.append(found)
         self.several_words += sum(
-            " " in cell or (not cell.isascii() and _UNSPACED.search(cell) is not None)
+            " " in cell or (not cell.isascii() and UNSPACED.search(cell) is not None)
             for cell in cells
         )
 
@@ -179,7 +179,7 @@ def open_source(rest: str) -> Source:
     rows = 0
     for split_name, path in files.items():
         before = rows
-        for names, some, lines in _chunks(path):
+        for names, some, lines in chunks(path):
             if not columns:
                 columns = [_Column(name) for name in names]
             elif names != [column.name for column in columns]:
@@ -272,7 +272,7 @@ def _digest(files: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
+def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
     """Yields the names of the columns, some rows, and the line that each of them ends on.
 
     Raises:
