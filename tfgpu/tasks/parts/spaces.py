@@ -31,5 +31,5 @@ def of_adamw(hp: Any) -> dict[str, Any]:
         "optimizer": hp.Choice("optimizer", ["adamw"]),
         "learning_rate": hp.Float("learning_rate", 1e-4, 1e-2, sampling="log", default=1e-3),
         "weight_decay": hp.Float("weight_decay", 1e-4, 1e-1, sampling="log", default=4e-3),
-        "batch_size": hp.Choice("batch_size", [8, 16, 32, 64], default=16),
+        "batch_size": hp.Choice("batch_size", [8, 16, 32], default=16),
     }
