@@ -74,6 +74,7 @@ def read(request: Request) -> Reading:
             f"{', '.join(map(repr, feature.class_names)) or 'none'}: there must be at least two "
             "to tell apart"
         )
+    request.train.select((x, y))  # Refuses empty cells before it takes long to fit.
     fitted = dict(request.fitted) if request.fitted is not None else fit(request, x)
     layer = vectorization(fitted)
     numbers = None  # Where the labels are whole numbers of any size.
@@ -172,7 +173,7 @@ def fit(request: Request, x: str) -> dict[str, Any]:
         name, value = ("vocabulary", most) if most < 1 else ("length", length)
         raise RequestError(f"--task_options={name}={value}: must be at least {int(most < 1)}")
     texts = _texts(request.train, x)
-    tokens = request.options["tokens"] or _tokens(texts)
+    tokens = request.options.get("tokens") or _tokens(texts)
     with data_errors(), tf.device("CPU"):
         # Two numbers are no tokens: padding and unknown.
         layer = keras.layers.TextVectorization(max_tokens=most + 2, split=_split(tokens))
