@@ -70,9 +70,7 @@ def _biases(user: Any, item: Any, num_users: int, num_items: int) -> Any:
     return of_user + ops.squeeze(of_item, axis=-1)
 
 
-def factors(
-    *, num_users: int, num_items: int, mean: float, width: float = 1.0
-) -> tfgpu.Model:
+def factors(*, num_users: int, num_items: int, mean: float, width: float = 1.0) -> tfgpu.Model:
     """The mean, a bias of the user, one of the item, and the product of their factors.
 
     Source: Y. Koren, R. Bell and C. Volinsky, "Matrix Factorization Techniques for Recommender
@@ -111,7 +109,9 @@ class PairInteraction(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._interaction = _keras_rs("--model=ranking").layers.DotInteraction(dtype=self.dtype_policy)
+        self._interaction = _keras_rs("--model=ranking").layers.DotInteraction(
+            dtype=self.dtype_policy
+        )
 
     def call(self, of_user: Any, of_item: Any) -> Any:
         """See the class."""
@@ -132,9 +132,7 @@ def _keras_rs(what: str) -> Any:
     try:
         import keras_rs
     except ImportError:
-        raise RequestError(
-            f"{what} needs keras-rs: pip install 'tfgpu[recommendation]'"
-        ) from None
+        raise RequestError(f"{what} needs keras-rs: pip install 'tfgpu[recommendation]'") from None
     return keras_rs
 
 
@@ -178,9 +176,7 @@ def ranking(
     return tfgpu.Model({"user": user, "item": item}, rating, name="ranking")
 
 
-def two_tower(
-    *, num_users: int, num_items: int, width: float = 1.0, depth: int = 0
-) -> tfgpu.Model:
+def two_tower(*, num_users: int, num_items: int, width: float = 1.0, depth: int = 0) -> tfgpu.Model:
     """A vector of the user times the vector of each item, plus a bias of the item.
 
     The tower of the user adds an embedding of the user and one of the items in the history, summed

@@ -92,6 +92,4 @@ class ItemPredictor(Predictor):
                 yield f"{row['user']:<{wide}}  {'  '.join(shown)}{'' if row['known'] else '  (new)'}"
             else:
                 for rank, each in enumerate(found, 1):
-                    yield csv_row(
-                        [row["user"], row["known"], rank, each["item"], each[self._what]]
-                    )
+                    yield csv_row([row["user"], row["known"], rank, each["item"], each[self._what]])

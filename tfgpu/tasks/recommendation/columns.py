@@ -86,9 +86,11 @@ def load(records: Records, names: tuple[str, ...], features: Mapping[str, Featur
     for name in names:
         feature = features[name]
         if feature.kind == "class" and feature.class_names:
-            found[name] = np.array(feature.class_names, dtype="S")[found[name]] if all(
-                each.isascii() for each in feature.class_names
-            ) else np.array([each.encode() for each in feature.class_names], object)[found[name]]
+            found[name] = (
+                np.array(feature.class_names, dtype="S")[found[name]]
+                if all(each.isascii() for each in feature.class_names)
+                else np.array([each.encode() for each in feature.class_names], object)[found[name]]
+            )
     return found
 
 

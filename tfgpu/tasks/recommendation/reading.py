@@ -115,7 +115,7 @@ def read(request: Request) -> Reading:
         f"{fitted['goal']}"
     ]
     if fitted["goal"] == "rating":
-        examples, x, y = _ratings(load, users, items)
+        examples, x, y = _ratings(load, users, items, seen)
         notes.append(
             f"ratings from {fitted['lowest']:g} to {fitted['highest']:g}, mean {fitted['mean']:.3f}"
         )
@@ -124,9 +124,7 @@ def read(request: Request) -> Reading:
         if length == MOST_HISTORY:
             notes.append(f"of a history the last {MOST_HISTORY:,} items are taken")
         examples, x, y = _retrieval(load, users, items, seen, length)
-    return Reading(
-        spec=DataSpec(x=x, y=y, fitted=fitted), examples=examples, notes=tuple(notes)
-    )
+    return Reading(spec=DataSpec(x=x, y=y, fitted=fitted), examples=examples, notes=tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +192,21 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
     return fitted
 
 
-def _ratings(load: _Loader, users: Ids, items: Ids) -> tuple[Any, Any, Any]:
-    seen = Rows.of_lists([[]])
+def _ratings(load: _Loader, users: Ids, items: Ids, seen: Rows) -> tuple[Any, Any, Any]:
+    left_out = seen.padded(max(1, int(seen.lengths.max())), 0)
 
     def examples(split: str, some: Records) -> Examples:
         found = load(some)
         assert found.rating is not None
         pair = {"user": users.numbers(found.user), "item": items.numbers(found.item)[:, None]}
         made = Examples.from_arrays(pair, found.rating.astype(np.float32)[:, None])
-        return dataclasses.replace(made, decode_batch=made.decode)
 
-    del seen
+        def decode_raw(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
+            x, _ = made.decode(*parts)
+            return {**x, "seen": left_out(tf.cast(x["user"], tf.int64)[None])[0]}
+
+        return dataclasses.replace(made, decode_batch=made.decode, decode_raw=decode_raw)
+
     x = {"user": tf.TensorSpec((), tf.int32), "item": tf.TensorSpec((1,), tf.int32)}
     return examples, x, tf.TensorSpec((1,), tf.float32)
 
