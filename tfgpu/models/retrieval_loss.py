@@ -1,8 +1,8 @@
 """Loss and metrics of scores of all items, for targets that differ in number from user to user.
 
-A target is int32 (batch, length): an item to be found is its number, an item that is left out, since
-the user has it already, is -2 - its number, and -1 is padding. An item of the number 0 is one that
-the model does not know: it is to be found as the others are, and never is.
+A target is int32 (batch, length): an item to be found is its number, an item that is left out,
+since the user has it already, is -2 - its number, and -1 is padding. An item of the number 0 is one
+that the model does not know: it is to be found as the others are, and never is.
 """
 
 from __future__ import annotations

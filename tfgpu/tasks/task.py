@@ -276,9 +276,9 @@ class Task:
     choose: Callable[[Schema, Mapping[str, str]], Mapping[str, str]] = choose_xy
     infer: bool = True
     open: Callable[[str], Source] | None = None
-    split: (
-        Callable[[Source, Mapping[str, str], float, int, Mapping[str, Any]], Splits] | None
-    ) = None
+    split: Callable[[Source, Mapping[str, str], float, int, Mapping[str, Any]], Splits] | None = (
+        None
+    )
     augment: Mapping[str, Transformation] = dataclasses.field(default_factory=dict)
     arguments: Callable[[DataSpec], Mapping[str, Any]] = _image_arguments
     outputs: Callable[[DataSpec], Any] = lambda spec: None

@@ -89,7 +89,8 @@ class ItemPredictor(Predictor):
                 yield json.dumps(row)
             elif self.settings.format == "table":
                 shown = (f"{each['item']} {each[self._what]:.4f}" for each in found)
-                yield f"{row['user']:<{wide}}  {'  '.join(shown)}{'' if row['known'] else '  (new)'}"
+                new = "" if row["known"] else "  (new)"
+                yield f"{row['user']:<{wide}}  {'  '.join(shown)}{new}"
             else:
                 for rank, each in enumerate(found, 1):
                     yield csv_row([row["user"], row["known"], rank, each["item"], each[self._what]])
