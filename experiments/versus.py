@@ -4,10 +4,10 @@ Each process is a process of its own, with its own environment, that stays alive
 trains for a fixed number of examples whenever it is told to. The driver tells them in
 turn and quotes ratios of neighbours (`tfgpu.bench.interleaved_timing`).
 
-All but the processes of `versus_keras_resnet50.py`, `texts.py` and `recommendations.py` train the same network (`lenet`:
-62,006 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9,
-on the same number of examples, shuffled, held in memory. Compilation and the first pass are
-excluded.
+All but the processes of `versus_keras_resnet50.py`, `texts.py` and `recommendations.py` train the
+same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with
+Nesterov momentum 0.9, on the same number of examples, shuffled, held in memory. Compilation and the
+first pass are excluded.
 """
 
 from __future__ import annotations
