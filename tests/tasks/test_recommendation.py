@@ -304,15 +304,24 @@ GOALS = [(), ("--task_options=goal=retrieval",)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("goal", GOALS)
-def test_streaming_gives_the_same_bits_and_two_replicas_what_one_does(place, tmp_path, goal):
-    (tmp_path / "ratings.csv").write_bytes((place / "ratings.csv").read_bytes())
-    one = trained(tmp_path, "one", "--devices=CPU:0", "--tensorboard=none", *goal)
-    stream = trained(
-        tmp_path, "stream", "--devices=CPU:0", "--tensorboard=none", "--input=streaming", *goal
-    )
-    for ours, theirs in zip(weights(one), weights(stream), strict=True):
+def test_streaming_gives_the_same_bits(place, goal):
+    # 567 interactions of 40 users: without a last batch that is smaller, whose mean is rounded
+    # otherwise.
+    flags = (*goal, "--devices=CPU:0", "--tensorboard=none", f"--batch_size={20 if goal else 189}")
+    one = trained(place, f"resident{len(goal)}", *flags, "--input=resident")
+    other = trained(place, f"streaming{len(goal)}", *flags, "--input=streaming")
+    for ours, theirs in zip(weights(one), weights(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    two = trained(tmp_path, "two", "--devices=CPU:0,CPU:1", "--tensorboard=none", *goal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", GOALS)
+def test_two_replicas_compute_what_one_does(place, goal):
+    flags = (*goal, "--tensorboard=none", f"--batch_size={18 if goal else 250}")
+    one = trained(place, f"one{len(goal)}", *flags, "--devices=CPU:0")
+    two = trained(place, f"two{len(goal)}", *flags, "--devices=CPU:0,CPU:1")
+    for ours, theirs in zip(weights(one), weights(two), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
     for name in ("loss", "val_loss", "test_loss"):
         assert result_of(two)[name] == pytest.approx(result_of(one)[name], rel=1e-4)
 

@@ -73,9 +73,10 @@ def write_keras(source: Source, path: Path) -> None:
 
 def write_saved_model(source: Source, path: Path) -> None:
     """Writes a SavedModel with the signature `serving_default`: raw inputs to outputs."""
-    source.named.export(
-        path, format="tf_saved_model", verbose=False, input_signature=source.signature
-    )
+    signature: Any = source.signature
+    # Keras takes a list of several for the arguments of the call, of which there is one, a list.
+    signature = signature if len(signature) == 1 else [signature]
+    source.named.export(path, format="tf_saved_model", verbose=False, input_signature=signature)
     # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
     extra = path / "assets.extra"
     extra.mkdir()

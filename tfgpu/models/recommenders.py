@@ -123,9 +123,10 @@ class PairInteraction(keras.layers.Layer):
         pairs = self._interaction([flat[:, i] for i in range(2 * features)])
         return ops.reshape(pairs, (-1, candidates, features * (2 * features - 1)))
 
-    def compute_output_shape(self, of_user: Any, of_item: Any) -> Any:
+    def compute_output_shape(self, of_user_shape: Any, of_item_shape: Any) -> Any:
         """See the class."""
-        return (*of_item[:2], of_user[1] * (2 * of_user[1] - 1))
+        features = of_user_shape[1]
+        return (*of_item_shape[:2], features * (2 * features - 1))
 
 
 def _keras_rs(what: str) -> Any:
@@ -204,7 +205,8 @@ def two_tower(*, num_users: int, num_items: int, width: float = 1.0, depth: int 
     history = keras.Input((None,), dtype="int32", name="history")
     known = ops.cast(ops.greater(history, 0), "float32")
     past = _table(num_items, units, "history_items", deviation=0.1)(history)
-    # Row 0 is zero, so that padding adds nothing.
+    # Without this, padding would train row 0.
+    past = past * ops.cast(ops.expand_dims(known, -1), past.dtype)
     count = ops.maximum(ops.sum(known, axis=1, keepdims=True), 1.0)
     x = ops.sum(past, axis=1) * ops.cast(ops.rsqrt(count), past.dtype)
     x = x + _table(num_users, units, "users", deviation=0.01)(user)

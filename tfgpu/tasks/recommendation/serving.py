@@ -98,8 +98,7 @@ def _inference_model(
     left_out = ops.pad(left_out, ((0, 0), (0, 1)))
     rows = ops.cumsum(ops.ones_like(left_out), axis=0) - 1
     places = ops.reshape(ops.stack([rows, left_out], axis=-1), (-1, 2))
-    never = ops.zeros_like(ops.reshape(scores, (-1,))[:1]) + NEVER
-    updates = ops.cast(ops.zeros_like(places[:, 0]), "float32") + never
+    updates = ops.cast(ops.zeros_like(places[:, 0]), "float32") + NEVER
     scores = ops.scatter_update(scores, places, updates)
     values, best = ops.top_k(scores, min(K, num_items - 1))
     outputs |= {ITEMS: ops.cast(best, "int32"), SCORES: values}
