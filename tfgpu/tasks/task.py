@@ -251,7 +251,8 @@ class Task:
         outputs: spec -> the shape of the model's output without the batch, or a dict of shapes;
             None checks nothing.
         recipe: (spec, training examples) -> defaults for settings that the user leaves open, such
-            as {"optimizer": "adamw", "learning_rate": 1e-3, "epochs": 20}.
+            as {"optimizer": "adamw", "learning_rate": 1e-3, "epochs": 20}; under "of_model", those
+            of models by name.
         settings: Which of `label_smoothing`, `class_weight`, `image_size`, `target` and `tokens` it
             heeds; the others are refused.
         options: What `--task_options` may set, with the defaults. Their types are kept.
