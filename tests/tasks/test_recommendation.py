@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from finished_run import command
+from mocked import mocked
 from rated import interactions, write
 
 from tfgpu.data import sources
@@ -209,6 +210,28 @@ def test_a_user_is_to_find_what_is_new_and_known_items_are_left_out(place):
     x, y = data.test.load_arrays()
     for user, codes in zip(x["user"], y, strict=True):
         assert set(-2 - codes[codes < -1]) == seen[user] | validated.get(user, set())
+
+
+def test_movielens_of_tfds_is_known_by_its_features(tmp_path):
+    rows = mocked("movielens/100k-ratings", tmp_path, 40, splits=("train",))
+    data = loading.load(
+        "movielens",
+        data_dir=str(tmp_path),
+        validation_fraction=0.0,
+        image_size=None,
+        seed=0,
+        options=lambda task: task.options,
+    )
+    assert data.task.objective == "rmse" and data.train.num_examples == 36
+    users, items = data.spec.fitted["users"], data.spec.fitted["items"]
+    x, y = data.train.load_arrays()
+    found = {
+        (users[u - 1], items[i - 1], float(r))
+        for u, i, r in zip(x["user"], x["item"][:, 0], y[:, 0], strict=True)
+    }
+    names = ("user_id", "movie_id", "user_rating")
+    made = {(r[names[0]].decode(), r[names[1]].decode(), float(r[names[2]])) for r in rows}
+    assert len(found) == 36 and found < made
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from finished_run import command
+from mocked import mocked
 from worded import texts, write
 
-from tfgpu.data import tfds_source
 from tfgpu.errors import DataError, RequestError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
@@ -184,38 +183,6 @@ def test_texts_without_any_token_are_refused(tmp_path):
     path = write(tmp_path / "a.csv", [("!?", "good"), ("...", "bad")] * 10)
     with pytest.raises(DataError, match="hold not one token: is 'text' the column of the texts"):
         load(f"csv:{path}")
-
-
-def mocked(name, root, count):
-    """Lays the fake examples of a TFDS set out as a prepared one, of the set's own features."""
-    with tfds.testing.mock_data(num_examples=count):
-        builder = tfds.builder(name, data_dir=str(root / "none"))
-        rows = list(tfds.as_numpy(builder.as_dataset(split="train")))
-    info = builder.info
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self, features=info.features, supervised_keys=info.supervised_keys
-        )
-
-    made = type(
-        "Mocked",
-        (tfds.core.GeneratorBasedBuilder,),
-        {
-            "name": name,
-            "VERSION": tfds.core.Version("1.0.0"),
-            "_info": _info,
-            "_split_generators": lambda self, manager: {
-                split: iter(enumerate(rows)) for split in ("train", "test")
-            },
-            "_generate_examples": lambda self: iter(()),
-            "__module__": __name__,
-        },
-        skip_registration=True,
-    )
-    with tfds_source.quiet():
-        made(data_dir=str(root)).download_and_prepare()
-    return rows
 
 
 @pytest.mark.parametrize(
