@@ -356,7 +356,7 @@ def test_a_run_of_retrieval_ranks_all_items_and_is_exported(place, tmp_path, cap
     assert result["model"] == "two_tower"
     for name in ("ndcg_at_10", "recall_at_10"):
         assert 0 < result[f"test_{name}"] <= 1 and 0 < result[f"val_{name}"] <= 1
-    formats = "--formats=keras,saved_model,onnx"
+    formats = "--formats=keras,saved_model,onnx,litert"
     assert command(export.main, f"--run_dir={run}", f"--out={tmp_path}", formats) == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])
@@ -375,7 +375,7 @@ def test_a_run_of_retrieval_ranks_all_items_and_is_exported(place, tmp_path, cap
 
 @pytest.mark.slow
 def test_exported_files_of_ratings_give_ratings_and_the_best_items(rating_run, tmp_path):
-    formats = "--formats=keras,saved_model,onnx"
+    formats = "--formats=keras,saved_model,onnx,litert"
     assert command(export.main, f"--run_dir={rating_run}", f"--out={tmp_path}", formats) == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])

@@ -133,12 +133,22 @@ def drop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
     return {**x, "history": tf.where(share < DROPPED, 0, x["history"])}, y
 
 
-def _space(hp: Any) -> dict[str, Any]:
+def _rating_space(hp: Any) -> dict[str, Any]:
+    return {
+        "optimizer": hp.Choice("optimizer", ["sgd"]),
+        "learning_rate": hp.Float("learning_rate", 0.3, 20.0, sampling="log", default=3.0),
+        "weight_decay": hp.Float("weight_decay", 3e-5, 3e-2, sampling="log", default=3e-4),
+        "batch_size": hp.Choice("batch_size", [128, 256, 512], default=256),
+        "width": hp.Choice("width", [0.25, 0.5, 1.0, 2.0], default=1.0),
+    }
+
+
+def _retrieval_space(hp: Any) -> dict[str, Any]:
     return {
         "optimizer": hp.Choice("optimizer", ["adamw"]),
-        "learning_rate": hp.Float("learning_rate", 3e-4, 2e-2, sampling="log", default=3e-3),
-        "weight_decay": hp.Float("weight_decay", 1e-3, 0.3, sampling="log", default=0.03),
-        "batch_size": hp.Choice("batch_size", [64, 128, 256, 512], default=256),
+        "learning_rate": hp.Float("learning_rate", 5e-4, 2e-2, sampling="log", default=5e-3),
+        "weight_decay": hp.Float("weight_decay", 0.1, 5.0, sampling="log", default=2.0),
+        "batch_size": hp.Choice("batch_size", [32, 64, 128], default=64),
         "width": hp.Choice("width", [0.25, 0.5, 1.0, 2.0], default=1.0),
     }
 
@@ -163,7 +173,7 @@ TASK = Task(
     predict=ItemPredictor,
     serve=serve,
     announce=tables.announce,
-    space=_space,
+    space=_rating_space,
 )
 RATING = dataclasses.replace(TASK, models=RATING_MODELS, augment={})
 RETRIEVAL = dataclasses.replace(
@@ -172,6 +182,7 @@ RETRIEVAL = dataclasses.replace(
     objective="ndcg_at_10",
     maximize=True,
     unit="users",
+    space=_retrieval_space,
     # Of a user there is one example in each split.
     counts_identical=False,
 )

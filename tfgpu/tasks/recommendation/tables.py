@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Ids:
         keys: Sorted and distinct: int64, or str.
     """
 
-    def __init__(self, keys: Sequence[Any]):
+    def __init__(self, keys: Any):
         self.keys = np.asarray(keys)
 
     @classmethod
@@ -31,17 +32,21 @@ class Ids:
 
     def numbers(self, keys: np.ndarray) -> np.ndarray:
         """int32 (n,) of ids (n,), whole numbers or str, whichever the table has."""
-        if self.keys.dtype.kind in "iu":
-            if keys.dtype.kind not in "iu":
-                texts = self.keys.astype(str)
-                order = np.argsort(texts)
-                return np.where(
-                    (found := Ids(texts[order]).numbers(keys)) > 0, order[found - 1] + 1, 0
-                ).astype(np.int32)
-        elif keys.dtype.kind in "iu":
+        if self.keys.dtype.kind in "iu" and keys.dtype.kind not in "iu":
+            order, texts = self._as_texts
+            found = texts.numbers(keys)
+            return np.where(found > 0, order[found - 1] + 1, 0).astype(np.int32)
+        if self.keys.dtype.kind not in "iu" and keys.dtype.kind in "iu":
             keys = keys.astype(str)
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places + 1, 0).astype(np.int32)
+
+    @functools.cached_property
+    def _as_texts(self) -> tuple[np.ndarray, Ids]:
+        """The order of whole numbers as texts, and their table."""
+        texts = self.keys.astype(str)
+        order = np.argsort(texts)
+        return order, Ids(texts[order])
 
     def number(self, text: str) -> int:
         """The number of an id as it is typed."""
