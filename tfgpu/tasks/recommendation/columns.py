@@ -102,8 +102,11 @@ def as_numbers(values: np.ndarray, role: str, name: str) -> np.ndarray:
     """
     try:
         numbers = values.astype(np.float64)
-    except ValueError as error:
-        raise DataError(f"the column {name!r} is not a {role}: {error}") from None
+    except ValueError:
+        cell = next(str(each.decode()) for each in values.tolist() if not _is_number(each))
+        raise DataError(
+            f"the column {name!r} is not a {role}: it has {cell!r}, which is no number"
+        ) from None
     if not np.isfinite(numbers).all():
         raise DataError(f"the column {name!r} has a {role} that is not finite")
     return numbers
@@ -139,3 +142,11 @@ def as_keys(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "O":
         return np.array([each.decode("utf-8", "surrogateescape") for each in values], str)
     return np.char.decode(values, "utf-8", "surrogateescape")
+
+
+def _is_number(cell: bytes) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
