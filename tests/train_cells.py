@@ -20,13 +20,11 @@ STEPS = EPOCHS * -(-EXAMPLES // BATCH)  # The last batch of an epoch holds 8.
 
 
 def train(strategy, cell):
-    """One cell: losses, what `evaluate` says, updates made, and a hash of every number."""
+    """One cell: losses, updates made, a hash of every number, what `evaluate` says and reads."""
     import keras
     import numpy as np
-    import tensorflow as tf
 
     import tfgpu
-    from tfgpu.data.examples import Examples
     from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
 
     precision, jit_compile, steps_per_execution, source = cell
@@ -34,11 +32,7 @@ def train(strategy, cell):
     labels = (np.arange(EXAMPLES) % 3).astype("int32")
     images = rng.randint(0, 80, (EXAMPLES, 8, 8, 1)).astype("uint8")
     images[np.arange(EXAMPLES), :, 2 * labels] += 150
-    examples = Examples(
-        num_examples=EXAMPLES,
-        read=lambda at: (tf.gather(images, at), tf.gather(labels, at)),
-        decode=lambda image, label: (tf.ensure_shape(image, (8, 8, 1)), label),
-    )
+    examples, evaluated, rows_read = _examples(images, labels), *_noting(images, labels)
     resident = make_resident(examples, strategy) if source == "resident" else ()
 
     keras.utils.set_random_seed(0)
@@ -62,19 +56,74 @@ def train(strategy, cell):
     batches = training_batches(
         examples, batch_size=BATCH, seed=0, augment=("crop",), resident=resident
     )
+    collectives_before = len(_eager_collectives)
     history = model.fit(
         batches, steps_per_epoch=batches.steps_per_epoch, epochs=EPOCHS, shuffle=False, verbose=0
     ).history
     test = model.evaluate(
-        evaluation_batches(examples, batch_size=20, resident=resident), verbose=0, return_dict=True
+        evaluation_batches(evaluated, batch_size=20, resident=resident), verbose=0, return_dict=True
     )
     state = [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
     return {
         "loss": history["loss"],
         "test_loss": test["loss"],
         "iterations": int(model.optimizer.iterations.numpy()),
+        "rows_read": sorted(rows_read),
+        "eager_collectives": len(_eager_collectives) - collectives_before,
         "digest": hashlib.sha256(b"".join(value.tobytes() for value in state)).hexdigest(),
     }
+
+
+def numbers(outcome):
+    """What is the same for every worker."""
+    return {name: outcome[name] for name in ("loss", "test_loss", "iterations", "digest")}
+
+
+def _examples(images, labels, note=None):
+    import tensorflow as tf
+
+    from tfgpu.data.examples import Examples
+
+    def read(positions):
+        if note is not None:
+            same = tf.numpy_function(note, [positions], tf.int64)
+            positions = tf.ensure_shape(same, positions.shape)
+        return tf.gather(images, positions), tf.gather(labels, positions)
+
+    return Examples(
+        num_examples=EXAMPLES,
+        read=read,
+        decode=lambda image, label: (tf.ensure_shape(image, (8, 8, 1)), label),
+    )
+
+
+def _noting(images, labels):
+    """The same examples, and the list of the positions at which they are read."""
+    noted = []
+
+    def note(positions):
+        noted.extend(positions.tolist())
+        return positions
+
+    return _examples(images, labels, note), noted
+
+
+_eager_collectives = []
+
+
+def _note_eager_collectives():
+    """Notes each collective that is started from Python and not in a graph."""
+    import tensorflow as tf
+    from tensorflow.python.distribute.cross_device_utils import CollectiveReplicaLauncher
+
+    reduce = CollectiveReplicaLauncher.all_reduce
+
+    def noted(*args, **kwargs):
+        if tf.executing_eagerly():
+            _eager_collectives.append(None)
+        return reduce(*args, **kwargs)
+
+    CollectiveReplicaLauncher.all_reduce = noted
 
 
 def start(strategy, replicas, cells, **env):
@@ -148,6 +197,7 @@ def main(name, replicas, cells):
     else:
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     assert strategy.num_replicas_in_sync == replicas
+    _note_eager_collectives()
     outcomes = [train(strategy, cell) for cell in cells]
     print("RESULT", json.dumps(outcomes), flush=True)
 

@@ -281,7 +281,6 @@ def test_an_unknown_setting_is_refused_with_a_suggestion():
         (EvaluateSettings, {}, "--run_dir is missing"),
         (EvaluateSettings, {"split": "tset"}, "--split=tset: must be one of"),
         (EvaluateSettings, {"batch_size": 0}, "--batch_size=0: must be at least 1"),
-        (EvaluateSettings, {"strategy": "multi_worker_mirrored"}, "evaluates on one machine"),
         (EvaluateSettings, {"jit_compile": "yes"}, "--jit_compile=yes: must be auto"),
         (EvaluateSettings, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
         (EvaluateSettings, {"dataset": " "}, "--dataset= : is empty"),

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from clusters import each, joined
+from threads_as_workers import each, joined
 
 from tfgpu.cluster import membership
 from tfgpu.cluster.membership import alone
@@ -92,7 +92,7 @@ def test_two_who_ask_at_once_stop_once():
 def test_a_process_whose_connection_closes_is_lost(monkeypatch):
     monkeypatch.setattr(membership.Membership, "_see_to_the_end", lambda self: None)
     with joined(3) as members:
-        members[2]._peers[0]._socket.shutdown(2)
+        members[2].peers[0]._socket.shutdown(2)
         for rank in (0, 1):
             with pytest.raises(LostWorkerError, match=r"worker 2 .* was lost"):
                 members[rank].wait_for_failure(5)
@@ -104,7 +104,7 @@ def test_a_silent_process_is_lost(monkeypatch):
     with joined(2) as members:
         for member in members:
             member.begin()
-        monkeypatch.setattr(members[1], "_try_to_send", lambda *a, **k: None)
+        monkeypatch.setattr(members[1], "try_to_send", lambda *a, **k: None)
         with pytest.raises(LostWorkerError, match="silent for 2 s"):
             members[0].wait_for_failure(8)
 

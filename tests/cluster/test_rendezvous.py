@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from clusters import cluster_of, each, free_ports, join
+from threads_as_workers import cluster_of, each, free_ports, join
 
 from tfgpu.cluster import rendezvous
 from tfgpu.cluster.identity import differences

@@ -1,5 +1,6 @@
 """Batches as a function of (seed, epoch, step), from memory and from disk alike."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
-from tfgpu.engine.batches import Batches, own_shard
+from tfgpu.engine.batches import Batches, cut_rows, own_shard
+from tfgpu.engine.shards import shard_of
 from tfgpu.tasks import loading as sources
 
 N, BATCH = 23, 6  # The last batch of an epoch has 5.
@@ -159,3 +161,50 @@ def test_nothing_tunes_a_pipeline_and_holds_its_end_up(examples):
     assert training_batches(examples, batch_size=BATCH, seed=0).options().autotune.enabled is False
     assert evaluation_batches(examples, batch_size=BATCH).options().autotune.enabled is False
     assert examples.dataset().options().autotune.enabled is False
+
+
+# ---- what a process reads ------------------------------------------------------------------------
+
+
+def noting(noted):
+    """Examples that note the positions at which they are read."""
+
+    def read(positions):
+        note = tf.numpy_function(lambda p: noted.extend(p.tolist()) or p, [positions], tf.int64)
+        positions = tf.ensure_shape(note, positions.shape)
+        return tf.gather(IMAGES, positions), tf.gather(LABELS, positions)
+
+    return Examples(N, read, lambda image, label: (tf.ensure_shape(image, (8, 8, 3)), label))
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_process_reads_the_rows_of_its_own_replicas_alone(replicas):
+    read = []
+    for replica in range(replicas):
+        noted = []
+        dataset = evaluation_batches(noting(noted), batch_size=BATCH)
+        cut = functools.partial(
+            cut_rows, local=range(replica, replica + 1), replicas=replicas, even=False
+        )
+        for shard in dataset.cut(cut):
+            assert shard.real == len(shard.data[2])
+        read.append(noted)
+    assert sorted(itertools.chain(*read)) == list(range(N))
+    assert max(map(len, read)) - min(map(len, read)) <= STEPS
+
+
+@pytest.mark.parametrize("local", [range(1), range(1, 2), range(2, 4)])
+@pytest.mark.parametrize("resident", [False, True])
+def test_rows_that_are_cut_before_they_are_read_are_those_of_the_batch(examples, local, resident):
+    arrays = make_resident(examples, tf.distribute.get_strategy()) if resident else ()
+    dataset = training_batches(
+        examples, batch_size=BATCH, seed=5, augment=("crop",), resident=arrays, start_step=2
+    )
+    cut = functools.partial(cut_rows, local=local, replicas=4, even=False)
+    parts = itertools.islice(dataset.cut(cut), 3 * len(local))
+    for element in itertools.islice(dataset, 3):
+        for replica in local:
+            expected, shard = shard_of(element, replica=replica, replicas=4), next(parts)
+            assert (shard.real, shard.total) == (expected.real, expected.total)
+            for one, other in zip(expected.data, shard.data, strict=True):
+                np.testing.assert_array_equal(one, other)

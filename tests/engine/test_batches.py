@@ -116,5 +116,5 @@ def test_no_iterator_over_our_own_data_has_a_thread_that_tunes_it(
         read=lambda at: (at,),
         decode=lambda at: (tf.zeros((4, 4, 1), tf.uint8), tf.cast(at, tf.int32)),
     )
-    iter(Batches(training_batches(examples, batch_size=4, seed=0), strategy))
+    next(iter(Batches(training_batches(examples, batch_size=4, seed=0), strategy)))
     assert tuned and not any(tuned)

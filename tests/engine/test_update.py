@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tfgpu.engine.local_copies import on_local_copies
-from tfgpu.engine.state import sum_over_replicas
 from tfgpu.engine.update import all_finite, apply
 
 SHAPES = [(6, 4), (4,), (3, 3, 2, 4)]
@@ -263,37 +262,3 @@ def test_all_finite(jit_compile, dtype):
     # Infinities of both signs must not cancel.
     assert not check(tf.constant([np.inf, -np.inf, 0.0], dtype), good)
     assert not check(largest, tf.constant([[0, 0], [0, np.nan]], dtype))
-
-
-# ---- the exchange --------------------------------------------------------------------------
-
-
-def test_sums_over_replicas_keep_shapes_dtypes_and_none(mirrored2):
-    def replica():
-        context = tf.distribute.get_replica_context()
-        one = tf.cast(context.replica_id_in_sync_group + 1, tf.float32)
-        tensors = [
-            one * tf.reshape(tf.range(6.0), (2, 3)),
-            None,
-            tf.cast(one, tf.float16) * tf.constant([1.5, 2.5], tf.float16),
-            one,
-            tf.zeros((0, 4)),
-            one * tf.ones((1100, 1000)),  # Large enough to travel by itself.
-            tf.cast(one, tf.int64),
-        ]
-        sums = sum_over_replicas(context, tensors)
-        assert sums[1] is None
-        return [s for s in sums if s is not None]
-
-    results = tf.function(lambda: mirrored2.run(replica), autograph=False)()
-    expected = [
-        3 * np.arange(6.0).reshape(2, 3),
-        np.float16([4.5, 7.5]),
-        3.0,
-        np.zeros((0, 4)),
-        np.full((1100, 1000), 3.0),
-        3,
-    ]
-    for result, value in zip(results, expected, strict=True):
-        for copy in mirrored2.experimental_local_results(result):
-            np.testing.assert_array_equal(copy, value)

@@ -115,11 +115,12 @@ def test_a_lost_worker_starts_all_again(first, capsys):
     assert "worker 1" in line and "restart 1 of at most 1" in line
 
 
-def test_the_others_are_ended_at_once_when_all_start_again():
+def test_the_others_are_ended_at_once_when_all_start_again(monkeypatch):
+    monkeypatch.setattr(supervise, "_GRACE_SECONDS", 60)
     workers = Workers([[(1, -9)]], [[(0, 0)], [(1, 0)]])
     started = time.monotonic()
     assert outcome(workers, max_restarts=1) == (0, "")
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 30
     assert workers.signals == []
 
 

@@ -61,6 +61,15 @@ def test_threads_of_an_operation(asked, replicas, small_steps, threads):
     assert reason
 
 
+@pytest.mark.parametrize("cores", [2, 8, 9])
+@pytest.mark.parametrize(("processes", "replicas"), [(2, 1), (3, 1), (2, 2)])
+def test_workers_that_share_cores_have_the_threads_of_one_process(cores, processes, replicas):
+    settings = {"small_steps": True, "cores": cores}
+    of_one, _ = decide_intra_op_threads("auto", replicas=processes * replicas, **settings)
+    decided, _ = decide_intra_op_threads("auto", replicas=replicas, processes=processes, **settings)
+    assert decided == of_one
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "threads"),
     [

@@ -148,6 +148,17 @@ def test_the_parts_of_a_step_are_the_whole(tmp_path):
     assert min(values(tmp_path / "train", "memory/host")) > 0
 
 
+def test_the_sums_over_replicas_are_within_the_step(tmp_path, mirrored2):
+    model, _ = fit(tmp_path, build(mirrored2), update_freq=5)
+    whole, sums, exposed = (
+        np.array(values(tmp_path / "train", f"performance/step_milliseconds{part}"))
+        for part in ("", "_all_reduce", "_all_reduce_exposed")
+    )
+    assert ((0 < exposed) & (exposed <= sums) & (sums < whole)).all()
+    sizes = values(tmp_path / "train", "performance/all_reduce_bytes")
+    assert set(sizes) == {4 * model.count_params()}
+
+
 def test_time_that_the_input_takes_is_told_from_the_devices(tmp_path):
     model = build()
 

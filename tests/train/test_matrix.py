@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from train_cells import STEPS, results, start, train, two_workers
+from train_cells import STEPS, numbers, results, start, train, two_workers
 
 PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]
 CELLS = [
@@ -67,6 +67,6 @@ def test_a_mirrored_strategy_of_four_replicas(cell):
 @pytest.mark.slow
 def test_every_combination_of_two_workers_trains_alike():
     first, second = two_workers(CELLS, timeout=1800)
-    assert first == second
+    assert [numbers(cell) for cell in first] == [numbers(cell) for cell in second]
     for cell, outcome in zip(CELLS, first, strict=True):
         assert_trained(outcome, cell[0])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -247,3 +248,29 @@ def test_the_world_may_shrink_and_the_run_says_so(place, folder):
     assert "replicas: 2 there, 1 now" in one.out
     result = json.loads((path / "result.json").read_text())
     assert result["status"] == "finished" and result["replicas"] == 1
+
+
+def test_evaluate_and_predict_say_over_two_workers_what_they_say_in_one(place, folder):
+    path = folder / "evaluated"
+    Job(place, path, {"epochs": "1"}).finish()
+    alone = {}
+    for command, flags in {"evaluate": ["--json"], "predict": ["--format=csv", "images"]}.items():
+        argv = [sys.executable, "-m", f"tfgpu.{command}", f"--run_dir={path}", *flags]
+        done = subprocess.run(
+            [*argv, *(["--batch_size=8"])], cwd=place, capture_output=True, text=True, check=True
+        )
+        alone[command] = done.stdout
+        # The second worker has no run: the chief sends it.
+        workers = Workers(place, path, [*flags, "--batch_size=8"], command=command)
+        ended = workers.ends(timeout=120)
+        assert [ended[rank].code for rank in (0, 1)] == [0, 0], ended
+        if command == "predict":
+            assert ended[0].out == alone[command] and ended[1].out == ""
+            continue
+        one, two = json.loads(alone[command]), json.loads(ended[0].out)
+        assert two.pop("replicas") == 2 and one.pop("replicas") == 1
+        assert two.pop("strategy") == "multi_worker_mirrored" and one.pop("strategy")
+        assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)
+        assert set(two) == set(one)
+        assert two["accuracy"] == one["accuracy"]
+        assert two["confusion_matrix"] == one["confusion_matrix"]

@@ -15,7 +15,7 @@ from tfgpu.cli.settings import Settings
 from tfgpu.cluster import identity, membership, rendezvous
 from tfgpu.cluster.tf_config import read_cluster, split_address
 
-_OF_ONE_PROCESS = {"data_dir", "devices", "intra_op_threads"}
+_OF_ONE_PROCESS = {"run_dir", "out", "data_dir", "devices", "intra_op_threads"}
 """Settings in which workers may differ, beside those that are no part of a run."""
 
 

@@ -87,22 +87,22 @@ class Membership:
         self._log: Callable[[int, str], None] | None = None
         self._unlogged: list[tuple[int, str]] = []
         self._names = tuple(names)
-        self._peers = dict(peers or {})
-        self._condition = threading.Condition()
+        self.peers = dict(peers or {})
+        self.condition = threading.Condition()
         self._inbox: dict[tuple[int, str], list[Message]] = {}
         self._sequence = 0
         self._failure: Error | None = None
         self._noticed = False
-        self._left: set[int] = set()
+        self.left: set[int] = set()
         self._closed = False
-        self._heard = dict.fromkeys(self._peers, time.monotonic())
-        self._patience = dict.fromkeys(self._peers, LOST_WHILE_BUSY)
+        self._heard = dict.fromkeys(self.peers, time.monotonic())
+        self._patience = dict.fromkeys(self.peers, LOST_WHILE_BUSY)
         self._stop = StopAgreement(self)
-        self._wake_out, self._wake_in = os.pipe() if self._peers else (-1, -1)
+        self._wake_out, self._wake_in = os.pipe() if self.peers else (-1, -1)
         self._threads = [
-            threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in self._peers
+            threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in self.peers
         ]
-        if self._peers:
+        if self.peers:
             self._threads.append(threading.Thread(target=self._beat, daemon=True))
         for thread in self._threads:
             thread.start()
@@ -143,14 +143,14 @@ class Membership:
             self._send(0, "put", body, tag=tag, value=value)
             return None
         own = Message("put", {"value": json.loads(json.dumps(value))}, body)
-        return [own, *(self._wait_for(peer, tag) for peer in sorted(self._peers))]
+        return [own, *(self._wait_for(peer, tag) for peer in sorted(self.peers))]
 
     def broadcast(self, what: str, value: Any = None, body: bytes = b"") -> Message:
         """Gives all processes the chief's value; see `gather`."""
         tag = self._tag(what)
         if not self.is_chief:
             return self._wait_for(0, tag)
-        for peer in self._peers:
+        for peer in self.peers:
             self._send(peer, "put", body, tag=tag, value=value)
         return Message("put", {"value": json.loads(json.dumps(value))}, body)
 
@@ -164,11 +164,11 @@ class Membership:
     def say(self, text: str) -> None:
         """Hands lines to the chief, for the log that it keeps of this process."""
         if not self.is_chief:
-            self._try_to_send(0, "say", text=text)
+            self.try_to_send(0, "say", text=text)
 
     def log_to(self, log: Callable[[int, str], None]) -> None:
         """At the chief, has `log` take the rank and the lines of what others said, also so far."""
-        with self._condition:
+        with self.condition:
             self._log = log
             for rank, text in self._unlogged:
                 log(rank, text)
@@ -179,7 +179,7 @@ class Membership:
     def request_stop(self, signum: int) -> None:
         """Asks all processes to stop at the same boundary; safe in a signal handler."""
         self._stop.wanted = signum
-        if self._peers:
+        if self.peers:
             os.write(self._wake_in, b"x")
 
     def boundary(self) -> int | None:
@@ -196,8 +196,8 @@ class Membership:
     def begin(self) -> None:
         """Says that from now on this process gives a sign of life every second."""
         self.collective = True
-        for peer in self._peers:
-            self._try_to_send(peer, "beat", patience=LOST_AFTER)
+        for peer in self.peers:
+            self.try_to_send(peer, "beat", patience=LOST_AFTER)
 
     def finish(self, what: str, value: Any) -> list[Any]:
         """Ends what `begin` began when all processes have come here; see `exchange`."""
@@ -216,13 +216,13 @@ class Membership:
         Raises:
             Error: A process was lost, or has failed.
         """
-        with self._condition:
+        with self.condition:
             self._raise()
 
     def wait_for_failure(self, seconds: float = LOST_AFTER + 2) -> None:
         """Waits for the reason of a collective that failed here; see `check`."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._failure is not None, timeout=seconds)
+        with self.condition:
+            self.condition.wait_for(lambda: self._failure is not None, timeout=seconds)
             self._raise()
 
     # ---- ending --------------------------------------------------------------------------
@@ -252,20 +252,20 @@ class Membership:
             code: Its exit code.
             line: What it says of it.
         """
-        with self._condition:
+        with self.condition:
             if self._closed:
                 return
             self._closed = True
-            self._condition.notify_all()
-        for peer in self._peers:
-            self._try_to_send(peer, "bye", code=code, line=line)
-        if self._peers:
+            self.condition.notify_all()
+        for peer in self.peers:
+            self.try_to_send(peer, "bye", code=code, line=line)
+        if self.peers:
             os.write(self._wake_in, b"x")
-            with self._condition:
+            with self.condition:
                 if self.is_chief:  # The others may still have lines for their logs.
-                    everyone = set(self._peers)
-                    self._condition.wait_for(lambda: self._left >= everyone, timeout=5)
-            for connection in self._peers.values():
+                    everyone = set(self.peers)
+                    self.condition.wait_for(lambda: self.left >= everyone, timeout=5)
+            for connection in self.peers.values():
                 connection.close()
             for thread in self._threads:
                 if thread is not threading.current_thread():
@@ -276,7 +276,7 @@ class Membership:
     # ---- between the threads -------------------------------------------------------------
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
         """Whether there is nothing left to agree on."""
         return self._failure is not None or self._closed
 
@@ -290,11 +290,11 @@ class Membership:
             raise self._failure
 
     def _wait_for(self, peer: int, tag: str) -> Message:
-        with self._condition:
+        with self.condition:
             while not (found := self._inbox.get((peer, tag))):
                 self._raise()
                 # A pause now and then, in which signals are handled.
-                self._condition.wait(0.5)
+                self.condition.wait(0.5)
             message = found.pop(0)
             if not found:
                 del self._inbox[peer, tag]
@@ -302,22 +302,22 @@ class Membership:
 
     def _send(self, peer: int, kind: str, body: bytes = b"", **fields: Any) -> None:
         try:
-            self._peers[peer].send(kind, body, **fields)
+            self.peers[peer].send(kind, body, **fields)
         except OSError:
             self._lose(peer, "its connection broke")
             self.check()
 
-    def _try_to_send(self, peer: int, kind: str, **fields: Any) -> None:
+    def try_to_send(self, peer: int, kind: str, **fields: Any) -> None:
         try:
-            self._peers[peer].send(kind, **fields)
+            self.peers[peer].send(kind, **fields)
         except OSError:
             self._lose(peer, "its connection broke")
 
     def _listen(self, peer: int) -> None:
         """Reads one connection until it ends; a thread each."""
-        connection = self._peers[peer]
+        connection = self.peers[peer]
         try:
-            while peer not in self._left:
+            while peer not in self.left:
                 message = connection.receive(BEAT)
                 if message is not None:
                     self._heard[peer] = time.monotonic()
@@ -330,13 +330,13 @@ class Membership:
     def _take(self, peer: int, message: Message) -> None:
         kind, fields, _ = message
         if kind == "put":
-            with self._condition:
+            with self.condition:
                 self._inbox.setdefault((peer, fields["tag"]), []).append(message)
-                self._condition.notify_all()
+                self.condition.notify_all()
         elif kind == "beat":
             self._patience[peer] = fields.get("patience", self._patience[peer])
         elif kind == "say":
-            with self._condition:
+            with self.condition:
                 if self._log is None:
                     self._unlogged.append((peer, fields["text"]))
                 else:
@@ -344,9 +344,9 @@ class Membership:
         elif kind == "failed":
             self._fail(fields["rank"], fields["code"], fields["line"], fields["lost"])
         elif kind == "bye":
-            with self._condition:
-                self._left.add(peer)
-                self._condition.notify_all()
+            with self.condition:
+                self.left.add(peer)
+                self.condition.notify_all()
             expected = not fields["code"] and not self.collective
             if not expected and not self._stop.agreed:
                 self._ended(peer, fields["code"], fields["line"])
@@ -361,19 +361,19 @@ class Membership:
         while True:
             if waker.poll(BEAT * 1000):
                 os.read(self._wake_out, 100)
-            if self._over and self._closed:
+            if self.over and self._closed:
                 return
             self._stop.pass_on()
             if time.monotonic() - last >= BEAT * 0.9:
                 last = time.monotonic()
-                for peer in set(self._peers) - self._left:
-                    self._try_to_send(peer, "beat")
+                for peer in set(self.peers) - self.left:
+                    self.try_to_send(peer, "beat")
 
     def _lose(self, peer: int, why: str) -> None:
-        with self._condition:
-            expected = self._closed or peer in self._left
-            self._left.add(peer)
-            self._condition.notify_all()
+        with self.condition:
+            expected = self._closed or peer in self.left
+            self.left.add(peer)
+            self.condition.notify_all()
         if not expected:
             self._failed(peer, LostWorkerError.exit_code, why, lost=True)
 
@@ -383,20 +383,20 @@ class Membership:
 
     def _failed(self, peer: int, code: int, line: str, *, lost: bool) -> None:
         if self.is_chief:
-            for other in set(self._peers) - self._left - {peer}:
+            for other in set(self.peers) - self.left - {peer}:
                 try:
-                    self._peers[other].send("failed", rank=peer, code=code, line=line, lost=lost)
+                    self.peers[other].send("failed", rank=peer, code=code, line=line, lost=lost)
                 except OSError:
                     pass
         self._fail(peer, code, line, lost)
 
     def _fail(self, peer: int, code: int, line: str, lost: bool) -> None:
         """Keeps the first failure of another process, and sees to it that this one ends."""
-        with self._condition:
+        with self.condition:
             if self._failure is not None or self._closed:
                 return
             self._failure = self._error(peer, code, line, lost)
-            self._condition.notify_all()
+            self.condition.notify_all()
         threading.Thread(target=self._see_to_the_end, daemon=True).start()
 
     def _error(self, peer: int, code: int, line: str, lost: bool) -> Error:
@@ -430,8 +430,8 @@ class Membership:
         """Is called before a process ends whose main thread cannot; for its owner to replace."""
 
     def _ends_by_itself(self, seconds: float) -> bool:
-        with self._condition:
-            return self._condition.wait_for(lambda: self._closed, timeout=seconds)
+        with self.condition:
+            return self.condition.wait_for(lambda: self._closed, timeout=seconds)
 
 
 def alone() -> Membership:

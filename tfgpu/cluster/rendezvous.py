@@ -28,6 +28,8 @@ from tfgpu.errors import Error, Interrupted, LostWorkerError, RequestError
 
 TOKEN = "TFGPU_CLUSTER_TOKEN"
 TOKEN_FILE = "TFGPU_CLUSTER_TOKEN_FILE"
+LAUNCHED = "TFGPU_LAUNCHED"
+"""Is set in a worker that `tfgpu launch` started, whose own command line starts nothing alone."""
 
 SAY_EVERY = 5.0
 """Seconds between two lines that say who is missing."""

@@ -27,7 +27,7 @@ class StopAgreement:
     def __init__(self, members: Membership):
         self.wanted: int | None = None
         self._members = members
-        self._condition = members._condition
+        self.condition = members.condition
         self._passed = 0
         self._proposed: tuple[int, int] | None = None  # Round and boundary.
         self._agreed: int | None = None  # The signal.
@@ -46,14 +46,14 @@ class StopAgreement:
         members = self._members
         if members.alone:
             return self.wanted
-        with self._condition:
+        with self.condition:
             self._passed += 1
-            members._raise()
+            members.check()
             while self._proposed is not None and self._passed >= self._proposed[1]:
                 if self._agreed is not None:
                     return self._agreed
-                self._condition.wait(0.5)
-                members._raise()
+                self.condition.wait(0.5)
+                members.check()
         return None
 
     def pass_on(self) -> None:
@@ -64,7 +64,7 @@ class StopAgreement:
         if self._members.is_chief:
             self._decide(self.wanted)
         else:
-            self._members._try_to_send(0, "stop", signum=self.wanted)
+            self._members.try_to_send(0, "stop", signum=self.wanted)
 
     def take(self, peer: int, message: Message) -> None:
         """Handles a message of the agreement; in the thread that listens."""
@@ -73,32 +73,32 @@ class StopAgreement:
             self._decide(fields["signum"])
         elif kind == "propose":
             passed = self._accept(fields["round"], fields["boundary"])
-            self._members._try_to_send(0, "vote", round=fields["round"], passed=passed)
+            self._members.try_to_send(0, "vote", round=fields["round"], passed=passed)
         elif kind == "vote":
-            with self._condition:
+            with self.condition:
                 if fields["round"] == self._round:
                     self._votes[peer] = fields["passed"]
-                    self._condition.notify_all()
+                    self.condition.notify_all()
         elif kind == "agreed":
             self._settle(fields["signum"])
 
     def _accept(self, number: int, boundary: int) -> int | None:
         """Accepts a proposal; returns how far this process is when it cannot."""
-        with self._condition:
+        with self.condition:
             accepted = self._passed < boundary
             # Where it is refused the next one is later, so nobody is to wait at this one.
             self._proposed = (number, boundary) if accepted else None
-            self._condition.notify_all()
+            self.condition.notify_all()
             return None if accepted else self._passed
 
     def _settle(self, signum: int) -> None:
-        with self._condition:
+        with self.condition:
             self._agreed = signum
-            self._condition.notify_all()
+            self.condition.notify_all()
 
     def _decide(self, signum: int) -> None:
         """At the chief: finds a boundary that nobody has passed, in a thread of its own."""
-        with self._condition:
+        with self.condition:
             if self._deciding:
                 return
             self._deciding = True
@@ -106,28 +106,28 @@ class StopAgreement:
 
     def _find(self, signum: int) -> None:
         members, ahead = self._members, 2
-        others = set(members._peers) - members._left
+        others = set(members.peers) - members.left
         farthest = self._passed
 
         def decided() -> bool:
-            return self._votes.keys() >= others or members._over
+            return self._votes.keys() >= others or members.over
 
         while True:
-            with self._condition:
+            with self.condition:
                 self._round += 1
                 self._votes = {}
             proposal: dict[str, Any] = {"round": self._round, "boundary": farthest + ahead}
             own = self._accept(self._round, farthest + ahead)
             for peer in others:
-                members._try_to_send(peer, "propose", **proposal)
-            with self._condition:
-                self._condition.wait_for(decided)
-                if members._over:
+                members.try_to_send(peer, "propose", **proposal)
+            with self.condition:
+                self.condition.wait_for(decided)
+                if members.over:
                     return
                 refusals = [v for v in [own, *self._votes.values()] if v is not None]
             if not refusals:
                 break
             farthest, ahead = max(refusals), ahead * 2
         for peer in others:
-            members._try_to_send(peer, "agreed", signum=signum)
+            members.try_to_send(peer, "agreed", signum=signum)
         self._settle(signum)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +19,14 @@ from tfgpu.data.augment import IMAGE_ALONE, Transformation, draw_numbers, transf
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
+from tfgpu.engine.shards import Shard
 from tfgpu.machine import hardware
 
 PREFETCHED = 8
 """Batches that are read ahead."""
+
+Cut: TypeAlias = Callable[[tf.data.Dataset], tf.data.Dataset]
+"""Takes from each element of a data set the rows of the replicas of one process."""
 
 Resident = tuple[tuple[tf.Tensor, ...], ...]
 """Arrays in the memory of each device of this process; see `make_resident`."""
@@ -125,10 +129,25 @@ class DeviceDataset(WrappedDataset):
         examples: Examples,
         batch_size: int,
         settings: dict[str, Any],
-        from_step: Callable[[int], tf.data.Dataset] | None = None,
+        make: Callable[[int, Cut | None], tf.data.Dataset] | None = None,
+        start_step: int = 0,
     ):
+        """Makes the data set.
+
+        Args:
+            dataset: The elements, global batches.
+            device_map: See the class.
+            resident: See the class.
+            examples: See the class.
+            batch_size: See the class.
+            settings: See the class.
+            make: Makes `dataset` from a step on, and what `cut` leaves of each element; None
+                where neither is possible before it is read.
+            start_step: With which `dataset` begins.
+        """
         self.settings = settings
-        self._from_step = from_step
+        self._make = make
+        self._start_step = start_step
         self.device_map = device_map
         self.resident = resident
         self.examples = examples
@@ -148,17 +167,27 @@ class DeviceDataset(WrappedDataset):
         Raises:
             TypeError: It is an evaluation's data set, which always begins at the beginning.
         """
-        if self._from_step is None:
+        if self._make is None or self.cardinality() != tf.data.INFINITE_CARDINALITY:
             raise TypeError("a data set for evaluation has no steps to begin at")
         return DeviceDataset(
-            self._from_step(step),
+            self._make(step, None),
             device_map=self.device_map,
             resident=self.resident,
             examples=self.examples,
             batch_size=self.batch_size,
             settings=self.settings,
-            from_step=self._from_step,
+            make=self._make,
+            start_step=step,
         )
+
+    def cut(self, cut: Cut) -> tf.data.Dataset:
+        """What is left of the elements, of which no other row is read or decoded.
+
+        Args:
+            cut: Turns a data set of elements, or of the numbers of their examples, into one of
+                `Shard`s of them or of even parts.
+        """
+        return cut(self.wrapped) if self._make is None else self._make(self._start_step, cut)
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
@@ -227,7 +256,9 @@ def _batches(
     """Makes the data set: from a step on with a seed, of an evaluation without."""
     width = sum(each.numbers for each in transformations)
 
-    def fetch(draws: tf.Tensor, positions: tf.Tensor) -> tuple[Any, ...]:
+    def fetch(*element: Any) -> Any:
+        shard = element[0] if isinstance(element[0], Shard) else None
+        draws, positions = element if shard is None else shard.data
         batch = examples.batch(tf.cast(positions, tf.int64))
         size = positions.shape[0]
         x, y = tf.nest.map_structure(
@@ -235,12 +266,15 @@ def _batches(
             batch,
             examples.element_spec,
         )
-        return draws, x, y
+        read = (draws, x, y)
+        return read if shard is None else shard._replace(data=read)
 
-    def from_step(step: int) -> tf.data.Dataset:
+    def make(step: int, cut: Cut | None) -> tf.data.Dataset:
         dataset = _numbers(
             examples.num_examples, batch_size=batch_size, width=width, seed=seed, start_step=step
         )
+        if cut is not None:
+            dataset = cut(dataset)
         if not resident:
             dataset = dataset.map(
                 fetch, num_parallel_calls=hardware.usable_cores(), deterministic=True
@@ -252,13 +286,14 @@ def _batches(
     if weigh is not None:
         settings["class_weight"] = list(weigh.values)
     return DeviceDataset(
-        from_step(start_step),
+        make(start_step, None),
         device_map=DeviceMap.of(examples, transformations=transformations, weigh=weigh),
         resident=resident,
         examples=examples,
         batch_size=batch_size,
         settings=settings,
-        from_step=None if seed is None else from_step,
+        make=make,
+        start_step=start_step,
     )
 
 

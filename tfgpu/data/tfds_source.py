@@ -321,7 +321,7 @@ def feature_of(feature: Any) -> Feature:
     elif isinstance(feature, known.Video):
         kind = "video"
     elif isinstance(feature, known.Audio):
-        kind, rate = "audio", getattr(feature, "_sample_rate", None)
+        kind, rate = "audio", feature.sample_rate
     elif isinstance(feature, known.Text):
         kind = "text"
     elif isinstance(feature, known.Sequence):

@@ -3,12 +3,13 @@
 Keras hands a data set to `tf.distribute`, which gives a replica an empty batch when the last
 global batch has fewer examples than there are replicas. Here each replica's rows are cut by
 `shards`: in the step where all replicas are on this process's CPU, and in the data set where
-each has a device, or a process, of its own.
+each has a device, or a process, of its own. What is on a CPU is read without `tf.distribute`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -102,7 +103,9 @@ class Batches:
         self.resident: Sequence[Sequence[tf.Tensor]] = getattr(dataset, "resident", ())
         # On a CPU nothing has to be brought to a device, and what TensorFlow does to bring it
         # takes 0.1 s to set up, for every pass over the data, and some of each step.
-        self.whole = private.is_default(strategy) or _is_cpu(strategy)
+        self._direct = private.is_default(strategy) or _is_cpu(strategy)
+        self._local = local_replicas(strategy)
+        self.whole = self._direct and not has_several_workers(strategy)
 
     @property
     def model_spec(self) -> Any:
@@ -184,8 +187,7 @@ class Batches:
     def __iter__(self) -> BatchIterator:
         if self._dataset is None:
             self._dataset = self._distribute()
-        with _untuned_devices():
-            return BatchIterator(iter(self._dataset), self, position=self._start_step)
+        return BatchIterator(self._dataset, self, position=self._start_step)
 
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
@@ -193,52 +195,86 @@ class Batches:
         # Whoever turns tuning off reads ahead by other means, such as the workers of a
         # keras.utils.PyDataset, which stop with the epoch and must not be asked for more then.
         ahead = self.device_map is not None or dataset.options().autotune.enabled is not False
-        if self.whole:
-            ahead = ahead and self.device_map is None  # Our own have been read ahead already.
-            return dataset.prefetch(tf.data.AUTOTUNE) if ahead else dataset
         rows = _static_rows(dataset.element_spec)
         even = rows is not None and rows % replicas == 0
 
+        if replicas > 1 and not self.whole:
+            cut = functools.partial(cut_rows, local=self._local, replicas=replicas, even=even)
+            # A data set that reads rows by their numbers reads no other's.
+            cut_early = getattr(dataset, "cut", None)
+            dataset = cut(dataset) if cut_early is None else cut_early(cut)
+        if self._direct:
+            ahead = ahead and self.device_map is None  # Our own have been read ahead already.
+            return dataset.prefetch(tf.data.AUTOTUNE) if ahead else dataset
+
         def shards(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            local = replicas // context.num_input_pipelines
-            first = local * context.input_pipeline_id
-            mine = dataset
-            if replicas > 1:
-                mine = _cut(dataset, range(first, first + local), replicas=replicas, even=even)
             # For a data set it takes for endless TensorFlow leaves out its own handling
             # of partial batches: a `cond` and a collective in every step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-            mine = mine.apply(endless)
-            return mine.prefetch(2 * local) if ahead else mine
+            mine = dataset.apply(endless)
+            return mine.prefetch(2 * len(self._local)) if ahead else mine
 
         return strategy.distribute_datasets_from_function(shards)
 
 
-def _cut(dataset: tf.data.Dataset, local: range, *, replicas: int, even: bool) -> tf.data.Dataset:
-    """Turns global batches into the parts of the `local` replicas, in turn.
+def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether there are replicas in other processes."""
+    replicas = strategy.num_replicas_in_sync  # The default strategy names no devices.
+    return replicas > 1 and len(strategy.extended.worker_devices) < replicas
 
-    With `even` each is what the data set yields, of a static number of rows; else a `Shard`.
+
+def local_replicas(strategy: tf.distribute.Strategy) -> range:
+    """The numbers of the replicas of this process among all of the strategy."""
+    if not has_several_workers(strategy):
+        return range(strategy.num_replicas_in_sync)
+    numbers: list[int] = []
+
+    def note(context: tf.distribute.experimental.ValueContext) -> int:
+        numbers.append(context.replica_id_in_sync_group)
+        return 0
+
+    strategy.experimental_distribute_values_from_function(note)
+    return range(numbers[0], numbers[-1] + 1)
+
+
+def cut_rows(
+    dataset: tf.data.Dataset, *, local: range, replicas: int, even: bool
+) -> tf.data.Dataset:
+    """Turns global batches into the parts of some replicas, in turn.
+
+    Args:
+        dataset: Yields batches of (rows, ...) tensors.
+        local: The numbers of the replicas.
+        replicas: Of the strategy.
+        even: Whether each part is to be what the data set yields, of a static number of rows that
+            is the same for all replicas, and not a `Shard`.
     """
+
+    def part(batch: tuple[Any, ...], replica: Any) -> Any:
+        data = batch[0] if len(batch) == 1 else batch
+        shard = shard_of(data, replica=replica, replicas=replicas)
+        if not even:
+            real, total = tf.cast(shard.real, tf.int32), tf.cast(shard.total, tf.int32)
+            return Shard(shard.data, real, total)
+
+        def sized(leaf: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(leaf, [whole.shape[0] // replicas, *whole.shape[1:]])
+
+        return tree.map_structure(sized, shard.data, data)
+
+    @tf.autograph.experimental.do_not_convert
+    def the_one(*batch: Any) -> Any:
+        return part(batch, local.start)
 
     @tf.autograph.experimental.do_not_convert
     def parts(*batch: Any) -> tf.data.Dataset:
-        data = batch[0] if len(batch) == 1 else batch
-
         @tf.autograph.experimental.do_not_convert
-        def part(replica: tf.Tensor) -> Any:
-            shard = shard_of(data, replica=tf.cast(replica, tf.int32), replicas=replicas)
-            if not even:
-                real, total = tf.cast(shard.real, tf.int32), tf.cast(shard.total, tf.int32)
-                return Shard(shard.data, real, total)
+        def part_of(replica: tf.Tensor) -> Any:
+            return part(batch, tf.cast(replica, tf.int32))
 
-            def sized(leaf: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
-                return tf.ensure_shape(leaf, [whole.shape[0] // replicas, *whole.shape[1:]])
+        return tf.data.Dataset.range(local.start, local.stop).map(part_of)
 
-            return tree.map_structure(sized, shard.data, data)
-
-        return tf.data.Dataset.range(local.start, local.stop).map(part)
-
-    return dataset.flat_map(parts)
+    return dataset.map(the_one) if len(local) == 1 else dataset.flat_map(parts)
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -264,14 +300,18 @@ def _end_of_data(error: tf.errors.OpError) -> bool:
 class BatchIterator:
     """Reads `Batches` and knows how many steps the epoch has left.
 
+    Args:
+        dataset: The batches of `batches` as this process's replicas get them.
+        batches: See the attribute.
+        position: The step of the run that the first batch is for.
+
     Attributes:
-        source: The iterator that a `tf.function` reads.
         batches: What is iterated over.
         input_seconds: Seconds spent in `read_ahead`, until somebody sets it back.
     """
 
-    def __init__(self, source: Iterator[Any], batches: Batches, *, position: int = 0):
-        self.source = source
+    def __init__(self, dataset: Any, batches: Batches, *, position: int = 0):
+        self._dataset = dataset
         self.batches = batches
         self._position = position
         self._first = position
@@ -279,6 +319,14 @@ class BatchIterator:
         self._ahead: list[Any] = []
         self._promised: int | None = None
         self.input_seconds = 0.0
+
+    @functools.cached_property
+    def source(self) -> Iterator[Any]:
+        """The iterator that a `tf.function` reads."""
+        # Made when it is first read: it takes 20 to 40 ms, and at the end of each evaluation
+        # Keras asks for one that nobody reads.
+        with _untuned_devices():
+            return iter(self._dataset)
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -382,8 +430,12 @@ def _untuned_devices() -> Iterator[None]:
 
 
 def _is_cpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether all replicas are in this process and on its CPU."""
-    kinds = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)
+    """Whether all replicas of this process are on its CPU."""
+    kinds = (
+        tf.distribute.MirroredStrategy,
+        tf.distribute.OneDeviceStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+    )
     return isinstance(strategy, kinds) and all(
         tf.DeviceSpec.from_string(device).device_type == "CPU"
         for device in strategy.extended.worker_devices

@@ -20,7 +20,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
-from tfgpu.engine.metric_results import MetricResults
+from tfgpu.engine.metric_results import MetricResults, metrics_result
 from tfgpu.engine.own_step import OwnStep, is_own
 from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
 
@@ -51,9 +51,7 @@ class Replicas:
             self._own_step = OwnStep(model, name)
         self._step: Callable[..., Any] = self._own_step or getattr(ReplicaStep(model), name)
         # Results that only the step knows have to leave the loop with it.
-        self.own_results = self.own or (
-            type(model).compute_metrics is not keras.Model.compute_metrics
-        )
+        self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
         self._metrics = MetricResults(model) if noting else None
         self._generator = None if alone else SharedGenerator(strategy)
@@ -111,9 +109,19 @@ class Replicas:
     def logs(self, last: Any) -> Any:
         """What the steps report, of what `run` returned last."""
         if not self.own_results:
-            return self._model.get_metrics_result()
+            return metrics_result(self._model)
         logs = private.reduce_per_replica(last, self._strategy, reduction="auto")
         return logs if self._metrics is None else self._metrics.asked_again(logs)
+
+
+def has_own_results(model: keras.Model, name: str) -> bool:
+    """Whether only the step knows what to report, and not the model's metrics.
+
+    Args:
+        model: Of the step.
+        name: `train_step` or `test_step`.
+    """
+    return is_own(model, name) or type(model).compute_metrics is not keras.Model.compute_metrics
 
 
 def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:

@@ -88,7 +88,8 @@ class TrainerHooks(_Base):
     _resolve_auto_jit_compile = calling("tfgpu_resolve_jit_compile")
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        return super()._get_metrics_result_or_logs(self.tfgpu_logs(logs))
+        logs, are_results = self.tfgpu_logs(logs)
+        return logs if are_results else super()._get_metrics_result_or_logs(logs)
 
 
 def written_as(ours: type, theirs: type) -> None:
@@ -202,6 +203,8 @@ require(_Optimizer, "update_step", "self", called_by="_distributed_tf_update_ste
 DistributedVariable = require(distribute_values, "DistributedVariable")
 SyncOnReadVariable = require(distribute_values, "SyncOnReadVariable")
 variable_value = Attribute(keras.Variable, "_value")
+assign_value = Method(keras.Variable, "_direct_assign", "self", "value")
+sum_of_copies = Method(SyncOnReadVariable, "_get_cross_replica", "self", called_by="value")
 own_copy = Method(DistributedVariable, "_get_on_device_or_primary", "self")
 assign_distributed = Method(DistributedVariable, "_update", "self", "update_fn", "value")
 read_variable = Method(BaseResourceVariable, "_read_variable_op", "self", called_by="value")

@@ -1,8 +1,9 @@
-"""Finds the results of metrics among what a step of one's own returns.
+"""Results of metrics, whose state is in the replicas' copies.
 
-Each replica's copy of a metric knows what that replica has seen, so the mean of the replicas'
-results is not the metric's. Which of the returned values are results of metrics is noted where
-they are made, and the metrics are asked again outside of the replicas.
+Metrics are read outside of the replicas, with one exchange. Of what a step of one's own returns the
+results of metrics are found: each replica's copy of a metric knows what that replica has seen, so
+the mean of the replicas' results is not the metric's. Which of the returned values are results of
+metrics is noted where they are made, and the metrics are asked again outside of the replicas.
 """
 
 from __future__ import annotations
@@ -13,9 +14,39 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import tree
 
+from tfgpu.engine import keras_internals as private
+from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine.local_copies import summed_beforehand
 from tfgpu.engine.temporary import in_place_of
+
+
+def metrics_result(model: keras.Model) -> dict[str, Any]:
+    """What `get_metrics_result` returns, after one exchange; outside of the replicas.
+
+    Keras' metrics read their variables one by one, and each read is a sum over all replicas.
+    """
+    strategy = model.distribute_strategy
+    values = [private.variable_value(v) for metric in model.metrics for v in metric.variables]
+    values = [
+        value
+        for value in values
+        if isinstance(value, private.SyncOnReadVariable)
+        and value.aggregation == tf.VariableAggregation.SUM
+    ]
+    if strategy.num_replicas_in_sync == 1 or tf.executing_eagerly():
+        return model.get_metrics_result()
+
+    def sums() -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        own = [private.own_copy(value).read_value() for value in values]
+        return sum_over_replicas(context, own)
+
+    totals = [strategy.experimental_local_results(total)[0] for total in strategy.run(sums)]
+    with summed_beforehand(values, totals):
+        return model.get_metrics_result()
 
 
 class MetricResults:

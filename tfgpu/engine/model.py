@@ -20,8 +20,8 @@ from keras.utils import unpack_x_y_sample_weight
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
-from tfgpu.engine.batches import Batches
-from tfgpu.engine.execution import make_execution, make_prediction
+from tfgpu.engine.batches import Batches, has_several_workers
+from tfgpu.engine.execution import has_own_results, make_execution, make_prediction
 from tfgpu.engine.own_step import is_own
 from tfgpu.engine.step_statistics import StepStatistics
 
@@ -132,11 +132,19 @@ class ReplicaTrainer(private.TrainerHooks):
             lambda *parts: private.as_array(private.concat_ragged(list(parts))), *outputs
         )
 
-    def tfgpu_logs(self, logs: Any) -> Any:
-        """The logs of an epoch, of what its last step returned."""
+    def tfgpu_logs(self, logs: Any) -> tuple[Any, bool]:
+        """The logs of an epoch, of what its last step returned, and whether they are final.
+
+        If not, Keras asks the metrics again.
+        """
         # An epoch that was resumed after its last step has no logs of its own.
-        missing = isinstance(logs, dict) and not logs
-        return self.get_metrics_result() if missing else logs
+        if isinstance(logs, dict) and not logs:
+            return self.get_metrics_result(), True
+        # To ask takes several workers a collective for each variable, 6 ms each, and
+        # executions end with the results of the metrics anyway.
+        return logs, has_several_workers(self.distribute_strategy) and not any(
+            has_own_results(self, name) for name in ("train_step", "test_step")
+        )
 
     def tfgpu_resolve_jit_compile(self) -> bool:
         """What `jit_compile="auto"` means."""

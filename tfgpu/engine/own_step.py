@@ -24,10 +24,10 @@ import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
+from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
 from tfgpu.engine.replica_step import begun, dense, own_outputs, settled, sharded_loss
 from tfgpu.engine.shards import Shard
-from tfgpu.engine.state import sum_over_replicas
 from tfgpu.engine.temporary import in_place_of
 
 

@@ -25,9 +25,10 @@ from keras.utils import unpack_x_y_sample_weight
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
+from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.local_copies import NotCompilable, Writes, exchange, for_xla, on_local_copies
 from tfgpu.engine.shards import Rows, Shard
-from tfgpu.engine.state import Settlement, sum_over_replicas
+from tfgpu.engine.state import Settlement
 from tfgpu.engine.xla import Uncompilable, compiled
 
 
@@ -141,7 +142,8 @@ class ReplicaStep:
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
         with tf.name_scope("all_reduce"):
-            sums = sum_over_replicas(context, [*outcome.gradients, *settlement.contributions])
+            summed = [*outcome.gradients, *settlement.contributions]
+            sums = sum_over_replicas(context, summed, statistics=model.tfgpu_statistics)
         gradients = sums[: len(outcome.gradients)]
         finite = update.all_finite(gradients) if dynamic else None
         settlement.finish(sums[len(gradients) :], finite)

@@ -22,9 +22,6 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine.local_copies import Writes, is_seed
 from tfgpu.engine.shards import Rows
 
-LARGE = 1 << 20
-"""Elements from which on a tensor is summed over the replicas by itself."""
-
 
 class Settlement:
     """The assigned variables of one step of a replica, on their way to one value for all.
@@ -118,44 +115,6 @@ class Settlement:
             copy.assign(value)
         for copy, before in self._kept:
             copy.assign(tf.where(self._rows.present, copy.read_value(), before))
-
-
-def sum_over_replicas(context: Any, tensors: Sequence[Any]) -> list[Any]:
-    """Sums each tensor over the replicas.
-
-    Small tensors travel end to end in one vector a dtype: a collective costs 0.1 ms here,
-    however small it is. Large ones go by themselves, which saves a copy of them.
-
-    Args:
-        context: The replica's context.
-        tensors: Of the same shape on each replica; None entries stay None.
-    """
-    if context.num_replicas_in_sync == 1:
-        return list(tensors)
-    groups: dict[tf.DType, list[int]] = {}
-    alone: list[int] = []
-    for position, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        elements = tensor.shape.num_elements()
-        if elements is None or elements >= LARGE:
-            alone.append(position)
-        else:
-            groups.setdefault(tensor.dtype, []).append(position)
-    result = list(tensors)
-
-    def reduce(tensor: tf.Tensor) -> tf.Tensor:
-        # One call each: TensorFlow lays what it is given in one call end to end.
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
-
-    for positions in groups.values():
-        vector = reduce(tf.concat([tf.reshape(tensors[i], [-1]) for i in positions], axis=0))
-        sizes = [tensors[i].shape.num_elements() for i in positions]
-        for i, part in zip(positions, tf.split(vector, sizes), strict=True):
-            result[i] = tf.reshape(part, tensors[i].shape)
-    for i in alone:
-        result[i] = reduce(tensors[i])
-    return result
 
 
 _NONE = tf.VariableAggregation.NONE

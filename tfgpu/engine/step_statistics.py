@@ -19,15 +19,25 @@ class StepStatistics:
             over the replicas, without the loss scale, before any clipping.
         has_norm: Whether steps fill in `gradient_norm`; those of a class's own `train_step` do not.
         input_seconds: float64 scalar, seconds for which steps have waited for their batch.
+        all_reduce_bytes: What a step sums over the replicas; 0 with one replica, and for steps of
+            a class's own `train_step`.
+        times_all_reduce: Whether steps fill in the two that follow.
+        all_reduce_seconds: float64 scalar, seconds for which such sums have been under way, from
+            the first replica's being ready to their end.
+        all_reduce_exposed_seconds: float64 scalar, of these those after the last gradient was
+            there, in which nothing else was left to compute.
     """
 
     def __init__(self) -> None:
         self.has_norm = False
+        self.all_reduce_bytes = 0
+        self.times_all_reduce = False
         # Of no strategy: of several workers only the chief looks, and making a distributed
         # variable there would wait for the others for ever.
         with tf.device("CPU:0"):
             self.gradient_norm = tf.Variable(0.0, dtype=tf.float32, trainable=False)
-            self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+            seconds = [tf.Variable(0.0, dtype=tf.float64, trainable=False) for _ in range(3)]
+        self.input_seconds, self.all_reduce_seconds, self.all_reduce_exposed_seconds = seconds
 
     @classmethod
     def of(cls, model: keras.Model) -> StepStatistics:
@@ -44,6 +54,15 @@ class StepStatistics:
             # The variable is none of the replicas', so it is assigned past what guards those.
             tf.raw_ops.AssignVariableOp(resource=self.gradient_norm.handle, value=norm)
         self.has_norm = True
+
+    def record_all_reduce(self, busy: tf.Tensor, exposed: tf.Tensor) -> None:
+        """Adds the seconds of a step's sums; in the first replica."""
+        for variable, seconds in (
+            (self.all_reduce_seconds, busy),
+            (self.all_reduce_exposed_seconds, exposed),
+        ):
+            tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=seconds)
+        self.times_all_reduce = True
 
     def norm(self, gradients: list[Any], scale: Any) -> tf.Tensor:
         """The value of `gradient_norm`.

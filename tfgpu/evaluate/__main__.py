@@ -9,14 +9,19 @@ def main(argv: list[str]) -> None:
     """Reads the flags and evaluates; raises a `tfgpu.errors.Error` that has the exit code."""
     config = flags.parse(argv, command="evaluate")
     # Not at the top: `--help` shall answer at once.
-    from tfgpu.artifacts.trained_run import TrainedRun
+    from tfgpu.artifacts import shared_run
     from tfgpu.cli.console import Console
+    from tfgpu.cli.several_machines import joined
 
-    run = TrainedRun.open(str(config.run_dir))
-    with startup.tensorflow(verbosity=config.verbosity):
+    console = Console(progress="none")
+    with (
+        joined(config, console=console) as members,
+        shared_run.opened(members, str(config.run_dir)) as run,
+        startup.tensorflow(verbosity=config.verbosity),
+    ):
         from tfgpu.evaluate.run import evaluate
 
-        evaluate(config, run, console=Console(progress="none"))
+        evaluate(config, run, console=console, members=members)
 
 
 if __name__ == "__main__":

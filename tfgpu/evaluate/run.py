@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfgpu.artifacts import files
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cli.console import Console
+from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.inputs import evaluation_batches
 from tfgpu.errors import RequestError, WorkError
@@ -38,22 +39,35 @@ PREDICTED = 4096
 NO_PLOTS = "no pictures are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
 
-def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateSettings,
+    run: TrainedRun,
+    *,
+    console: Console,
+    members: Membership | None = None,
+) -> dict[str, Any]:
     """Evaluates the model of a run, and writes and prints the result.
+
+    Of several workers each evaluates a part of the examples by itself. Metrics are sums over
+    examples, which the chief adds up; it alone writes and prints.
 
     Args:
         config: The settings.
         run: The run in `--run_dir`.
         console: Where messages go.
+        members: The processes that work together; None for one by itself.
 
     Returns:
-        The contents of `evaluation.json`.
+        The contents of `evaluation.json`; {} in a worker that is not the chief.
 
     Raises:
         tfgpu.errors.Error: The request, the run, the data or the work is at fault.
     """
+    members = members or alone()
     machine = runtime.start(
-        strategy=config.strategy,
+        # Nothing is exchanged within a step.
+        strategy=config.strategy if members.alone else "mirrored",
+        processes=members.sharing_cores,
         devices=config.devices,
         virtual_devices=config.virtual_devices,
         jit_compile=config.jit_compile,
@@ -64,18 +78,30 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
     own = run.path / "evaluation" / f"{files.file_name(data.name)}-{config.split}"
     directory = Path(config.out).expanduser() if config.out else own
-    files.make_directory(directory, flag="out")
+    if members.is_chief:
+        files.make_directory(directory, flag="out")
+    _check_data(members, data)
     chosen = _choose_splits(data, config.split)
     report = data.task.report(run.spec)
     _compile(model, run, data, report, machine)
-    if data.name == run.dataset.get("name") and data.fingerprint != run.dataset["fingerprint"]:
+    if (
+        members.is_chief
+        and data.name == run.dataset.get("name")
+        and data.fingerprint != run.dataset["fingerprint"]
+    ):
         print(
             f"tfgpu: warning: {data.name} has changed since the run: the test split may hold "
             f"{data.task.unit} that the model was trained on",
             file=sys.stderr,
         )
     with _failures(batch_size):
-        examples, logs = _evaluate(model, chosen, report, batch_size=batch_size, machine=machine)
+        examples, logs = _evaluate(
+            model, chosen, report, batch_size=batch_size, machine=machine, members=members
+        )
+    replicas = sum(members.finish("replicas", machine.num_replicas))
+    if not members.is_chief:
+        console.say(f"done; {members.name(0)} has the result")
+        return {}
     loss = logs.pop("loss")
     if not math.isfinite(loss):
         raise WorkError(f"the model of {run.path} gives values that are not finite")
@@ -89,7 +115,7 @@ def evaluate(config: EvaluateSettings, run: TrainedRun, *, console: Console) -> 
         "loss": loss,
         **report.figures(logs),
         "strategy": config.strategy,
-        "replicas": machine.num_replicas,
+        "replicas": replicas,
         **report.details(),
     }
     written = _write(result, report, directory)
@@ -108,8 +134,9 @@ def _evaluate(
     *,
     batch_size: int,
     machine: runtime.Runtime,
+    members: Membership,
 ) -> tuple[int, dict[str, float]]:
-    """Evaluates splits as one.
+    """Evaluates splits as one, of several workers each a part of each split.
 
     Returns:
         The number of examples, and the loss and the metrics over all of them.
@@ -118,22 +145,78 @@ def _evaluate(
     sums: list[np.ndarray] = []
     logs: dict[str, float] = {}
     for examples in splits:
-        batches = evaluation_batches(examples, batch_size=batch_size)
-        logs = model.evaluate(batches, verbose=0, return_dict=True)
-        loss += logs["loss"] * examples.num_examples
+        part = _part(examples, members)
+        part_loss = 0.0
+        model.reset_metrics()
+        if part is not None:
+            batches = evaluation_batches(part, batch_size=batch_size)
+            logs = model.evaluate(batches, verbose=0, return_dict=True)
+            part_loss = logs["loss"] * part.num_examples
+        values = [np.asarray(variable.numpy()) for variable in model.metrics_variables]
+        if not members.alone:
+            gathered = _sum_at_chief(members, [np.asarray(part_loss), *values])
+            if gathered is None:
+                continue
+            part_loss, values = float(gathered[0]), gathered[1:]
+            _assign(model, values, machine)
+        loss += part_loss
         total += examples.num_examples
         report.end_split()
-        values = [np.asarray(variable.numpy()) for variable in model.metrics_variables]
         sums = [a + b for a, b in zip(sums, values, strict=True)] if sums else values
         if report.reads_outputs:
             _read_outputs(model, examples, report, batch_size=batch_size)
-    if len(splits) > 1:
+    if not members.is_chief:
+        return 0, {}
+    if len(splits) > 1 or not members.alone:
         # The variables of metrics are sums over examples.
-        with machine.strategy.scope():
-            for variable, value in zip(model.metrics_variables, sums, strict=True):
-                variable.assign(value)
+        _assign(model, sums, machine)
         logs = {name: float(value) for name, value in model.get_metrics_result().items()}
     return total, {**logs, "loss": loss / total}
+
+
+def _part(examples: Examples, members: Membership) -> Examples | None:
+    """This worker's part of a split; None where there are fewer examples than workers."""
+    if members.alone:
+        return examples
+    edges = [examples.num_examples * rank // members.size for rank in range(members.size + 1)]
+    own = np.arange(edges[members.rank], edges[members.rank + 1])
+    return examples.take(own) if len(own) else None
+
+
+def _sum_at_chief(members: Membership, values: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Adds up arrays of all workers, the same ones in each; None but at the chief."""
+    gathered = members.gather("sums", None, b"".join(value.tobytes() for value in values))
+    if gathered is None:
+        return None
+    sums = [np.zeros_like(value) for value in values]
+    for message in gathered:
+        start = 0
+        for total in sums:
+            piece = np.frombuffer(message.body, total.dtype, count=total.size, offset=start)
+            total += piece.reshape(total.shape)
+            start += total.nbytes
+    return sums
+
+
+def _assign(model: keras.Model, values: Sequence[np.ndarray], machine: runtime.Runtime) -> None:
+    with machine.strategy.scope():
+        for variable, value in zip(model.metrics_variables, values, strict=True):
+            variable.assign(value)
+
+
+def _check_data(members: Membership, data: Dataset) -> None:
+    """Compares the data sets of all workers.
+
+    Raises:
+        RequestError: They differ, in every process alike.
+    """
+    found = members.exchange("data", data.fingerprint)
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise RequestError(
+                f"the workers have other data: fingerprint {found[0]} at {members.name(0)} and "
+                f"{other} at {members.name(rank)}; give all of them the same data set"
+            )
 
 
 def _read_outputs(

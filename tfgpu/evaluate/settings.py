@@ -39,8 +39,3 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
     """Where evaluation.json, the confusion matrix and the reliability diagram go."""
     json: bool = truth(False)
     """Print JSON for a script instead of lines for a person."""
-
-    def check(self) -> None:
-        """See `Settings.check`."""
-        super().check()
-        self.refuse_multi_worker("evaluates on one machine; choose mirrored or one_device")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tfgpu.cli.startup import child_environment
-from tfgpu.cluster.rendezvous import TOKEN
+from tfgpu.cluster.rendezvous import LAUNCHED, TOKEN
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:
@@ -31,6 +31,7 @@ def environment(
     variables = child_environment() | {"TF_CONFIG": tf_config(addresses, index), TOKEN: token}
     # What a worker says is read while it runs.
     variables.setdefault("PYTHONUNBUFFERED", "1")
+    variables[LAUNCHED] = "1"
     # Ray and others set it for the tf.keras of old; Keras 3 cannot be had with it.
     variables.pop("TF_USE_LEGACY_KERAS", None)
     if gpus is not None:

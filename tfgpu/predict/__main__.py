@@ -13,13 +13,19 @@ def main(argv: list[str]) -> int:
     """
     config = flags.parse(argv, command="predict")
     # Not at the top: `--help` shall answer at once.
-    from tfgpu.artifacts.trained_run import TrainedRun
+    from tfgpu.artifacts import shared_run
+    from tfgpu.cli.console import Console
+    from tfgpu.cli.several_machines import joined
 
-    run = TrainedRun.open(str(config.run_dir))
-    with startup.tensorflow(verbosity=config.verbosity):
+    console = Console(progress="none")
+    with (
+        joined(config, console=console) as members,
+        shared_run.opened(members, str(config.run_dir)) as run,
+        startup.tensorflow(verbosity=config.verbosity),
+    ):
         from tfgpu.predict.run import predict
 
-        return predict(config, run)
+        return predict(config, run, members=members)
 
 
 if __name__ == "__main__":

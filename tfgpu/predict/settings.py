@@ -45,7 +45,6 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        self.refuse_multi_worker("predicts on one machine; choose mirrored or one_device")
         if self.users is not None and self.paths:
             self.refuse("users", "and files exclude each other; give one of them")
         if not self.paths and self.users is None:

@@ -25,6 +25,8 @@ class _Interval:
     began: float
     examples: float
     input_seconds: float
+    all_reduce_seconds: float
+    exposed_seconds: float
     saving_seconds: float
     steps: int = 0
     executing: float = 0.0
@@ -86,6 +88,8 @@ class PerformanceMeter:
         executing = interval.executing + following.began - waiting
         entered = following.input_seconds - interval.input_seconds
         saved = following.saving_seconds - interval.saving_seconds
+        summed = following.all_reduce_seconds - interval.all_reduce_seconds
+        exposed = following.exposed_seconds - interval.exposed_seconds
         rate = (following.examples - interval.examples) / seconds
         parts = {
             "step_milliseconds": (seconds, "Of a training step, all in all."),
@@ -100,11 +104,26 @@ class PerformanceMeter:
             ),
             "step_milliseconds_checkpoint": (saved, "Of a step: waiting for checkpoints."),
         }
+        statistics = self._statistics
+        if statistics is not None and statistics.times_all_reduce:
+            parts["step_milliseconds_all_reduce"] = (
+                summed,
+                "Of a step: sums over the replicas under way, also while this replica computes.",
+            )
+            parts["step_milliseconds_all_reduce_exposed"] = (
+                exposed,
+                "Of a step: those sums after the last gradient was there.",
+            )
         point = {
             f"performance/{name}": (max(0.0, 1e3 * spent / interval.steps), description)
             for name, (spent, description) in parts.items()
         }
         point["performance/samples_per_second"] = (rate, "Training examples a second.")
+        if statistics is not None and statistics.all_reduce_bytes:
+            point["performance/all_reduce_bytes"] = (
+                float(statistics.all_reduce_bytes),
+                "Bytes that a step sums over the replicas.",
+            )
         if self._flops is not None and self._peak:
             point["performance/flops_utilization"] = (
                 rate * self._flops / self._peak,
@@ -117,11 +136,17 @@ class PerformanceMeter:
 
     def _begin_interval(self) -> _Interval:
         examples, statistics = self._examples(), self._statistics
-        waited = 0.0 if statistics is None else float(statistics.input_seconds.numpy())
+        waited = summed = exposed = 0.0
+        if statistics is not None:
+            waited = float(statistics.input_seconds.numpy())
+            summed = float(statistics.all_reduce_seconds.numpy())
+            exposed = float(statistics.all_reduce_exposed_seconds.numpy())
         return _Interval(
             began=time.perf_counter(),
             examples=examples,
             input_seconds=waited,
+            all_reduce_seconds=summed,
+            exposed_seconds=exposed,
             saving_seconds=self._saving(),
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -130,7 +129,7 @@ def run(
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
                 job,
-                command=shlex.join(["tfgpu", "train", *flags.to_argv(again)]),
+                command=together.continued_by(["tfgpu", "train", *flags.to_argv(again)]),
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
                 pictures=pictures,
@@ -420,12 +419,12 @@ def _train(
         names = (*measured(job.metrics), "samples_per_second")
         final = {name: outcome[name] for name in names}
         tensorboard.show_result(final, step=outcome["steps"])
+    if not chief:  # Before the end, so that the chief has it for the log.
+        console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
     job.members.finish("the end", None)
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     if chief:
         console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
-    else:
-        console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
 
 
 def _close(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.cli.console import Console
 from tfgpu.cluster.membership import Membership
+from tfgpu.cluster.rendezvous import LAUNCHED
 from tfgpu.errors import Error, RequestError
 from tfgpu.machine import collectives
 from tfgpu.tasks.loading import Dataset
@@ -139,6 +142,13 @@ def keep_logs(members: Membership, directory: RunDirectory, console: Console) ->
     console.log_to(directory.log if members.is_chief else members.say)
     if members.is_chief:
         members.log_to(directory.log_of_worker)
+    else:
+        console.mode = "none"  # The chief shows progress; the log of each worker has its own.
+
+
+def continued_by(argv: Sequence[str]) -> str:
+    """The command that continues a run: `argv`, or the launch that started this process."""
+    return "the same `tfgpu launch`" if os.environ.get(LAUNCHED) else shlex.join(argv)
 
 
 @contextlib.contextmanager
