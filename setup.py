@@ -53,6 +53,8 @@ TUNE = [
     "scipy>=1.13.1",
 ]
 
+RECOMMENDATION = ["keras-rs>=0.4.0"]
+
 KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
@@ -66,6 +68,7 @@ TEST = [
     *PLOTS,
     *EXPORT,
     *TUNE,
+    *RECOMMENDATION,
     *KUBERNETES,
     *RAY,
 ]
@@ -78,6 +81,8 @@ EXTRAS_REQUIRE = {
     "plots": PLOTS,
     # What writes the files of `tfgpu export`, and the runtimes they are compared in.
     "export": EXPORT,
+    # `--model=ranking`, of recommendation.
+    "recommendation": RECOMMENDATION,
     # The manifest of `tfgpu launch --backend=kubernetes`.
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.

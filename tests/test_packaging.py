@@ -18,6 +18,7 @@ MODULE_OF = {
     "ai-edge-litert": "ai_edge_litert",
     "google-crc32c": "google_crc32c",
     "grpcio": "grpc",
+    "keras-rs": "keras_rs",
     "keras-tuner": "keras_tuner",
     "pillow": "PIL",
     "PyYAML": "yaml",
@@ -63,8 +64,9 @@ def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     extra = {
         name: declared | _modules(setup_call["extras_require"][name])
-        for name in ("tune", "plots", "export", "kubernetes", "ray")
+        for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
     }
+    extra["recommenders"] = extra["recommendation"]
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):

@@ -155,8 +155,11 @@ class TrainedRun:
         """
         if builder is not None:
             find_builder(builder)
+        found = self.task(task)
+        if self.config.get("model") in found.models:
+            find_builder(self.config["model"], found.models)  # Registers its layers.
         model = load_safely(self.model_path)
-        self._check_outputs(model, self.task(task).outputs(self.spec))
+        self._check_outputs(model, found.outputs(self.spec))
         self._check_inputs(model)
         return model
 

@@ -48,6 +48,8 @@ class Examples:
         decode_y: The same for y alone, where that takes less; None decodes both.
         decode_raw: The components of ONE raw record -> a dict of what an exported model takes,
             where that is not x; None: it is x.
+        decode_batch: What `decode` does for the components of MANY raw records, batch-first, where
+            that takes less than one after another; None: one after another.
     """
 
     num_examples: int
@@ -55,6 +57,7 @@ class Examples:
     decode: Callable[..., tuple[Any, Any]]
     decode_y: Callable[..., Any] | None = None
     decode_raw: Callable[..., dict[str, tf.Tensor]] | None = None
+    decode_batch: Callable[..., tuple[Any, Any]] | None = None
 
     @classmethod
     def from_arrays(cls, x: Any, y: Any) -> "Examples":
@@ -125,6 +128,9 @@ class Examples:
         Returns:
             x and y, every tensor [n, ...].
         """
+        if self.decode_batch is not None:
+            x, y = self.decode_batch(*_as_tuple(self.read(positions)))
+            return x, y
         x, y = tf.map_fn(
             lambda parts: self.decode(*parts),
             _as_tuple(self.read(positions)),
@@ -207,7 +213,7 @@ class Examples:
         def decode(*parts: tf.Tensor) -> Any:
             return (), alone(*parts)
 
-        return dataclasses.replace(self, decode=decode).load_arrays()[1]
+        return dataclasses.replace(self, decode=decode, decode_batch=None).load_arrays()[1]
 
     def _describe_failure(self, error: tf.errors.OpError, *, start: int) -> str:
         """Finds the first example from `start` on that fails, by trying one after another."""

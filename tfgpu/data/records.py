@@ -7,7 +7,7 @@ what is to be learnt: a task chooses among the features, and makes `Examples` of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -66,11 +66,14 @@ class Records:
         select: Names of features -> a function of the components of ONE raw record that gives
             these features by name, with static shapes as far as `Feature.shape` has them. Usable
             inside a `tf.data` map.
+        select_batch: The same for the components of MANY raw records, where that takes less than
+            one after another; None where it does not.
     """
 
     num_examples: int
     read: Read
     select: Select
+    select_batch: Select | None = None
 
     @classmethod
     def from_arrays(cls, features: Mapping[str, np.ndarray]) -> Records:
@@ -86,7 +89,7 @@ class Records:
         def select(wanted: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
             return lambda *parts: {name: parts[names.index(name)] for name in wanted}
 
-        return cls(len(arrays[0]), read, select)
+        return cls(len(arrays[0]), read, select, select_batch=select)
 
     def take(self, positions: np.ndarray) -> Records:
         """Returns a view of some of the records: its position i is positions[i] here.
@@ -97,7 +100,7 @@ class Records:
         read = read_subset(self.read, self.num_examples, positions)
         return dataclasses.replace(self, num_examples=len(positions), read=read)
 
-    def load(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+    def load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Reads features of every record, in natural order, such as those a task is fitted on.
 
         Args:
@@ -109,9 +112,11 @@ class Records:
         Raises:
             DataError: A record is damaged.
         """
-        found: dict[str, np.ndarray] = self.examples(
-            names, lambda found: (found, ())
-        ).load_arrays()[0]
+        examples = self.examples(names, lambda found: (found, ()))
+        if self.select_batch is not None:
+            many = self.select_batch(tuple(names))
+            examples = dataclasses.replace(examples, decode_batch=lambda *parts: (many(*parts), ()))
+        found: dict[str, np.ndarray] = examples.load_arrays()[0]
         return found
 
     def examples(

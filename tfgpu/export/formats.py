@@ -65,6 +65,11 @@ class Source:
             for each in self.model.inputs
         ]
 
+    @property
+    def exported(self) -> list[Any]:
+        """The same as Keras' `export` takes it: a list of the arguments of a call."""
+        return self.signature if len(self.signature) == 1 else [self.signature]
+
 
 def write_keras(source: Source, path: Path) -> None:
     """Writes a `.keras` file that plain Keras loads."""
@@ -74,7 +79,7 @@ def write_keras(source: Source, path: Path) -> None:
 def write_saved_model(source: Source, path: Path) -> None:
     """Writes a SavedModel with the signature `serving_default`: raw inputs to outputs."""
     source.named.export(
-        path, format="tf_saved_model", verbose=False, input_signature=source.signature
+        path, format="tf_saved_model", verbose=False, input_signature=source.exported
     )
     # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
     extra = path / "assets.extra"
@@ -143,7 +148,7 @@ def _convert_litert(
         path,
         format="litert",
         verbose=False,
-        input_signature=source.signature,
+        input_signature=source.exported,
         target_spec={"supported_ops": [operators]},
         **options,
     )

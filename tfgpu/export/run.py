@@ -196,7 +196,7 @@ def _raw_examples(examples: Examples) -> Examples:
     """Examples of which x is the raw inputs, and y nothing."""
     raw = examples.decode_raw
     assert raw is not None
-    return dataclasses.replace(examples, decode=lambda *parts: (raw(*parts), ()))
+    return dataclasses.replace(examples, decode=lambda *parts: (raw(*parts), ()), decode_batch=None)
 
 
 def _batches(

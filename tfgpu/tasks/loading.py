@@ -152,24 +152,24 @@ def load(
     else:
         source = sources.open_source(name, data_dir=data_dir, image_size=image_size, check=chosen)
     found, roles = chosen(source.schema)
-    split = found.split or (
-        lambda source, roles, fraction, seed: split_at_random(
-            source, roles, fraction, seed, unit=found.unit
-        )
-    )
-    train, validation, test, test_split = split(source, roles, validation_fraction, seed)
+    chosen_options = {**found.options, **(options(found) if options else {})}
+    if found.split is not None:
+        parts = found.split(source, roles, validation_fraction, seed, chosen_options)
+    else:
+        parts = split_at_random(source, roles, validation_fraction, seed, unit=found.unit)
+    train, validation, test, test_split = parts
     request = Request(
         schema=source.schema,
         roles=roles,
         train=train,
-        options={"image_size": image_size, **found.options, **(options(found) if options else {})},
+        options={"image_size": image_size, **chosen_options},
         fitted=fitted,
         seed=seed,
     )
     reading = found.read(request)
     return Dataset(
         **{field.name: getattr(source, field.name) for field in _DESCRIBED},
-        task=found,
+        task=reading.task or found,
         task_name=task if task is not None else found.name,
         spec=reading.spec,
         train=reading.examples("train", train),

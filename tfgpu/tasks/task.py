@@ -163,11 +163,14 @@ class Reading:
         examples: (name of the split, its records) -> its examples. The name is "train",
             "validation" or "test".
         notes: Lines for the user: what was decided, what the data have that is unusual.
+        task: The same task as it is for these data, where its default model or its objective
+            depends on them; None: as it is.
     """
 
     spec: DataSpec
     examples: Callable[[str, Records], Examples]
     notes: tuple[str, ...] = ()
+    task: Task | None = None
 
 
 Splits = tuple[Records, Records | None, Records, str]
@@ -241,14 +244,15 @@ class Task:
             fit no other.
         infer: Whether it may be inferred.
         open: The value of `--dataset` -> a `Source`, for a task that reads data in its own way.
-        split: (source, roles, validation fraction, seed) -> `Splits`, where examples may not be
-            split at random; None does that.
+        split: (source, roles, validation fraction, seed, options of the task) -> `Splits`, where
+            examples may not be split at random; None does that.
         augment: What `--augment` may name.
         arguments: spec -> what a builder is called with, by name.
         outputs: spec -> the shape of the model's output without the batch, or a dict of shapes;
             None checks nothing.
         recipe: (spec, training examples) -> defaults for settings that the user leaves open, such
-            as {"optimizer": "adamw", "learning_rate": 1e-3, "epochs": 20}.
+            as {"optimizer": "adamw", "learning_rate": 1e-3, "epochs": 20}; under "of_model", those
+            of models by name.
         settings: Which of `label_smoothing`, `class_weight`, `image_size`, `target` and `tokens` it
             heeds; the others are refused.
         options: What `--task_options` may set, with the defaults. Their types are kept.
@@ -258,6 +262,7 @@ class Task:
             measure the gate compares it.
         counts_identical: Whether inputs that are in two splits are counted and said. Of no use
             where x is not all there is of an example, such as a user.
+        announce: (spec, settings of the run) -> lines that are said before the model is built.
         space: KerasTuner's hyperparameters -> settings, the default of `tune --space`.
     """
 
@@ -272,7 +277,9 @@ class Task:
     choose: Callable[[Schema, Mapping[str, str]], Mapping[str, str]] = choose_xy
     infer: bool = True
     open: Callable[[str], Source] | None = None
-    split: Callable[[Source, Mapping[str, str], float, int], Splits] | None = None
+    split: Callable[[Source, Mapping[str, str], float, int, Mapping[str, Any]], Splits] | None = (
+        None
+    )
     augment: Mapping[str, Transformation] = dataclasses.field(default_factory=dict)
     arguments: Callable[[DataSpec], Mapping[str, Any]] = _image_arguments
     outputs: Callable[[DataSpec], Any] = lambda spec: None
@@ -283,4 +290,5 @@ class Task:
     predict: Callable[[DataSpec, Any], Predictor] = _predictor
     serve: Callable[[DataSpec, str], Serving] = plain_serving
     counts_identical: bool = True
+    announce: Callable[[DataSpec, Mapping[str, Any]], Sequence[str]] = lambda spec, settings: ()
     space: Callable[[Any], dict[str, Any]] = of_adamw

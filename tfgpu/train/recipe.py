@@ -111,6 +111,7 @@ def resolve(
     """
     small = num_examples < SMALL
     own = dict(defaults or {})
+    own |= own.pop("of_model", {}).get(config.model or model, {})
     optimizer = config.optimizer or own.get("optimizer", "sgd")
     if optimizer != own.get("optimizer", "sgd"):
         own = {name: value for name, value in own.items() if name not in _OF_OPTIMIZER}

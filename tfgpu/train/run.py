@@ -120,7 +120,7 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
-            for note in data.notes:
+            for note in (*data.notes, *data.task.announce(data.spec, settings.to_json())):
                 console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.

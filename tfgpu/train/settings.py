@@ -26,7 +26,7 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip", "resize")
+AUGMENTATIONS = ("crop", "flip", "resize", "drop")
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (
@@ -178,7 +178,8 @@ class ModelSettings(Settings, section=SECTIONS[2]):
         values="NAME|PACKAGE.MODULE:FUNCTION",
     )
     """A model of the task's, or a function of yours that builds a Keras functional model. `auto` is
-    lenet for classification, unet for segmentation."""
+    lenet for classification, unet for segmentation, bag for text, factors or two_tower for
+    recommendation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )

@@ -1,0 +1,96 @@
+"""How `predict` names users, and shows the items that are best for each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfgpu.errors import DataError
+from tfgpu.models.recommenders import NEVER
+from tfgpu.tasks.parts.predictor import Predictor, csv_row
+from tfgpu.tasks.recommendation.tables import Ids
+
+
+class ItemPredictor(Predictor):
+    """Recommends items to users; what a user has in the training split is left out."""
+
+    unit = "users"
+
+    def __init__(self, spec: Any, settings: Any):
+        super().__init__(spec, settings)
+        fitted = spec.fitted
+        self._users, self._items = Ids(fitted["users"]), np.asarray(fitted["items"])
+        self._seen: Sequence[Sequence[int]] = [[], *fitted["seen"]]
+        self._what = "rating" if fitted["goal"] == "rating" else "score"
+
+    def refuse_nothing(self, arguments: Sequence[str]) -> None:
+        """See `Predictor.refuse_nothing`: every argument is a user."""
+
+    def find(self, arguments: Iterable[str]) -> Iterator[Any]:
+        """Yields users; "-" stands for those on standard input, one a line."""
+        for argument in arguments:
+            if argument == "-":
+                yield from filter(None, (line.strip() for line in sys.stdin))
+            elif argument.strip():
+                yield argument.strip()
+            else:
+                yield DataError("--users: a user without a name, between two commas")
+
+    def load(self, item: Any) -> Any:
+        """See `Predictor.load`; says which user is new."""
+        number = self._users.number(item)
+        if not number:
+            print(
+                f"tfgpu: user {item!r} has no training interaction; answered with what is best "
+                "for everybody",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self._what == "rating":
+            every = np.arange(len(self._items) + 1, dtype=np.int32)
+            return {"user": np.int32(number), "item": every}
+        history = np.zeros(self.spec.x["history"].shape[0], np.int32)
+        past = self._seen[number][-len(history) :]
+        history[: len(past)] = past
+        return {"user": np.int32(number), "history": history}
+
+    def rows(self, items: Sequence[Any], outputs: Any) -> Iterator[Mapping[str, Any]]:
+        """See `Predictor.rows`."""
+        for user, scores in zip(items, np.array(outputs, np.float32), strict=True):
+            number = self._users.number(user)
+            scores[[0, *self._seen[number]]] = NEVER
+            count = min(self.settings.top_k, len(scores))
+            best = np.argpartition(-scores, count - 1)[:count]
+            best = best[np.lexsort((best, -scores[best]))]
+            yield {
+                "user": user,
+                "known": bool(number),
+                "items": [
+                    {"item": self._items[i - 1].item(), self._what: float(scores[i])}
+                    for i in best.tolist()
+                    if scores[i] > NEVER / 2
+                ],
+            }
+
+    def header(self) -> Sequence[str]:
+        """See `Predictor.header`."""
+        return ["user", "known", "rank", "item", self._what]
+
+    def lines(self, items: Sequence[Any], outputs: Any) -> Iterator[str]:
+        """See `Predictor.lines`; in a CSV there is one for each item."""
+        wide = max(map(len, items))
+        for row in self.rows(items, outputs):
+            found = row["items"]
+            if self.settings.format == "jsonl":
+                yield json.dumps(row)
+            elif self.settings.format == "table":
+                shown = (f"{each['item']} {each[self._what]:.4f}" for each in found)
+                new = "" if row["known"] else "  (new)"
+                yield f"{row['user']:<{wide}}  {'  '.join(shown)}{new}"
+            else:
+                for rank, each in enumerate(found, 1):
+                    yield csv_row([row["user"], row["known"], rank, each["item"], each[self._what]])
