@@ -20,7 +20,7 @@ TRANSFORMER_UNITS, HEADS = 64, 4
 # enough for int32; and near BUCKETS / (8 + 0.618...), so that pairs of frequent words, which have
 # small numbers, do not meet: F * k % BUCKETS is far from 0 for each small k. With 16383, the
 # largest that int32 allows, the pairs (a, b) and (a + 8, b + 8) would always share a bucket.
-_FACTOR = 15209
+FACTOR = 15209
 
 
 def bag(
@@ -56,7 +56,7 @@ def bag(
     count = ops.sum(present, axis=1, keepdims=True)
     hashed, inside = tokens, present
     for n in range(2, depth + 1):
-        hashed = (ops.mod(hashed[:, :-1], BUCKETS) * _FACTOR) % BUCKETS + tokens[:, n - 1 :]
+        hashed = (ops.mod(hashed[:, :-1], BUCKETS) * FACTOR) % BUCKETS + tokens[:, n - 1 :]
         inside = inside[:, :-1] * present[:, n - 1 :]
         grams = layers.Embedding(BUCKETS, units, name=f"embedding_{n}")(ops.mod(hashed, BUCKETS))
         total = total + ops.sum(grams * ops.expand_dims(inside, -1), axis=1)
