@@ -464,7 +464,7 @@ TASK = Task(
     },
     outputs=lambda spec: (spec.num_classes,),
     recipe=_recipe,
-    settings=frozenset({"label_smoothing", "class_weight", "tokens"}),
+    settings=frozenset({"label_smoothing", "class_weight", "target", "tokens"}),
     options={"vocabulary": 20000, "length": 0},
     report=TextReport,
     predict=TextPredictor,
