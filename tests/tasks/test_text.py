@@ -38,7 +38,11 @@ BUILDERS = {"bag": models.bag, "convolution": models.convolution, "transformer":
 def built(name, length, **changes):
     keras.utils.set_random_seed(0)
     settings = {"vocabulary_size": 20, "num_classes": 3, "width": 0.25, **changes}
-    return BUILDERS[name](length=length, **settings)
+    model = BUILDERS[name](length=length, **settings)
+    for layer in model.layers:  # N-grams start at 0.
+        if layer.name.startswith("embedding_"):
+            layer.set_weights([RANDOM.uniform(-0.1, 0.1, w.shape) for w in layer.get_weights()])
+    return model
 
 
 def sentences(count, length, *, padding):

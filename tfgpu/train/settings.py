@@ -178,7 +178,7 @@ class ModelSettings(Settings, section=SECTIONS[2]):
         values="NAME|PACKAGE.MODULE:FUNCTION",
     )
     """A model of the task's, or a function of yours that builds a Keras functional model. `auto` is
-    lenet for classification, unet for segmentation."""
+    lenet for classification, unet for segmentation, bag for text."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
