@@ -260,7 +260,7 @@ def test_sets_of_tfds_are_texts_by_their_features(tmp_path, name, feature):
 # ---- the commands --------------------------------------------------------------------------
 
 SETTINGS = ["--epochs=5", "--batch_size=16", "--width=0.5", "--seed=1", "--progress=none"]
-SETTINGS += ["--augment=drop", "--learning_rate=0.03"]
+SETTINGS += ["--augment=drop", "--learning_rate=0.03", "--weight_decay=0.01"]
 
 
 @pytest.fixture(scope="module")
