@@ -18,7 +18,7 @@ from tfgpu.errors import RequestError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
-from tfgpu.tasks.options import read_options
+from tfgpu.tasks.options import read_options, read_roles
 from tfgpu.train import __main__ as train
 from tfgpu.train.session import load_data
 from tfgpu.train.settings import TrainSettings
@@ -385,3 +385,12 @@ def test_the_tensors_of_a_dict_are_read_by_name():
     assert found["b"].shape == (2, 4) and y.tolist() == [2, 0]
     assert examples.nbytes == 3 * (8 + 16 + 8)
     assert tf.nest.flatten(examples.element_spec)[0].dtype == tf.int32
+
+
+def test_a_target_is_y():
+    assert read_roles(None, "label") == {"y": "label"}
+    assert read_roles("x=text", "label") == {"x": "text", "y": "label"}
+    assert read_roles("y=label", "label") == {"y": "label"}
+    assert read_roles("x=text", None) == {"x": "text"} and read_roles(None) == {}
+    with pytest.raises(RequestError, match="--target=a and --features=x=t,y=b name two features"):
+        read_roles("x=t,y=b", "a")

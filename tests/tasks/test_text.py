@@ -84,11 +84,31 @@ def test_the_bag_is_the_sum_over_the_root_of_the_count():
     model = built("bag", 4)
     words, pairs = (model.get_layer(n).get_weights()[0] for n in ("embedding", "embedding_2"))
     kernel, bias = model.get_layer("logits").get_weights()
-    hashed = [(a * (2**31 // models.BUCKETS - 1) + b) % models.BUCKETS for a, b in ((7, 3), (3, 9))]
+    hashed = [(a * 15209 + b) % models.BUCKETS for a, b in ((7, 3), (3, 9))]
     total = words[[7, 3, 9]].sum(0) + pairs[hashed].sum(0)
     expected = total / np.sqrt(5) @ kernel + bias
     found = model(np.array([[7, 3, 9, 0]], np.int32)).numpy()[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frequent_pairs_of_words_share_buckets_by_chance_alone():
+    # Every pair of the 200 most frequent words: as a random hash would spread them, or better.
+    first, second = np.meshgrid(np.arange(2, 202), np.arange(2, 202))
+    used = len(np.unique((first * models.FACTOR + second) % models.BUCKETS))
+    assert used >= models.BUCKETS * (1 - np.exp(-first.size / models.BUCKETS)) - 500
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_embedding_is_trained(name):
+    model = built(name, 6)
+    tokens = tf.constant(sentences(4, 6, padding=0))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(tokens)[:, 0] ** 2)
+    weights = [each for each in model.trainable_variables if "embeddings" in each.path]
+    names = {"bag": 2, "convolution": 1, "transformer": 2}
+    assert len(weights) == names[name]
+    gradients = tape.gradient(loss, [each.value for each in weights])
+    assert all(np.abs(tf.convert_to_tensor(each).numpy()).max() > 0 for each in gradients)
 
 
 def test_sizes_that_make_no_model_are_refused():
@@ -207,7 +227,7 @@ def test_sets_of_tfds_are_texts_by_their_features(tmp_path, name, feature):
 # ---- the commands --------------------------------------------------------------------------
 
 SETTINGS = ["--epochs=5", "--batch_size=16", "--width=0.5", "--seed=1", "--progress=none"]
-SETTINGS += ["--augment=drop", "--learning_rate=0.03"]
+SETTINGS += ["--augment=drop", "--learning_rate=0.03", "--weight_decay=0.01"]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
 
 UTF-8 with or without a byte-order mark; comma, semicolon or tab, whichever the header has most of;
 quoted cells may hold line breaks. Rows lie in memory, without Python objects: a million rows of
-four short columns take about 100 MB.
+five short columns took 150 MB, and 250 once three were loaded as arrays.
 
 What a column is, is guessed from its cells and, where these leave it open, from its name:
 

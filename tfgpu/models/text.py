@@ -16,8 +16,11 @@ ops, layers = keras.ops, keras.layers
 BAG_UNITS, BUCKETS = 16, 2**17
 CONVOLUTION_UNITS, CONVOLUTION_WIDTHS = 64, (2, 3, 4)
 TRANSFORMER_UNITS, HEADS = 64, 4
-# Odd, so that it has no factor in common with the number of buckets, and as large as int32 allows.
-_FACTOR = (2**31 - 1) // BUCKETS
+# Of the hash of n-grams. Odd, so that it has no factor in common with the number of buckets; small
+# enough for int32; and near BUCKETS / (8 + 0.618...), so that pairs of frequent words, which have
+# small numbers, do not meet: F * k % BUCKETS is far from 0 for each small k. With 16383, the
+# largest that int32 allows, the pairs (a, b) and (a + 8, b + 8) would always share a bucket.
+FACTOR = 15209
 
 
 def bag(
@@ -53,7 +56,7 @@ def bag(
     count = ops.sum(present, axis=1, keepdims=True)
     hashed, inside = tokens, present
     for n in range(2, depth + 1):
-        hashed = (ops.mod(hashed[:, :-1], BUCKETS) * _FACTOR) % BUCKETS + tokens[:, n - 1 :]
+        hashed = (ops.mod(hashed[:, :-1], BUCKETS) * FACTOR) % BUCKETS + tokens[:, n - 1 :]
         inside = inside[:, :-1] * present[:, n - 1 :]
         # From 0: an n-gram that no training text has adds nothing.
         table = layers.Embedding(
@@ -129,7 +132,10 @@ def transformer(
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     present = ops.not_equal(tokens, 0)
     x = layers.Embedding(vocabulary_size, units, name="embedding")(tokens)
-    x = x + layers.Embedding(length, units, name="positions")(ops.arange(length, dtype="int32"))
+    # (1, length): 0, 1, ..., made from the input. Called with a constant, the layer would not be
+    # part of the model, and would not be trained.
+    places = ops.cumsum(ops.ones_like(ops.sum(tokens, axis=0, keepdims=True)), axis=1) - 1
+    x = x + layers.Embedding(length, units, name="positions")(places)
     seen = ops.expand_dims(present, 1)  # (batch, 1, length): by every token alike.
     for number in range(1, depth + 1):
         y = layers.LayerNormalization(name=f"block{number}_norm1")(x)

@@ -15,9 +15,18 @@ HEEDED = ("image_size", "label_smoothing", "class_weight", "target", "tokens")
 _OFF = (None, 0, 0.0, "none")
 
 
-def read_roles(features: str | None) -> dict[str, str]:
-    """Features by role: "x=image,y=mask" to {"x": "image", "y": "mask"}."""
-    return read_pairs(features) if features else {}
+def read_roles(features: str | None, target: str | None = None) -> dict[str, str]:
+    """Features by role: "x=image,y=mask" to {"x": "image", "y": "mask"}; a target is y.
+
+    Raises:
+        RequestError: The two name different features for y.
+    """
+    roles = read_pairs(features) if features else {}
+    if target and roles.setdefault("y", target) != target:
+        raise RequestError(
+            f"--target={target} and --features={features} name two features for y; give one"
+        )
+    return roles
 
 
 def read_options(

@@ -188,6 +188,6 @@ def load_data(config: TrainSettings) -> Dataset:
         image_size=config.image_size,
         seed=config.seed,
         task=config.task,
-        features=read_roles(config.features),
+        features=read_roles(config.features, config.target),
         options=lambda task: read_options(settings, task.options, task=task.name),
     )

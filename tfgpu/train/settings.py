@@ -126,7 +126,7 @@ class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
     target: str | None = text(
         None, "name a column, or leave it out", word="auto", values="COLUMN", tunable=False
     )
-    """The column of a table that is to be predicted, for tasks on tables."""
+    """The column of a table that is to be predicted: the same as `y` of `--features`."""
     tokens: str | None = choice(None, ("word", "character"), word="auto", tunable=False)
     """What a text is cut into, for tasks on texts."""
     task_options: str | None = pairs(None, "split=time", word="none", tunable=False)
