@@ -125,7 +125,7 @@ def test_a_model_with_layers_of_ones_own_needs_the_module_that_the_user_names(
     model = keras.Model(inputs, own_layers_of_a_test.Doubled()(outputs))
     run = TrainedRun.open(write_run(tmp_path / "run", model, model="own_layers_of_a_test:build"))
     # As in a process that has not imported it.
-    keras.saving.get_custom_objects().clear()
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "trained_run_test>Doubled")
     del sys.modules["own_layers_of_a_test"]
     with pytest.raises(ModelFileError, match="--model=package.module:function"):
         run.load_model()
