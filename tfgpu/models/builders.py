@@ -14,7 +14,7 @@ from tfgpu.errors import RequestError, did_you_mean
 if TYPE_CHECKING:
     import keras
 
-MODELS = ("lenet",)
+MODELS = ("lenet", "airbench")
 
 Builders = Mapping[str, "str | Callable[..., keras.Model]"]
 """Builders by name: functions, or where one lies, as "package.module:function"."""
