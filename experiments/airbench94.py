@@ -25,6 +25,7 @@ import dataclasses
 import importlib.metadata
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ import numpy as np
 from versus import machine, write
 
 from tfgpu.cli import startup
+from tfgpu.errors import Error, RequestError
 
 PRECISIONS = ("mixed_float16", "mixed_bfloat16", "float32")
 FILTERS, BIASES, HEAD = 0.24, 0.053, 0.67  # Rates at the start.
@@ -53,7 +55,7 @@ class Recipe:
         jit_compile: Whether XLA compiles the steps.
         width: Of the network, times the record's.
         sliced_pooling: See `tfgpu.models.airbench`.
-        split: Whether the steps after the first three epochs are a function of their own, which
+        freeze: Whether the steps after the first three epochs are a function of their own, which
             takes no gradient of the whitening layer's bias: its rate is 0 from there on.
     """
 
@@ -63,7 +65,7 @@ class Recipe:
     jit_compile: bool = True
     width: float = 1.0
     sliced_pooling: bool = True
-    split: bool = True
+    freeze: bool = True
 
 
 class Trainer:
@@ -84,45 +86,44 @@ class Trainer:
         import keras
         import tensorflow as tf
 
-        import tfgpu
         from tfgpu.data.examples import Examples
         from tfgpu.data.inputs import make_resident
         from tfgpu.models.airbench import airbench
         from tfgpu.models.classification_loss import classification_loss
 
+        if len(train[0]) < recipe.batch_size:
+            raise RequestError(
+                f"--batch_size={recipe.batch_size} is more than the {len(train[0])} training "
+                "images, and a smaller batch is dropped: use a smaller one or a larger --limit"
+            )
         self.recipe = recipe
         self.steps_per_epoch = len(train[0]) // recipe.batch_size
         self.steps = recipe.epochs * self.steps_per_epoch
-        keras.config.set_dtype_policy(recipe.precision)
         classes = int(train[1].max()) + 1
-        model = airbench(
-            image_shape=train[0].shape[1:],
-            num_classes=classes,
-            width=recipe.width,
-            whitened=True,
-            sliced_pooling=recipe.sliced_pooling,
-        )
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(recipe.precision)
+        try:
+            model = airbench(
+                image_shape=train[0].shape[1:],
+                num_classes=classes,
+                width=recipe.width,
+                whitened=True,
+                sliced_pooling=recipe.sliced_pooling,
+            )
+        finally:
+            keras.config.set_dtype_policy(before)
         self.optimizer = make_optimizer(recipe, self.steps_per_epoch)
         self.model = model
         loss = classification_loss(num_classes=classes, label_smoothing=SMOOTHING)
         loss.reduction = "sum"
-        # Two models of the same layers, of which the second is traced without the bias.
-        first = min(WHITENING_EPOCHS * self.steps_per_epoch, self.steps)
-        phases = [first, self.steps - first] if recipe.split else [self.steps]
-        self.phases = []
-        for steps in filter(None, phases):
-            phase = tfgpu.Model(model.inputs, model.outputs)
-            phase.compile(
-                self.optimizer,
-                loss,
-                jit_compile=recipe.jit_compile,
-                steps_per_execution=steps,
-                auto_scale_loss=False,
-            )
-            self.phases.append((phase, steps))
-        self.optimizer.build(model.trainable_variables)
-        self.variables = [*model.variables, *self.optimizer.variables]
-
+        model.compile(
+            self.optimizer,
+            loss,
+            jit_compile=recipe.jit_compile,
+            steps_per_execution=self.steps_per_epoch,
+            auto_scale_loss=False,
+        )
+        self._freezing = freezing(model.get_layer("whiten").bias)
         self._examples = Examples.from_arrays(*train)
         self._resident = make_resident(self._examples, tf.distribute.get_strategy(), arrays=train)
         images, labels = self._resident[0]
@@ -151,8 +152,6 @@ class Trainer:
             average over views; "loss", the mean over the training; and the seconds of "whitening",
             "training", "evaluation", and all of these ("seconds").
         """
-        from tfgpu.data.augment import cropping
-        from tfgpu.data.inputs import training_batches
         from tfgpu.models.airbench import reinitialise, whitening_kernel
 
         reinitialise(self.model, seed=seed)
@@ -162,29 +161,12 @@ class Trainer:
         whiten = self.model.get_layer("whiten")
         whiten.kernel.value.numpy()  # Nothing is left to do on the device.
 
+        batches = self._batches(seed, resident)
+
         begin = time.perf_counter()
-        whiten.kernel.assign(whitening_kernel(resident[0][0][:WHITENING_IMAGES]))
+        whiten.kernel.assign(whitening_kernel(resident[0][0], count=WHITENING_IMAGES))
         whitened = time.perf_counter()
-        batches = training_batches(
-            self._examples,
-            batch_size=self.recipe.batch_size,
-            seed=seed,
-            augment=("alternating_flip", cropping(2)),
-            resident=resident,
-            drop_remainder=True,
-        )
-        done, losses = 0, []
-        for phase, steps in self.phases:
-            # Read where the phase is traced, which is in the first training.
-            whiten.bias.trainable = done == 0
-            history = phase.fit(
-                batches.from_step(done) if done else batches,
-                steps_per_epoch=steps,
-                verbose=0,
-                shuffle=False,
-            )
-            losses.append(history.history["loss"][-1] * steps)
-            done += steps
+        history = self._fit(batches, self.steps)
         trained = time.perf_counter()
         # Launched one after another, and waited for once.
         counts = [self._correct(images, labels) for images, labels in self._test]
@@ -193,12 +175,34 @@ class Trainer:
         return {
             "accuracy": float(averaged) / self._test_images,
             "accuracy_plain": float(plain) / self._test_images,
-            "loss": sum(losses) / done / self.recipe.batch_size,
+            "loss": history.history["loss"][-1] / self.recipe.batch_size,
             "whitening": whitened - begin,
             "training": trained - whitened,
             "evaluation": end - trained,
             "seconds": end - begin,
         }
+
+    def _batches(self, seed: int, resident: Any) -> Any:
+        """The recipe's batches: shuffled, mirrored in every second epoch, and shifted."""
+        from tfgpu.data.augment import cropping
+        from tfgpu.data.inputs import training_batches
+
+        return training_batches(
+            self._examples,
+            batch_size=self.recipe.batch_size,
+            seed=seed,
+            augment=("alternating_flip", cropping(2)),
+            resident=resident,
+            drop_remainder=True,
+        )
+
+    def _fit(self, batches: Any, steps: int, *, frozen: bool = False) -> Any:
+        """Trains for some steps, which are one epoch for Keras: it asks for no result between."""
+        first = 0 if frozen else WHITENING_EPOCHS * self.steps_per_epoch
+        self._freezing.first = first if self.recipe.freeze else steps
+        return self.model.fit(
+            batches, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[self._freezing]
+        )
 
     def _correct_of(self, images: Any, labels: Any) -> Any:
         """How many images are classified rightly: without the average over views, and with it."""
@@ -222,38 +226,58 @@ class Trainer:
             rounds: Of both, of which the fastest count.
 
         Returns:
-            Milliseconds "step_ms" and "fit_ms", "images_per_second" and "tflops" of the steps.
+            Milliseconds "step_ms" of the first epochs, "frozen_step_ms" of those after them, and
+            "fit_ms"; and "images_per_second" and "tflops" of the first ones.
         """
-        from tfgpu.data.augment import cropping
-        from tfgpu.data.inputs import training_batches
         from tfgpu.machine import flops
 
-        phase, most = self.phases[0]
-        steps = min(steps, most)
         few = max(1, steps // 10)
 
-        def seconds(count: int) -> float:
-            batches = training_batches(
-                self._examples,
-                batch_size=self.recipe.batch_size,
-                seed=0,
-                augment=("alternating_flip", cropping(2)),
-                resident=self._resident,
-                drop_remainder=True,
-            )
+        def seconds(count: int, frozen: bool) -> float:
+            batches = self._batches(0, self._resident)
             begin = time.perf_counter()
-            phase.fit(batches, steps_per_epoch=count, verbose=0, shuffle=False)
+            self._fit(batches, count, frozen=frozen)
             return time.perf_counter() - begin
 
-        longer, shorter = (min(seconds(n) for _ in range(rounds)) for n in (steps, few))
-        step = (longer - shorter) / max(1, steps - few)
-        rate = self.recipe.batch_size / step
+        found = {}
+        for frozen in (False, True):
+            longer, shorter = (
+                min(seconds(count, frozen) for _ in range(rounds)) for count in (steps, few)
+            )
+            found[frozen] = (longer - shorter) / (steps - few)
+        rate = self.recipe.batch_size / found[False]
         return {
-            "step_ms": 1e3 * step,
-            "fit_ms": 1e3 * (shorter - few * step),
+            "step_ms": 1e3 * found[False],
+            "frozen_step_ms": 1e3 * found[True],
+            "fit_ms": 1e3 * (shorter - few * found[True]),
             "images_per_second": rate,
             "tflops": 1e-12 * rate * flops.count(self.model).training,
         }
+
+
+def freezing(variable: Any) -> Any:
+    """A callback that has a variable train in the steps before `first` alone.
+
+    The steps without it are traced for themselves, once in the life of the callback, and compute
+    nothing that only its gradient takes. Executions have to end where `first` says.
+    """
+    import keras
+
+    class Freezing(keras.callbacks.Callback):
+        first = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._functions: dict[bool, Any] = {}
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            trains = batch < self.first
+            # Read where the step is traced, which is when the function is first called.
+            variable.trainable = trains
+            self.model.train_function = self._functions.get(trains)
+            self._functions[trains] = self.model.make_train_function()
+
+    return Freezing()
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> Any:
@@ -327,6 +351,8 @@ def run(
         max_seconds: After which, from the call on, no training begins.
         say: Called with each line of the report.
     """
+    if runs < 1:
+        raise RequestError(f"--runs={runs}: at least one training is needed")
     startup.prepare_environment()
     tf = startup.import_tensorflow()
     from tfgpu.machine import flops, hardware
@@ -406,7 +432,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs what the flags say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
@@ -420,15 +446,20 @@ def main() -> None:
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--jit_compile", action=flag, default=Recipe.jit_compile)
     parser.add_argument("--sliced_pooling", action=flag, default=Recipe.sliced_pooling)
-    parser.add_argument("--split", action=flag, default=Recipe.split)
+    parser.add_argument("--freeze", action=flag, default=Recipe.freeze)
     parser.add_argument("--breakdown", action=flag, default=False)
     parser.add_argument("--profile", help="folder for TensorBoard's profile of one more training")
     parser.add_argument("--output", default="airbench94.json", help="in experiments/results")
-    options = vars(parser.parse_args())
+    options = vars(parser.parse_args(argv))
     fields = [field.name for field in dataclasses.fields(Recipe)]
     recipe = Recipe(**{name: options.pop(name) for name in fields})
     output = options.pop("output")
-    write(output, run(recipe, **options))
+    try:
+        result = run(recipe, **options)
+    except Error as error:
+        print(f"tfgpu: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    write(output, result)
 
 
 if __name__ == "__main__":

@@ -153,9 +153,9 @@ def _adjust(model: keras.Model) -> None:
     """Makes filters pass channels on and gives the head a deviation of 1."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.name != "whiten":
-            layer.kernel.assign(_passing_on(keras.ops.convert_to_numpy(layer.kernel)))
+            layer.kernel.assign(_passing_on(layer.kernel.numpy()))
         elif isinstance(layer, keras.layers.Dense):
-            kernel = keras.ops.convert_to_numpy(layer.kernel)
+            kernel = layer.kernel.numpy()
             layer.kernel.assign(kernel / kernel.std(ddof=1))
 
 
@@ -183,7 +183,9 @@ def _usual_bias(fan_in: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomUniform(-bound, bound)
 
 
-def whitening_kernel(images: tf.Tensor, *, epsilon: float = WHITENING) -> np.ndarray:
+def whitening_kernel(
+    images: tf.Tensor, *, count: int | None = None, epsilon: float = WHITENING
+) -> np.ndarray:
     """The kernel of a convolution whose outputs over patches of images are not correlated.
 
     Its filters are plus and minus the eigenvectors of the covariance of all 2x2 patches, each over
@@ -191,12 +193,13 @@ def whitening_kernel(images: tf.Tensor, *, epsilon: float = WHITENING) -> np.nda
 
     Args:
         images: (n, height, width, channels), pixels in 0 to 255, on any device.
+        count: How many of the first images are looked at; None for all.
         epsilon: Added to the eigenvalues.
 
     Returns:
         float32 (2, 2, channels, 8 * channels).
     """
-    covariance = _patch_covariance(images).numpy().astype(np.float64)
+    covariance = _patch_covariance(images, count).numpy().astype(np.float64)
     values, vectors = np.linalg.eigh(covariance)
     filters = vectors / np.sqrt(values + epsilon)  # A column each.
     filters = np.concatenate([filters, -filters], axis=1)
@@ -204,13 +207,13 @@ def whitening_kernel(images: tf.Tensor, *, epsilon: float = WHITENING) -> np.nda
 
 
 @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
-def _patch_covariance(images: tf.Tensor) -> tf.Tensor:
+def _patch_covariance(images: tf.Tensor, count: int | None) -> tf.Tensor:
     """Of normalised images: float32 (4 * channels, 4 * channels), rows first, then columns."""
     height, width, channels = images.shape[1:]
     mean, deviation = tf.constant(MEAN), tf.constant(DEVIATION)
     if channels == 1:
         mean, deviation = tf.reduce_mean(mean), tf.reduce_mean(deviation)
-    x = (tf.cast(images, tf.float32) / 255 - mean) / deviation
+    x = (tf.cast(images[:count], tf.float32) / 255 - mean) / deviation
     patches = tf.concat(
         [
             x[:, row : height - _PATCH + 1 + row, column : width - _PATCH + 1 + column]
@@ -219,9 +222,11 @@ def _patch_covariance(images: tf.Tensor) -> tf.Tensor:
         ],
         axis=-1,
     )
-    patches = tf.reshape(patches, [-1, _PATCH**2 * channels])
-    count = tf.cast(tf.shape(patches)[0], tf.float32)
-    return tf.matmul(patches, patches, transpose_a=True) / count
+    patches = tf.reshape(patches, [-1, (height - 1) * (width - 1), _PATCH**2 * channels])
+    # A product for each image: one over all patches would be a sum of five million terms, which a
+    # device with many processors takes badly.
+    products = tf.matmul(patches, patches, transpose_a=True)
+    return tf.reduce_mean(products, axis=0) / ((height - 1) * (width - 1))
 
 
 # ---- layers ---------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ def orthogonalised(
     if not kernels:
         return []
     a, b, c = COEFFICIENTS
+
+    def combined(first: float, x: tf.Tensor, second: float, y: tf.Tensor) -> tf.Tensor:
+        # In bfloat16 the coefficients themselves would be rounded, which doubles the error.
+        return tf.cast(
+            first * tf.cast(x, tf.float32) + second * tf.cast(y, tf.float32), tf.bfloat16
+        )
+
     shapes = [(math.prod(kernel.shape[:-1]), kernel.shape[-1]) for kernel in kernels]
     rows = max(max(shape) for shape in shapes)
     columns = max(min(shape) for shape in shapes)
@@ -196,7 +203,7 @@ def orthogonalised(
     x = tf.stack(padded)
     for _ in range(steps):
         gram = tf.matmul(x, x, transpose_a=True)
-        x = a * x + tf.matmul(x, b * gram + c * tf.matmul(gram, gram))
+        x = combined(a, x, 1.0, tf.matmul(x, combined(b, gram, c, tf.matmul(gram, gram))))
     results = []
     for position, (kernel, shape) in enumerate(zip(kernels, shapes, strict=True)):
         found = x[position, : max(shape), : min(shape)]
