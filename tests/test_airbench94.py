@@ -17,9 +17,8 @@ RANDOM = np.random.RandomState(0)
 
 
 def data(count):
-    return RANDOM.randint(0, 256, (count, 32, 32, 3), np.uint8), np.arange(
-        count, dtype=np.int32
-    ) % 4
+    images = RANDOM.randint(0, 256, (count, 32, 32, 3), np.uint8)
+    return images, np.arange(count, dtype=np.int32) % 4
 
 
 @pytest.fixture(scope="module")

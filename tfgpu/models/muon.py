@@ -162,9 +162,13 @@ def _group(config: dict[str, Any]) -> Group:
 
 
 def orthogonalised(
-    kernels: Sequence[tf.Tensor], *, steps: int = 3, epsilon: float = 1e-7
+    kernels: Sequence[tf.Tensor],
+    *,
+    steps: int = 3,
+    epsilon: float = 1e-7,
+    dtype: tf.DType = tf.bfloat16,
 ) -> list[tf.Tensor]:
-    """Moves the singular values of matrices towards 1, by Newton and Schulz' iteration in bfloat16.
+    """Moves the singular values of matrices towards 1, by the iteration of Newton and Schulz.
 
     With `COEFFICIENTS` and three steps they end between about 0.5 and 1.5, not at 1: the slope at 0
     was chosen to be large instead. All matrices are filled up with zeros to one shape, which
@@ -175,6 +179,7 @@ def orthogonalised(
         kernels: (..., in, out) each, taken as (product of what comes before, out).
         steps: Of the iteration.
         epsilon: Added to the Frobenius norm, which is divided by first.
+        dtype: Of the products.
 
     Returns:
         Tensors of the shapes and dtypes of `kernels`.
@@ -185,20 +190,18 @@ def orthogonalised(
 
     def combined(first: float, x: tf.Tensor, second: float, y: tf.Tensor) -> tf.Tensor:
         # In bfloat16 the coefficients themselves would be rounded, which doubles the error.
-        return tf.cast(
-            first * tf.cast(x, tf.float32) + second * tf.cast(y, tf.float32), tf.bfloat16
-        )
+        return tf.cast(first * tf.cast(x, tf.float32) + second * tf.cast(y, tf.float32), dtype)
 
     shapes = [(math.prod(kernel.shape[:-1]), kernel.shape[-1]) for kernel in kernels]
     rows = max(max(shape) for shape in shapes)
     columns = max(min(shape) for shape in shapes)
     padded = []
     for kernel, shape in zip(kernels, shapes, strict=True):
-        x = tf.cast(tf.reshape(kernel, shape), tf.bfloat16)
+        x = tf.cast(tf.reshape(kernel, shape), dtype)
         if shape[0] < shape[1]:
             x = tf.transpose(x)
         norm = tf.sqrt(tf.reduce_sum(tf.square(tf.cast(x, tf.float32)))) + epsilon
-        x = tf.cast(tf.cast(x, tf.float32) / norm, tf.bfloat16)
+        x = tf.cast(tf.cast(x, tf.float32) / norm, dtype)
         padded.append(tf.pad(x, [[0, rows - max(shape)], [0, columns - min(shape)]]))
     x = tf.stack(padded)
     for _ in range(steps):
