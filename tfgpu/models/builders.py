@@ -14,12 +14,13 @@ from tfgpu.errors import RequestError, did_you_mean
 if TYPE_CHECKING:
     import keras
 
-MODELS = ("lenet",)
-
 Builders = Mapping[str, "str | Callable[..., keras.Model]"]
 """Builders by name: functions, or where one lies, as "package.module:function"."""
 
-CLASSIFIERS: Builders = {name: f"tfgpu.models.{name}:{name}" for name in MODELS}
+CLASSIFIERS: Builders = {
+    "lenet": "tfgpu.models.lenet:lenet",
+    "resnet50": "tfgpu.models.resnet:resnet50",
+}
 """Of images with classes."""
 
 
