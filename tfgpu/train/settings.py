@@ -177,16 +177,18 @@ class ModelSettings(Settings, section=SECTIONS[2]):
         word="auto",
         values="NAME|PACKAGE.MODULE:FUNCTION",
     )
-    """A model of the task's, or a function of yours that builds a Keras functional model. `auto` is
-    lenet for classification, unet for segmentation, bag for text, factors or two_tower for
-    recommendation."""
+    """A model of the task's (of images with classes lenet, resnet20, wide_resnet, resnet50, and
+    those of keras.applications, such as EfficientNetB0), or a function of yours that builds a Keras
+    functional model. `auto` is lenet for classification, unet for segmentation, bag for text,
+    factors or two_tower for recommendation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
-    """Multiplies the channels and units of the hidden layers; `auto` is 1 for lenet. A function
-    of yours gets it as the argument `width`."""
+    """Multiplies the channels and units of the hidden layers; `auto` is 1, and 10 for wide_resnet.
+    A function of yours gets it as the argument `width`."""
     depth: int | None = whole(None, 1, "leave it out for the model's own", word="auto")
-    """Convolutions; `auto` is 2 for lenet. A function of yours gets it as the argument `depth`."""
+    """Convolutions of lenet, layers with weights of the others; `auto` is 2 for lenet, 28 for
+    wide_resnet. A function of yours gets it as the argument `depth`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
