@@ -6,8 +6,11 @@ import tensorflow as tf
 
 from tfgpu.data.augment import (
     CROP_PADDING,
+    IMAGE_ALONE,
     TRANSFORMATIONS,
+    alternated,
     augment,
+    cropping,
     draw,
     random_crop,
     random_flip,
@@ -110,5 +113,30 @@ def test_xla_gives_the_same_images():
     np.testing.assert_array_equal(changed(jit_compile=True), changed())
 
 
-def test_the_names_are_those_of_the_flag():
-    assert tuple(TRANSFORMATIONS) == AUGMENTATIONS
+def test_the_flag_takes_every_name():
+    assert set(IMAGE_ALONE) < set(AUGMENTATIONS)
+    assert all(each.name == name for name, each in IMAGE_ALONE.items())
+
+
+def test_a_crop_with_another_padding_shifts_that_far():
+    y = tf.range(40)
+    cropped, same = cropping(2).function(tf.constant(IMAGES), y, tf.constant(DRAWS))
+    np.testing.assert_array_equal(cropped, numpy_crop(IMAGES, DRAWS, 2))
+    assert same is y
+
+
+def test_equal_crops_share_what_is_traced():
+    assert cropping(2) is cropping(2)
+    assert cropping(2) != cropping(3)
+
+
+def test_alternating_numbers_move_by_one_half_and_back():
+    def of(epoch):
+        return alternated(1000, width=2, seed=3, epoch=tf.constant(epoch, tf.int64)).numpy()
+
+    assert ((0 <= of(0)) & (of(0) < 1) & (0 <= of(1)) & (of(1) < 1)).all()
+    np.testing.assert_array_equal(of(0) < 0.5, of(1) >= 0.5)
+    np.testing.assert_array_equal(of(2), of(0))
+    np.testing.assert_array_equal(of(3), of(1))
+    assert 0.4 < (of(0) < 0.5).mean() < 0.6
+    assert len(np.unique(of(0))) > 1990

@@ -15,7 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.augment import IMAGE_ALONE, Transformation, draw_numbers, transform
+from tfgpu.data.augment import (
+    IMAGE_ALONE,
+    Transformation,
+    alternated,
+    draw_numbers,
+    transform,
+)
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
@@ -131,6 +137,7 @@ class DeviceDataset(WrappedDataset):
         settings: dict[str, Any],
         make: Callable[[int, Cut | None], tf.data.Dataset] | None = None,
         start_step: int = 0,
+        steps_per_epoch: int | None = None,
     ):
         """Makes the data set.
 
@@ -144,6 +151,7 @@ class DeviceDataset(WrappedDataset):
             make: Makes `dataset` from a step on, and what `cut` leaves of each element; None
                 where neither is possible before it is read.
             start_step: With which `dataset` begins.
+            steps_per_epoch: See the class; None for as many as hold every example.
         """
         self.settings = settings
         self._make = make
@@ -153,7 +161,7 @@ class DeviceDataset(WrappedDataset):
         self.examples = examples
         self.num_examples = examples.num_examples
         self.batch_size = batch_size
-        self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self.steps_per_epoch = steps_per_epoch or -(-self.num_examples // batch_size)
         super().__init__(dataset)
 
     def first(self, count: int) -> DeviceDataset:
@@ -178,6 +186,7 @@ class DeviceDataset(WrappedDataset):
             settings=self.settings,
             make=self._make,
             start_step=step,
+            steps_per_epoch=self.steps_per_epoch,
         )
 
     def cut(self, cut: Cut) -> tf.data.Dataset:
@@ -206,11 +215,18 @@ def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def _numbers(
-    num_examples: int, *, batch_size: int, width: int, seed: int | None, start_step: int
+    num_examples: int,
+    *,
+    batch_size: int,
+    transformations: Sequence[Transformation],
+    seed: int | None,
+    start_step: int,
+    drop_remainder: bool,
 ) -> tf.data.Dataset:
     """Yields (draws, examples) of each batch: endless with a seed, one pass in order without."""
-    steps = -(-num_examples // batch_size)
-    whole = num_examples % batch_size == 0
+    steps = _steps(num_examples, batch_size, drop_remainder=drop_remainder)
+    whole = steps * batch_size <= num_examples
+    kept = [each.alternating for each in transformations for _ in range(each.numbers)]
 
     def batches(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
         order = (
@@ -218,6 +234,9 @@ def _numbers(
             if seed is None
             else epoch_order(num_examples, seed=seed, epoch=epoch)
         )
+        of_epoch = None
+        if any(kept):
+            of_epoch = alternated(num_examples, width=len(kept), seed=seed or 0, epoch=epoch)
 
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             start = step * batch_size
@@ -225,8 +244,11 @@ def _numbers(
             if whole:
                 examples = tf.ensure_shape(examples, [batch_size])
             number = epoch * steps + step
-            draws = draw_numbers(batch_size, width=width, seed=seed or 0, step=number)
-            return draws[: tf.size(examples)], examples
+            draws = draw_numbers(batch_size, width=len(kept), seed=seed or 0, step=number)
+            draws = draws[: tf.size(examples)]
+            if of_epoch is not None:
+                draws = tf.where(kept, tf.gather(of_epoch, examples), draws)
+            return draws, examples
 
         return tf.data.Dataset.range(first, steps).map(batch)
 
@@ -243,6 +265,11 @@ def _numbers(
     return epochs.flat_map(from_epoch).apply(endless)
 
 
+def _steps(num_examples: int, batch_size: int, *, drop_remainder: bool) -> int:
+    """Batches in one epoch."""
+    return num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+
+
 def _batches(
     examples: Examples,
     resident: Resident,
@@ -252,9 +279,9 @@ def _batches(
     batch_size: int,
     weigh: ClassWeights | None = None,
     start_step: int = 0,
+    drop_remainder: bool = False,
 ) -> DeviceDataset:
     """Makes the data set: from a step on with a seed, of an evaluation without."""
-    width = sum(each.numbers for each in transformations)
 
     def fetch(*element: Any) -> Any:
         shard = element[0] if isinstance(element[0], Shard) else None
@@ -271,7 +298,12 @@ def _batches(
 
     def make(step: int, cut: Cut | None) -> tf.data.Dataset:
         dataset = _numbers(
-            examples.num_examples, batch_size=batch_size, width=width, seed=seed, start_step=step
+            examples.num_examples,
+            batch_size=batch_size,
+            transformations=transformations,
+            seed=seed,
+            start_step=step,
+            drop_remainder=drop_remainder,
         )
         if cut is not None:
             dataset = cut(dataset)
@@ -285,6 +317,8 @@ def _batches(
     settings = {"augment": names, "seed": seed or 0, "batch_size": batch_size}
     if weigh is not None:
         settings["class_weight"] = list(weigh.values)
+    if drop_remainder:
+        settings["drop_remainder"] = True
     return DeviceDataset(
         make(start_step, None),
         device_map=DeviceMap.of(examples, transformations=transformations, weigh=weigh),
@@ -294,6 +328,7 @@ def _batches(
         settings=settings,
         make=make,
         start_step=start_step,
+        steps_per_epoch=_steps(examples.num_examples, batch_size, drop_remainder=drop_remainder),
     )
 
 
@@ -315,7 +350,9 @@ def make_resident(
     """
     arrays = tf.nest.flatten(examples.load_arrays() if arrays is None else arrays)
     if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
-        devices: Sequence[str | None] = [None]  # TensorFlow's choice.
+        # Where TensorFlow puts a model's variables. Left to itself, it may keep labels on the host.
+        gpus = tf.config.list_logical_devices("GPU")
+        devices: Sequence[str | None] = [gpus[0].name if gpus else None]
     else:
         devices = strategy.extended.worker_devices
     copies = []
@@ -334,10 +371,11 @@ def training_batches(
     resident: Resident = (),
     class_weights: ClassWeights | None = None,
     start_step: int = 0,
+    drop_remainder: bool = False,
 ) -> DeviceDataset:
     """An endless data set of shuffled batches for `fit(..., steps_per_epoch=...)`.
 
-    Every epoch visits each example once; its last batch may be smaller.
+    Every epoch visits each example once, in an order of its own; its last batch may be smaller.
 
     Args:
         examples: The training split.
@@ -347,10 +385,20 @@ def training_batches(
         resident: What `make_resident` returned, or () to read from disk.
         class_weights: Gives each example a weight by its class, or None.
         start_step: The first step, counted from the beginning of the run.
+        drop_remainder: Whether an epoch leaves out the examples that would be its smaller last
+            batch: other ones in each epoch.
 
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
+
+    Raises:
+        ValueError: `drop_remainder` leaves no batch at all.
     """
+    if drop_remainder and examples.num_examples < batch_size:
+        raise ValueError(
+            f"batches of {batch_size} without a smaller last one need as many examples, and there "
+            f"are {examples.num_examples}; use a smaller batch"
+        )
     transformations = [IMAGE_ALONE[each] if isinstance(each, str) else each for each in augment]
     return _batches(
         examples,
@@ -360,6 +408,7 @@ def training_batches(
         batch_size=batch_size,
         weigh=class_weights,
         start_step=start_step,
+        drop_remainder=drop_remainder,
     )
 
 

@@ -26,7 +26,7 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip", "resize", "drop")
+AUGMENTATIONS = ("crop", "flip", "resize", "alternating_flip", "drop")
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (
