@@ -395,6 +395,32 @@ def build_model(
         ) from error
 
 
+def rematerialize(config: TrainSettings, model: keras.Model) -> None:
+    """Has a model compute activations again in the backward pass, where `--remat` asks for it.
+
+    Args:
+        config: The settings.
+        model: What the builder made.
+
+    Raises:
+        RequestError: The model cannot.
+    """
+    from tfgpu.engine.own_step import is_own
+    from tfgpu.models.segments import segments
+
+    if not config.remat:
+        return
+    try:
+        if is_own(model, "train_step"):
+            raise ValueError("it has a train_step of its own")
+        model.tfgpu_segments = segments(model)
+    except ValueError as error:
+        raise RequestError(
+            f"--remat: --model={config.model} cannot be computed in segments: {error}; leave "
+            "--remat out"
+        ) from None
+
+
 def build_checked(
     config: TrainSettings, builder: Callable[..., keras.Model], data: Dataset
 ) -> keras.Model:
@@ -423,6 +449,7 @@ def build_checked(
             f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
             "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
         )
+    rematerialize(config, model)
     outputs = data.task.outputs(data.spec)
     if outputs is None or not model.built:
         return model
