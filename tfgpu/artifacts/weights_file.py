@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -166,7 +167,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def _groups(group: h5py.Group, outer: str = "") -> Iterator[tuple[str, h5py.Group]]:
     """What Keras calls "vars" in a file, by the names of the layers around it.
 
-    A file names a layer by its class and a number; its own name is an attribute of its "vars".
+    Parts of a layer stand under the names of its attributes. The layers of a model stand under
+    their class and a number; their own names are in "vars".
     """
     import h5py
 
@@ -176,12 +178,33 @@ def _groups(group: h5py.Group, outer: str = "") -> Iterator[tuple[str, h5py.Grou
     for key, inner in group.items():
         if key in ("vars", _RANDOM, "optimizer") or not isinstance(inner, h5py.Group):
             continue
-        if key == "layers":  # Of a model: its parts have names of their own.
-            yield from _groups(inner, outer)
+        if key != "layers":
+            yield from _groups(inner, f"{outer}/{key}" if outer else key)
             continue
-        named = inner["vars"].attrs.get("name") if "vars" in inner else None
-        name = named if isinstance(named, str) and named else key
-        yield from _groups(inner, f"{outer}/{name}" if outer else name)
+        for name, layer in _layers(inner):
+            yield from _groups(layer, f"{outer}/{name}" if outer else name)
+
+
+def _layers(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
+    """The layers of a model by name.
+
+    Names that Keras gave go on counting from model to model of a process. They become what they
+    would be if this were its first.
+    """
+    given: dict[str, list[tuple[int, h5py.Group]]] = {}
+    for key, layer in group.items():
+        name = layer["vars"].attrs.get("name") if "vars" in layer else None
+        if not isinstance(name, str):
+            name = key
+        kind = re.sub(r"_\d+$", "", key)
+        counted = re.fullmatch(rf"{re.escape(kind)}(?:_(\d+))?", name)
+        if counted is None:
+            yield name, layer
+        else:
+            given.setdefault(kind, []).append((int(counted[1] or 0), layer))
+    for kind, layers in given.items():
+        for number, (_, layer) in enumerate(sorted(layers, key=lambda each: each[0])):
+            yield f"{kind}_{number}" if number else kind, layer
 
 
 def _datasets(group: h5py.Group) -> list[h5py.Dataset]:
