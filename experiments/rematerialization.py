@@ -5,8 +5,9 @@
 Three networks in float32 by SGD with momentum, with XLA and without. "peak" is the largest
 resident size of a process of its own over 6 steps, less what it had after building and compiling
 the model (TensorFlow's libraries, the weights); gradients and the optimizer's momentum are in it.
-"seconds" is the median of the last 5 steps. Writes `experiments/results/rematerialization.json`;
-takes 9 minutes on two cores.
+"seconds" is the median of the last 5 steps. Both are medians of three processes, which take turns
+with and without. Writes `experiments/results/rematerialization.json`; takes 20 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from versus import machine, write
 
-STEPS = 6
+STEPS, ROUNDS = 6, 3
 # Name, image side, classes, batch, further arguments of the builder.
 NETWORKS = [
     ("resnet20", 32, 10, 512, {}),
@@ -93,20 +94,24 @@ def main() -> None:
         for xla in (False, True):
             row = {"model": name, **arguments, "image": f"{side}x{side}x3", "batch_size": batch}
             row["xla"] = xla
-            for way, remat in (("kept", False), ("remat", True)):
-                options = {
-                    **{"name": name, "side": side, "classes": classes, "batch": batch},
-                    **{"arguments": arguments, "remat": remat, "xla": xla},
-                }
-                done = subprocess.run(
-                    [sys.executable, __file__, f"--only={json.dumps(options)}"],
-                    cwd=Path(__file__).resolve().parent.parent,
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
-                row[way] = json.loads(done.stdout.splitlines()[-1])
+            found: dict[str, list[dict]] = {"kept": [], "remat": []}
+            for _ in range(ROUNDS):
+                for way in found:
+                    options = {
+                        **{"name": name, "side": side, "classes": classes, "batch": batch},
+                        **{"arguments": arguments, "remat": way == "remat", "xla": xla},
+                    }
+                    done = subprocess.run(
+                        [sys.executable, __file__, f"--only={json.dumps(options)}"],
+                        cwd=Path(__file__).resolve().parent.parent,
+                        check=True,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        text=True,
+                    )
+                    found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            for way, each in found.items():
+                row[way] = {key: statistics.median(one[key] for one in each) for key in each[0]}
             row["memory_ratio"] = round(row["remat"]["peak"] / row["kept"]["peak"], 3)
             row["time_ratio"] = round(row["remat"]["seconds"] / row["kept"]["seconds"], 3)
             rows.append(row)

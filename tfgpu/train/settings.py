@@ -196,7 +196,7 @@ class ModelSettings(Settings, section=SECTIONS[2]):
     depth: int | None = whole(None, 1, "leave it out for the model's own", word="auto")
     """Convolutions of lenet, layers with weights of the others; `auto` is 2 for lenet, 28 for
     wide_resnet. A function of yours gets it as the argument `depth`."""
-    remat: bool = truth(False)
+    remat: bool = truth(False, on_resume="allowed")
     """Keep few activations for the backward pass and compute the others again: less memory, more
     time, the same numbers."""
 
