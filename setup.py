@@ -26,6 +26,8 @@ INSTALL_REQUIRES = [
     "absl-py>=2.1.0",
     # The checksums of TFRecord files.
     "google-crc32c>=1.7.1",
+    # The weights in files of other runs.
+    "h5py>=3.11.0",
     # bfloat16 in checkpoints.
     "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",

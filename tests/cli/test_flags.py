@@ -24,7 +24,9 @@ EVERY_FLAG = """
     --target=price --tokens=word --task_options=split=time
     --validation_fraction=0.25 --image_size=48x64
     --input=streaming --augment=crop,flip
-    --model=package.module:build --width=1.5 --depth=3
+    --model=package.module:build --width=1.5 --depth=3 --remat=true
+    --weights=runs/earlier --freeze=*,!logits --unfreeze_at=4 --unfreeze_learning_rate=0.01
+    --layer_decay=0.9
     --batch_size=96 --epochs=9 --optimizer=sgd --learning_rate=0.1 --momentum=0.9
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
     --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2

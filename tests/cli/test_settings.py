@@ -42,6 +42,12 @@ EVERYTHING = {
     "model": "package.module:build",
     "width": 1.5,
     "depth": 3,
+    "remat": True,
+    "weights": "runs/earlier",
+    "freeze": "*,!logits",
+    "unfreeze_at": 4,
+    "unfreeze_learning_rate": 0.01,
+    "layer_decay": 0.9,
     "batch_size": 96,
     "epochs": 9,
     "optimizer": "sgd",
@@ -146,6 +152,14 @@ IMPOSSIBLE = [
     ("width", "wide"),
     ("depth", 0),
     ("depth", 1.5),
+    ("remat", "maybe"),
+    ("weights", ""),
+    ("freeze", "a,,b"),
+    ("freeze", "a b"),
+    ("unfreeze_at", 1),
+    ("unfreeze_learning_rate", 0.0),
+    ("layer_decay", 0.0),
+    ("layer_decay", "half"),
     ("batch_size", 0),
     ("batch_size", -4),
     ("batch_size", 128.0),
@@ -319,14 +333,22 @@ def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
         *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
-        *("checkpoint_every", "tensorboard", "profile", "task"),
+        *("checkpoint_every", "tensorboard", "profile", "task", "remat"),
     }
 
 
 def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
     assert TrainSettings.names(tunable=False) == {
         *("strategy", "devices", "virtual_devices", "intra_op_threads", "deterministic"),
-        *("join_timeout", "dataset", "data_dir", "validation_fraction", "image_size", "seed"),
+        *(
+            "join_timeout",
+            "weights",
+            "dataset",
+            "data_dir",
+            "validation_fraction",
+            "image_size",
+            "seed",
+        ),
         *("run_dir", "resume"),
         *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),

@@ -71,6 +71,7 @@ class Trial:
                     f"--model={config.model} returned {type(self.model).__name__}; return a "
                     "tfgpu.Model"
                 )
+            recipe.rematerialize(config, self.model)
             self.model.compile(
                 optimizer=recipe.make_optimizer(self.config, steps_per_epoch=steps),
                 loss=task.loss(self.data.spec, self.config.to_json()),

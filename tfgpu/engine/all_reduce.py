@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.engine.step_statistics import StepStatistics, has_clock
 
 BUCKET_BYTES = 4 << 20
 """Bytes of a bucket. See docs/scaling.md for what other sizes take."""
@@ -119,9 +119,11 @@ class _Clock:
     def of(cls, context: Any, vectors: Sequence[tf.Tensor]) -> _Clock | None:
         """A clock for the first replica; None for others, on GPUs, and where nothing is summed.
 
-        On a GPU an operation counts as done when the GPU has been told of it.
+        On a GPU an operation counts as done when the GPU has been told of it. None too where
+        there is no clock.
         """
-        if tf.get_static_value(context.replica_id_in_sync_group) != 0 or not vectors:
+        first = tf.get_static_value(context.replica_id_in_sync_group) == 0
+        if not first or not vectors or not has_clock():
             return None
         device = tf.DeviceSpec.from_string(context.strategy.extended.worker_devices[0])
         return cls(vectors) if device.device_type == "CPU" else None

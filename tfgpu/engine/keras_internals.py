@@ -33,6 +33,7 @@ try:
     from tensorflow.python.data.ops import multi_device_iterator_ops
     from tensorflow.python.distribute import distribute_lib, mirrored_strategy
     from tensorflow.python.distribute import values as distribute_values
+    from tensorflow.python.framework import config as framework_config
     from tensorflow.python.framework import function_def_to_graph, kernels
     from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 except ImportError as error:
@@ -290,6 +291,7 @@ def entered(context: Any, *, updating: bool) -> Iterator[None]:
 TracedFunction = type(tf.function(lambda: None))
 concrete_functions = Method(TracedFunction, "_list_all_concrete_functions", "self")
 graph_of_function = require(function_def_to_graph, "function_def_to_graph", "fdef")
+op_determinism_enabled = require(framework_config, "is_op_determinism_enabled")
 registered_kernels = require(kernels, "get_registered_kernels_for_op", "name")
 
 PINNED = ("_keras_mask", "_keras_logits")

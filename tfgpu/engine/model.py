@@ -23,6 +23,7 @@ from tfgpu.engine import losses, update
 from tfgpu.engine.batches import Batches, has_several_workers
 from tfgpu.engine.execution import has_own_results, make_execution, make_prediction
 from tfgpu.engine.own_step import is_own
+from tfgpu.engine.rematerialization import Segments
 from tfgpu.engine.step_statistics import StepStatistics
 
 
@@ -293,6 +294,7 @@ class ReplicaTrainer(private.TrainerHooks):
     tfgpu_callbacks: Any = None
     tfgpu_statistics: StepStatistics | None = None
     tfgpu_batches: Batches | None = None
+    tfgpu_segments: Segments | None = None
 
 
 def _is_built(model: keras.Model) -> bool:

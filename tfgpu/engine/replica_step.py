@@ -177,7 +177,8 @@ class ReplicaStep:
         with on_local_copies(context, writes, exchanging=True):
             x, y, sample_weight = unpack_x_y_sample_weight(read())
             with tf.name_scope("forward"), tape:
-                y_pred = _call(model, x, training=training)
+                segments = model.tfgpu_segments if training else None
+                y_pred = segments(x) if segments else _call(model, x, training=training)
                 compute_loss = functools.partial(private.compute_loss, model)
                 given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
                 loss = sharded_loss(

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import keras_internals as private
+
 
 class StepStatistics:
     """Statistics that a training step writes to variables, to be read later without a host sync.
@@ -18,6 +20,8 @@ class StepStatistics:
         gradient_norm: float32 scalar, the global 2-norm of the latest step's gradient: reduced
             over the replicas, without the loss scale, before any clipping.
         has_norm: Whether steps fill in `gradient_norm`; those of a class's own `train_step` do not.
+        times_input: Whether steps fill in `input_seconds`: not under `enable_op_determinism`, where
+            TensorFlow refuses to read a clock.
         input_seconds: float64 scalar, seconds for which steps have waited for their batch.
         all_reduce_bytes: What a step sums over the replicas; 0 with one replica, and for steps of
             a class's own `train_step`.
@@ -30,6 +34,7 @@ class StepStatistics:
 
     def __init__(self) -> None:
         self.has_norm = False
+        self.times_input = has_clock()
         self.all_reduce_bytes = 0
         self.times_all_reduce = False
         # Of no strategy: of several workers only the chief looks, and making a distributed
@@ -75,7 +80,9 @@ class StepStatistics:
         return norm if scale is None else norm / tf.cast(scale, tf.float32)
 
     def timed(self, read: Callable[[], Any]) -> Any:
-        """Reads a batch in a graph and adds the time it took."""
+        """Reads a batch in a graph and adds the time it took, if there is a clock."""
+        if not self.times_input:
+            return read()
         before = tf.timestamp()
         with tf.control_dependencies([before]):
             element = read()
@@ -84,3 +91,8 @@ class StepStatistics:
             after = tf.timestamp()
         self.input_seconds.assign_add(after - before)
         return element
+
+
+def has_clock() -> bool:
+    """Whether a graph can read the time: TensorFlow refuses to under `enable_op_determinism`."""
+    return not private.op_determinism_enabled()

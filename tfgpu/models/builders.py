@@ -14,12 +14,16 @@ from tfgpu.errors import RequestError, did_you_mean
 if TYPE_CHECKING:
     import keras
 
-MODELS = ("lenet", "airbench")
-
 Builders = Mapping[str, "str | Callable[..., keras.Model]"]
 """Builders by name: functions, or where one lies, as "package.module:function"."""
 
-CLASSIFIERS: Builders = {name: f"tfgpu.models.{name}:{name}" for name in MODELS}
+CLASSIFIERS: Builders = {
+    "lenet": "tfgpu.models.lenet:lenet",
+    "airbench": "tfgpu.models.airbench:airbench",
+    "resnet20": "tfgpu.models.resnet:resnet20",
+    "wide_resnet": "tfgpu.models.wide_resnet:wide_resnet",
+    "resnet50": "tfgpu.models.resnet:resnet50",
+}
 """Of images with classes."""
 
 
@@ -29,8 +33,9 @@ def find_builder(
     """Finds the function that builds the model.
 
     Args:
-        name: One of `known`, or "package.module:function" for the user's own, looked for among
-            what is installed, then in the current folder. None for the first of `known`.
+        name: One of `known`, of images with classes also a network of `keras.applications`, or
+            "package.module:function" for the user's own, looked for among what is installed, then
+            in the current folder. None for the first of `known`.
         known: Builders by name.
         task: Whose models these are, for messages.
 
@@ -45,13 +50,38 @@ def find_builder(
     if ":" in name:
         return _callable(name)
     if name not in known:
-        of = f" of --task={task}" if task else ""
-        raise RequestError(
-            f"--model={name} is none of {', '.join(known)}{of}{did_you_mean(name, known)}; "
-            "write package.module:function for a builder of your own"
-        )
+        return _of_keras(name, known, task)
     found = known[name]
     return found if callable(found) else _callable(found, asked=name)
+
+
+def _of_keras(name: str, known: Builders, task: str) -> Callable[..., keras.Model]:
+    """A network of `keras.applications`, which are classifiers of images.
+
+    Raises:
+        RequestError: There is none of that name, or the task is another.
+    """
+    of = f" of --task={task}" if task else ""
+    among = {**known}
+    if known is CLASSIFIERS:
+        # Here, because it imports Keras.
+        from tfgpu.models import applications
+
+        networks = applications.names()
+        short = name.removeprefix(applications.PREFIX)
+        if short in networks:
+            return applications.application(short)
+        if short != name:
+            raise RequestError(
+                f"--model={name}: keras.applications has no {short}"
+                f"{did_you_mean(short, networks)}; it has {', '.join(networks)}"
+            )
+        among |= dict.fromkeys(networks, "")
+        of += ", nor a network of keras.applications such as EfficientNetB0"
+    raise RequestError(
+        f"--model={name} is none of {', '.join(known)}{of}{did_you_mean(name, among)}; "
+        "write package.module:function for a builder of your own"
+    )
 
 
 def _callable(name: str, *, asked: str | None = None) -> Callable[..., Any]:

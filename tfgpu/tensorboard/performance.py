@@ -91,20 +91,21 @@ class PerformanceMeter:
         summed = following.all_reduce_seconds - interval.all_reduce_seconds
         exposed = following.exposed_seconds - interval.exposed_seconds
         rate = (following.examples - interval.examples) / seconds
-        parts = {
-            "step_milliseconds": (seconds, "Of a training step, all in all."),
-            "step_milliseconds_input": (entered, "Of a step: waiting for its batch."),
-            "step_milliseconds_device": (
-                executing - entered,
-                "Of a step: on the device, with the calls that start it.",
-            ),
+        statistics = self._statistics
+        parts = {"step_milliseconds": (seconds, "Of a training step, all in all.")}
+        if statistics is None or statistics.times_input:
+            parts["step_milliseconds_input"] = entered, "Of a step: waiting for its batch."
+            device = "Of a step: on the device, with the calls that start it."
+        else:
+            device = "Of a step: on the device, with the calls that start it and its batch."
+        parts |= {
+            "step_milliseconds_device": (executing - entered, device),
             "step_milliseconds_host": (
                 seconds - executing - saved,
                 "Of a step: Python between executions, callbacks among it.",
             ),
             "step_milliseconds_checkpoint": (saved, "Of a step: waiting for checkpoints."),
         }
-        statistics = self._statistics
         if statistics is not None and statistics.times_all_reduce:
             parts["step_milliseconds_all_reduce"] = (
                 summed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +136,11 @@ def resolve(
             f"{' or '.join(near)}"
         )
     epochs = config.epochs or own.get("epochs", 40 if small else 6)
+    if config.unfreeze_at is not None and config.unfreeze_at > epochs:
+        raise RequestError(
+            f"--unfreeze_at={config.unfreeze_at} is after the last of {epochs} epochs; name one "
+            "of them, or leave it out to keep the layers frozen"
+        )
     steps = math.ceil(num_examples / batch_size)
     together = config.steps_per_execution
     if together == "auto":
@@ -239,19 +244,38 @@ def make_schedule(
     Returns:
         A schedule of Keras' own, or the rate itself when it is constant from the start.
     """
-    from tfgpu.train.schedules import warm_up
+    from tfgpu.train.schedules import InTurn, warm_up
 
-    updates = steps_per_epoch * config.epochs // config.gradient_accumulation_steps
-    warmup = round(config.warmup_epochs * steps_per_epoch / config.gradient_accumulation_steps)
-    return warm_up(
-        config.lr_schedule,
-        peak=config.learning_rate,
-        warmup_updates=min(warmup, updates),
-        updates=max(updates, 1),
+    def phase(rate: float, epochs: int) -> Any:
+        """A warm-up and a schedule of that many epochs, with the same share of warm-up in each."""
+        updates = steps_per_epoch * epochs // config.gradient_accumulation_steps
+        warmup = config.warmup_epochs * epochs / config.epochs
+        warmup_updates = round(warmup * steps_per_epoch / config.gradient_accumulation_steps)
+        return warm_up(
+            config.lr_schedule,
+            peak=rate,
+            warmup_updates=min(warmup_updates, updates),
+            updates=max(updates, 1),
+        )
+
+    if config.unfreeze_at is None:
+        return phase(config.learning_rate, config.epochs)
+    frozen_epochs = config.unfreeze_at - 1
+    return InTurn(
+        phase(config.learning_rate, frozen_epochs),
+        phase(second_rate(config), config.epochs - frozen_epochs),
+        steps_per_epoch * frozen_epochs // config.gradient_accumulation_steps,
     )
 
 
-def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def second_rate(config: Resolved) -> float:
+    """The highest rate after the thaw that `--unfreeze_at` asks for."""
+    return config.unfreeze_learning_rate or config.learning_rate / 10
+
+
+def make_optimizer(
+    config: Resolved, *, steps_per_epoch: int, rates: Sequence[float] = ()
+) -> keras.optimizers.Optimizer:
     """Keras' optimizer with every setting of `config` that concerns it.
 
     Call it in the strategy's scope.
@@ -259,6 +283,7 @@ def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizer
     Args:
         config: What `resolve` returned.
         steps_per_epoch: Batches in an epoch.
+        rates: What the learning rate of each variable is multiplied by; () for one for all.
     """
     import keras
 
@@ -276,7 +301,12 @@ def make_optimizer(config: Resolved, *, steps_per_epoch: int) -> keras.optimizer
         settings |= {"use_ema": True, "ema_momentum": config.ema_momentum}
     if config.gradient_accumulation_steps > 1:
         settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
-    return keras.optimizers.get({"class_name": config.optimizer, "config": settings})
+    optimizer = keras.optimizers.get({"class_name": config.optimizer, "config": settings})
+    if not rates:
+        return optimizer
+    from tfgpu.train.fine_tuning import with_rates
+
+    return with_rates(optimizer, rates)
 
 
 def make_loss(config: Resolved, data: Dataset, model: keras.Model) -> Any:
@@ -395,6 +425,32 @@ def build_model(
         ) from error
 
 
+def rematerialize(config: TrainSettings, model: keras.Model) -> None:
+    """Has a model compute activations again in the backward pass, where `--remat` asks for it.
+
+    Args:
+        config: The settings.
+        model: What the builder made.
+
+    Raises:
+        RequestError: The model cannot.
+    """
+    from tfgpu.engine.own_step import is_own
+    from tfgpu.models.segments import segments
+
+    if not config.remat:
+        return
+    try:
+        if is_own(model, "train_step"):
+            raise ValueError("it has a train_step of its own")
+        model.tfgpu_segments = segments(model)
+    except ValueError as error:
+        raise RequestError(
+            f"--remat: --model={config.model} cannot be computed in segments: {error}; leave "
+            "--remat out"
+        ) from None
+
+
 def build_checked(
     config: TrainSettings, builder: Callable[..., keras.Model], data: Dataset
 ) -> keras.Model:
@@ -423,6 +479,7 @@ def build_checked(
             f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
             "return a tfgpu.Model or tfgpu.Sequential, which take the same arguments"
         )
+    rematerialize(config, model)
     outputs = data.task.outputs(data.spec)
     if outputs is None or not model.built:
         return model

@@ -27,7 +27,7 @@ from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import recipe, together
+from tfgpu.train import fine_tuning, recipe, together
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
@@ -125,6 +125,8 @@ def run(
             # All that can be wrong with the data and the model shows before the first file is
             # written.
             job = _prepare(settings, session, build, stopwatch)
+            for note in job.notes:
+                console.say(note)
             directory = together.make_directory(members, config, settings, dataset=data.name)
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
@@ -133,7 +135,7 @@ def run(
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
                 pictures=pictures,
-                callbacks=tuple(callbacks),
+                callbacks=(*job.callbacks, *callbacks),
             )
             with contextlib.closing(directory), together.failing_together(members, job.command):
                 return _record(job, directory, console, stopwatch, signals)
@@ -237,6 +239,7 @@ class _Job:
         test: Whether the test split is read.
         pictures: Whether TensorBoard gets them, and graphs.
         callbacks: More of them.
+        notes: For the user: what became of weights from a file, and what is frozen.
     """
 
     config: Resolved
@@ -254,6 +257,7 @@ class _Job:
     test: bool = True
     pictures: bool = True
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def pauses(self) -> bool:
@@ -282,6 +286,7 @@ def _prepare(
     stopwatch.switch("model")
     with strategy.scope():
         model = recipe.build_checked(config, build, data)
+        tuning = fine_tuning.prepare(model, config)
     stopwatch.switch("data")
     batches = training_batches(
         data.train,
@@ -295,12 +300,16 @@ def _prepare(
     stopwatch.switch("model")
     with strategy.scope():
         model.compile(
-            optimizer=recipe.make_optimizer(config, steps_per_epoch=batches.steps_per_epoch),
+            optimizer=recipe.make_optimizer(
+                config, steps_per_epoch=batches.steps_per_epoch, rates=tuning.rates
+            ),
             loss=recipe.make_loss(config, data, model),
             metrics=(metrics := list(data.task.metrics(data.spec))),
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.compile_option,
         )
+        if tuning.variables is not None:
+            model.optimizer.build(tuning.variables)
     return _Job(
         config=config,
         machine=machine,
@@ -312,6 +321,8 @@ def _prepare(
         validation=validation,
         evaluated=evaluated,
         identical=session.identical_inputs,
+        notes=tuning.notes,
+        callbacks=tuning.callbacks,
     )
 
 

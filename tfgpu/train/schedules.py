@@ -1,4 +1,4 @@
-"""Learning-rate schedules: Keras' own, and a warm-up for those that have none."""
+"""Learning-rate schedules: Keras' own, a warm-up for those that have none, one after another."""
 
 from __future__ import annotations
 
@@ -48,6 +48,55 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         if isinstance(schedule, dict):
             schedule = keras.saving.deserialize_keras_object(schedule)
         return cls(schedule, config["warmup_steps"])
+
+
+@keras.saving.register_keras_serializable(package="tfgpu")
+class InTurn(keras.optimizers.schedules.LearningRateSchedule):
+    """Two schedules, one after the other.
+
+    Args:
+        first: A schedule, or a constant rate.
+        second: The same; its updates count from 0 again.
+        at_step: The first update of the second.
+    """
+
+    def __init__(
+        self,
+        first: keras.optimizers.schedules.LearningRateSchedule | float,
+        second: keras.optimizers.schedules.LearningRateSchedule | float,
+        at_step: int,
+    ):
+        super().__init__()
+        self.first, self.second, self.at_step = first, second, at_step
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the rate of an update, float32 scalar."""
+        step = keras.ops.cast(step, "float32")
+        first, second = (
+            schedule(at) if callable(schedule) else schedule
+            for schedule, at in (
+                (self.first, keras.ops.minimum(step, float(max(self.at_step - 1, 0)))),
+                (self.second, keras.ops.maximum(step - self.at_step, 0.0)),
+            )
+        )
+        return keras.ops.where(step < self.at_step, first, second)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        schedules = {"first": self.first, "second": self.second}
+        return {
+            name: keras.saving.serialize_keras_object(schedule) if callable(schedule) else schedule
+            for name, schedule in schedules.items()
+        } | {"at_step": self.at_step}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InTurn:
+        """Makes a schedule from what `get_config` returned."""
+        first, second = (
+            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part
+            for part in (config["first"], config["second"])
+        )
+        return cls(first, second, config["at_step"])
 
 
 def warm_up(

@@ -33,6 +33,7 @@ SECTIONS = (
     shared.DEVICES,
     "Data",
     "Model",
+    "Fine-tuning",
     "Training (auto: depends on the data set and the other flags; the run prints its choice)",
     "Output",
     shared.GENERAL,
@@ -75,6 +76,12 @@ def _check_augment(value: str) -> str | None:
         if not re.fullmatch(r"[a-z_]\w*", name) or name == "none":
             return f"{name!r} is not an augmentation; write none, or names joined by commas"
     return "names an augmentation twice; name each once" if len(set(given)) < len(given) else None
+
+
+def _check_patterns(value: str) -> str | None:
+    if all(re.fullmatch(r"!?[^\s,!]+", pattern) for pattern in value.split(",")):
+        return None
+    return "must be names or patterns joined by commas, such as 'stage1_*,stem_*' or '*,!logits'"
 
 
 def _check_profile(value: object) -> str | None:
@@ -177,20 +184,50 @@ class ModelSettings(Settings, section=SECTIONS[2]):
         word="auto",
         values="NAME|PACKAGE.MODULE:FUNCTION",
     )
-    """A model of the task's, or a function of yours that builds a Keras functional model. `auto` is
-    lenet for classification, unet for segmentation, bag for text, factors or two_tower for
-    recommendation."""
+    """A model of the task's (of images with classes lenet, resnet20, wide_resnet, resnet50, and
+    those of keras.applications, such as EfficientNetB0), or a function of yours that builds a Keras
+    functional model. `auto` is lenet for classification, unet for segmentation, bag for text,
+    factors or two_tower for recommendation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
-    """Multiplies the channels and units of the hidden layers; `auto` is 1 for lenet. A function
-    of yours gets it as the argument `width`."""
+    """Multiplies the channels and units of the hidden layers; `auto` is 1, and 10 for wide_resnet.
+    A function of yours gets it as the argument `width`."""
     depth: int | None = whole(None, 1, "leave it out for the model's own", word="auto")
-    """Convolutions; `auto` is 2 for lenet. A function of yours gets it as the argument `depth`."""
+    """Convolutions of lenet, layers with weights of the others; `auto` is 2 for lenet, 28 for
+    wide_resnet. A function of yours gets it as the argument `depth`."""
+    remat: bool = truth(False, on_resume="allowed")
+    """Keep few activations for the backward pass and compute the others again: less memory, more
+    time, the same numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizationSettings(Settings, section=SECTIONS[3]):
+class FineTuningSettings(Settings, section=SECTIONS[3]):
+    """Where the weights come from, and which of them are trained when."""
+
+    weights: str | None = text(
+        None, "name a run directory or a file", word="none", values="RUN_DIR|FILE", tunable=False
+    )
+    """Begin with the weights of a finished run (its directory), or of a .keras, .weights.h5 or .h5
+    file: each layer takes those of the layer of its name, where the shapes are the same. What is
+    not taken is named."""
+    freeze: str | None = text(
+        None, "name layers, or leave it out", _check_patterns, word="none", values="PATTERNS"
+    )
+    """Layers that are not trained: names joined by commas, with * and ? as in a shell; !NAME takes
+    some out again, as in '*,!logits'."""
+    unfreeze_at: int | None = whole(None, 2, "leave it out to keep them frozen", word="never")
+    """The epoch, counted from 1, from which the frozen layers are trained too."""
+    unfreeze_learning_rate: float | None = number(None, above=0, word="auto", values="RATE")
+    """The highest rate from then on, after a warm-up of its own. `auto` is a tenth of
+    --learning_rate."""
+    layer_decay: float = number(1.0, above=0, instead="1 is off", values="FACTOR")
+    """Multiplies the learning rate of each layer by this once more the further it is from the
+    output; 1 is off."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizationSettings(Settings, section=SECTIONS[4]):
     """How it is trained; `batch_size` is global, `early_stopping` in epochs of patience."""
 
     batch_size: int | None = whole(None, 1, word="auto")
@@ -240,7 +277,7 @@ def run_dir_field(default: str) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputSettings(Settings, section=SECTIONS[4], on_resume="allowed", tunable=False):
+class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable=False):
     """What a run writes and says."""
 
     run_dir: str | None = run_dir_field("runs/<dataset>-<model>-<time>")
@@ -265,6 +302,7 @@ class TrainSettings(
     shared.VerbositySettings,
     OutputSettings,
     OptimizationSettings,
+    FineTuningSettings,
     ModelSettings,
     DataSettings,
     SpeedSettings,
@@ -312,6 +350,11 @@ class TrainSettings(
                 f"--warmup_epochs={self.warmup_epochs:g} is longer than the run of "
                 f"--epochs={self.epochs}; shorten the one or lengthen the other"
             )
+        for name, needed in (("unfreeze_at", "freeze"), ("unfreeze_learning_rate", "unfreeze_at")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                self.refuse(name, f"has no meaning without --{needed}")
+        if self.layer_decay > 1:
+            self.refuse("layer_decay", "must be at most 1; 1 is off")
         if self.resume == "must" and self.run_dir is None:
             raise RequestError(
                 "--resume=must needs --run_dir: name the directory of the run to continue"

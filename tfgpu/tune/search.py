@@ -18,6 +18,7 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
+from tfgpu.tasks.parts.spaces import of_lenet
 from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
 from tfgpu.train.session import load_data
@@ -81,6 +82,12 @@ class Search:
         data = load_data(config)
         task = data.task
         objective, maximize = oracle.objective_of(config, task)
+        of_another = config.model not in (None, "lenet") and ":" not in (config.model or "")
+        if task.space is of_lenet and config.space == DEFAULT and of_another:
+            raise RequestError(
+                f"--model={config.model} has no default space: the task's is for "
+                "lenet; write one, --space=FILE.py"
+            )
         space = Space.load(config.space, task.space)
         builder = find_builder(config.model, task.models, task=task.name)
 

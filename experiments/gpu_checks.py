@@ -1,0 +1,662 @@
+"""The checks of `gpu_report.py`, one group a process.
+
+    python experiments/gpu_checks.py GROUP
+
+prints one line of JSON a check: "name", "passed" (true, false, or null for a figure that
+nothing is asked of), "figures" and "note". Each group can run beside others, but for those that
+measure speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfgpu.cli import startup
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH = 128
+
+
+def say(name: str, passed: bool | None, note: str = "", **figures: Any) -> None:
+    """Prints the outcome of a check."""
+    line = {"name": name, "passed": passed, "note": note, "figures": figures}
+    print("\n" + json.dumps(line), flush=True)
+
+
+class Place:
+    """The first GPU, or for a trial of the checks themselves the CPU.
+
+    Args:
+        split: Whether to make two logical devices of it.
+    """
+
+    def __init__(self, *, split: bool = False):
+        startup.prepare_environment()
+        self.tf = tf = startup.import_tensorflow()
+        gpus = tf.config.list_physical_devices("GPU")
+        self.kind = "GPU" if gpus else "CPU"
+        self.on_gpu = bool(gpus)
+        device = (gpus or tf.config.list_physical_devices("CPU"))[0]
+        if split:
+            limit = {"memory_limit": 16_000} if gpus else {}
+            tf.config.set_logical_device_configuration(
+                device, [tf.config.LogicalDeviceConfiguration(**limit)] * 2
+            )
+        elif gpus:
+            tf.config.experimental.set_memory_growth(device, True)
+        self.names = [f"{self.kind}:{i}" for i in range(2 if split else 1)]
+
+    def strategy(self) -> Any:
+        """A MirroredStrategy over the device, or over its two halves."""
+        distribute = self.tf.distribute
+        if len(self.names) == 1:
+            return distribute.MirroredStrategy(self.names)
+        # NCCL does not work between two parts of one GPU.
+        return distribute.MirroredStrategy(
+            self.names, cross_device_ops=distribute.ReductionToOneDevice()
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in use on the GPU, "current" and "peak"; zeros for a CPU."""
+        if not self.on_gpu:
+            return {"current": 0, "peak": 0}
+        found: dict[str, int] = self.tf.config.experimental.get_memory_info("GPU:0")
+        return found
+
+
+def examples(tf: Any, count: int, *, side: int = 32, classes: int = 10) -> Any:
+    """Images of noise whose mean tells the class a little."""
+    import numpy as np
+
+    from tfgpu.data.examples import Examples
+
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, count, np.int32)
+    pixels = random.integers(0, 128, (count, side, side, 3), np.uint8)
+    pixels += (labels * (127 // classes)).astype(np.uint8)[:, None, None, None]
+    return Examples.from_arrays(pixels, labels)
+
+
+def small_network(cls: type, *, jit: bool, together: int = 16, alike: bool = False) -> Any:
+    """A CNN with BatchNormalization and Dropout; `alike` without, so that replicas equal one."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    for filters in (32, 64):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D()(x if alike else layers.BatchNormalization()(x))
+    x = layers.Flatten()(x)
+    x = x if alike else layers.Dropout(0.2)(x)
+    model = cls(inputs, layers.Dense(10, dtype="float32")(x))
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit,
+        steps_per_execution=together,
+    )
+    return model
+
+
+def digest(arrays: Any) -> str:
+    """A name for the bits of arrays."""
+    import numpy as np
+
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()[:12]
+
+
+# ---- what the device is asked to do ---------------------------------------------------------
+
+
+def kernels() -> None:
+    """What the device map needs is on the device, without soft placement; and data stay there."""
+    place = Place()
+    tf = place.tf
+    from tfgpu.data.inputs import make_resident
+
+    device = f"{place.kind}:0"
+    tf.config.set_soft_device_placement(False)
+    with tf.device(device):
+        images = tf.zeros([8, 32, 32, 3], tf.uint8)
+        rows = tf.zeros([8, 32], tf.int32)
+    operations: dict[str, Callable[[], Any]] = {
+        "gather of uint8": lambda: tf.gather(images, [1, 2]),
+        "gather of uint8, by row": lambda: tf.gather(images, rows, axis=1, batch_dims=1),
+        "reverse of uint8": lambda: tf.reverse(images, [2]),
+        "where of uint8": lambda: tf.where(images > images, images, images),
+        "addition of uint32": lambda: tf.zeros([2], tf.uint32) + tf.ones([2], tf.uint32),
+        "a variable of int32": lambda: tf.Variable([1, 2]).assign_add([1, 1]),
+        "uint8 to float16": lambda: tf.cast(images, tf.float16),
+    }
+    for name, operation in operations.items():
+        try:
+            with tf.device(device):
+                result = operation()
+            say(f"kernel: {name}", device in result.device, result.device)
+        except tf.errors.OpError as error:
+            say(f"kernel: {name}", False, error.message.splitlines()[0])
+    tf.config.set_soft_device_placement(True)
+    (arrays,) = make_resident(examples(tf, 64), place.strategy())
+    devices = [array.device for array in arrays]
+    say("resident data are on the device", all(device in each for each in devices), str(devices))
+
+
+def cells(precision: str) -> None:
+    """Both inputs, with and without XLA, in one precision: one trace, finite, nearly equal."""
+    place = Place()
+    tf = place.tf
+    import keras
+    import numpy as np
+
+    import tfgpu
+    from tfgpu.data.inputs import evaluation_batches, make_resident, training_batches
+
+    keras.config.set_dtype_policy(precision)
+    strategy = place.strategy()
+    data = examples(tf, 4096 + 40 if place.on_gpu else 256 + 40)
+    held = make_resident(data, strategy)
+    losses = {}
+    for jit, resident in itertools.product((False, True), (True, False)):
+        with strategy.scope():
+            model = small_network(tfgpu.Model, jit=jit)
+        arrays = held if resident else ()
+        batches = training_batches(
+            data, batch_size=BATCH, seed=0, augment=("crop", "flip"), resident=arrays
+        )
+        validation = evaluation_batches(data, batch_size=4 * BATCH, resident=arrays)
+        steps = {"steps_per_epoch": batches.steps_per_epoch, "verbose": 0, "shuffle": False}
+        start = time.perf_counter()
+        first = model.fit(batches, validation_data=validation, **steps)
+        middle = time.perf_counter()
+        then = model.fit(batches, epochs=2, **steps)
+        end = time.perf_counter()
+        traces = [len(f._list_all_concrete_functions()) for f in model.train_function.traced]
+        found = [*first.history["loss"], *first.history["val_loss"], *then.history["loss"]]
+        name = f"{precision}, {'XLA' if jit else 'no XLA'}, "
+        name += "resident" if resident else "streaming"
+        losses[name] = first.history["loss"][0]
+        say(
+            f"trains: {name}",
+            bool(np.all(np.isfinite(found))) and sum(traces) == 1,
+            losses=found,
+            traces=traces,
+            first_seconds=middle - start,
+            epoch_seconds=(end - middle) / 2,
+        )
+    low, high = min(losses.values()), max(losses.values())
+    # Of a mean over an epoch from the same initial values: sums in another order, no more.
+    allowed = 0.02 if precision == "float32" else 0.05
+    say(f"equal losses: {precision}", high - low < allowed * high, losses=losses)
+
+
+def two_devices() -> None:
+    """Two logical devices of one GPU under MirroredStrategy train what one trains."""
+    import numpy as np
+
+    place = Place(split=True)
+    tf = place.tf
+    import tfgpu
+    from tfgpu.data.inputs import make_resident, training_batches
+
+    data = examples(tf, 1024 + 40)
+    found = {}
+    for number, jit in itertools.product((1, 2), (False, True)):
+        alone = tf.distribute.OneDeviceStrategy(place.names[0])
+        strategy = place.strategy() if number == 2 else alone
+        with strategy.scope():
+            model = small_network(tfgpu.Model, jit=jit, alike=True)
+        batches = training_batches(
+            data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
+        )
+        history = model.fit(
+            batches, steps_per_epoch=batches.steps_per_epoch, epochs=2, verbose=0, shuffle=False
+        )
+        found[f"{number} x {'XLA' if jit else 'no XLA'}"] = history.history["loss"]
+    firsts = [losses[0] for losses in found.values()]
+    passed = bool(np.all(np.isfinite(firsts))) and max(firsts) - min(firsts) < 0.02 * max(firsts)
+    say("two replicas on parts of one device", passed, losses=found)
+
+
+# ---- memory and copies ----------------------------------------------------------------------
+
+
+def growth() -> None:
+    """Nothing is kept from one epoch to the next."""
+    place = Place()
+    import numpy as np
+
+    import tfgpu
+
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (1000, 32, 32, 3), np.uint8)
+    y = random.integers(0, 10, 1000, np.int32)
+    with place.strategy().scope():
+        model = small_network(tfgpu.Model, jit=True)
+    model.fit(x, y, batch_size=100, epochs=2, verbose=0)
+    before = place.memory()["current"]
+    model.fit(x, y, batch_size=100, epochs=25, verbose=0)
+    grown = place.memory()["current"] - before
+    say("no device memory is kept over 25 epochs", grown < 1e6, bytes=grown)
+
+
+def peak_memory() -> None:
+    """Peak memory beside stock Keras: 134 million parameters and Adam."""
+    place = Place()
+    if not place.on_gpu:
+        say("peak memory beside stock Keras", None, "TensorFlow counts it on GPUs alone")
+        return
+    import keras
+    import numpy as np
+
+    import tfgpu
+
+    units, depth = 4096, 8
+    size = 4 * units * units * depth
+    data = np.zeros((64, units), np.float32)
+    peaks = {}
+    for name, cls in (("keras", keras.Model), ("tfgpu", tfgpu.Model)):
+        keras.backend.clear_session()
+        before = place.memory()["current"]
+        place.tf.config.experimental.reset_memory_stats("GPU:0")
+        x = inputs = keras.Input((units,))
+        for _ in range(depth):
+            x = keras.layers.Dense(units, use_bias=False)(x)
+        model = cls(inputs, x)
+        model.compile("adam", "mse", jit_compile=True)
+        model.fit(data, data, batch_size=32, verbose=0)
+        peaks[name] = (place.memory()["peak"] - before) / size
+        del model, inputs, x
+    say(
+        "peak memory is no more than stock Keras' with XLA",
+        peaks["tfgpu"] <= 1.02 * peaks["keras"],
+        "in sizes of the parameters",
+        **peaks,
+    )
+
+
+def copies() -> None:
+    """Copies between host and device in each step, counted in a profile."""
+    place = Place()
+    tf = place.tf
+    import tfgpu
+    from tfgpu.data.inputs import make_resident, training_batches
+    from tfgpu.engine.step_statistics import StepStatistics
+
+    strategy = place.strategy()
+    steps = 64
+    data = examples(tf, BATCH * steps)
+    for statistics_too in (False, True):
+        with strategy.scope():
+            model = small_network(tfgpu.Model, jit=True, together=steps)
+        if statistics_too:
+            StepStatistics.of(model)
+        batches = training_batches(
+            data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
+        )
+        arguments = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
+        model.fit(batches, **arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            with tf.profiler.experimental.Profile(folder):
+                model.fit(batches, **arguments)
+            counts = _copies_in(Path(folder))
+        name = "with the statistics of TensorBoard" if statistics_too else "of a plain model"
+        if not counts:
+            note = "a profile shows copies on a GPU alone" if not place.on_gpu else "no copies seen"
+            say(f"copies to the host in a step, {name}", place.on_gpu or None, note)
+            continue
+        # A few at the end of an execution, for the logs, are none of a step's.
+        to_host = counts.get("to host", 0)
+        say(
+            f"copies to the host in a step, {name}",
+            to_host < steps,
+            a_step={kind: count / steps for kind, count in counts.items()},
+            executions=1,
+        )
+
+
+def _copies_in(folder: Path) -> dict[str, int]:
+    """Copies by direction, of the one profile under a folder; {} where it shows none."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    counts: dict[str, int] = {}
+    for path in folder.rglob("*.xplane.pb"):
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
+        for plane in space.planes:
+            if not plane.name.startswith("/device:GPU"):
+                continue
+            for line, event in ((line, event) for line in plane.lines for event in line.events):
+                name = plane.event_metadata[event.metadata_id].name
+                for kind, direction in (
+                    ("D2H", "to host"),
+                    ("H2D", "to device"),
+                    ("D2D", "within"),
+                ):
+                    if f"Memcpy{kind}" in name or f"Memcpy {kind}" in name:
+                        counts[direction] = counts.get(direction, 0) + 1
+                del line
+    return counts
+
+
+# ---- data that end, errors, a kill ----------------------------------------------------------
+
+
+def odd_data() -> None:
+    """Data without a size, and data that raise: an end, not a hang."""
+    place = Place()
+    tf = place.tf
+    import numpy as np
+
+    import tfgpu
+
+    x, y = np.zeros((16, 32, 32, 3), np.uint8), np.zeros(16, np.int32)
+    spec = tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([None], tf.int32)
+
+    def batches(broken: bool) -> Iterator[Any]:
+        for number in range(21):
+            if broken and number == 13:
+                raise ValueError("a bad row")
+            yield x, y
+
+    def of(broken: bool) -> Any:
+        return tf.data.Dataset.from_generator(lambda: batches(broken), output_signature=spec)
+
+    with place.strategy().scope():
+        model = small_network(tfgpu.Model, jit=True)
+    model.fit(of(False), epochs=2, verbose=0)
+    seen = int(model.optimizer.iterations.numpy())
+    say("data without a size: every batch is trained on", seen == 42, steps=seen, expected=42)
+    start = time.perf_counter()
+    try:
+        model.fit(of(True), verbose=0)
+        say("an error in the data is raised", False, "none was")
+    except tf.errors.OpError as error:
+        seconds = time.perf_counter() - start
+        said = "a bad row" in str(error)
+        say("an error in the data is raised", said and seconds < 60, seconds=seconds)
+
+
+def _train(*flags: str, run_dir: Path, environment: dict[str, str] | None = None) -> Any:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfgpu.train", *flags, f"--run_dir={run_dir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+    )
+
+
+def resume(precision: str) -> None:
+    """A run that is killed and started again ends with the bits of one that was not."""
+    flags = ("--dataset=digits", "--epochs=8", "--deterministic=true", f"--precision={precision}")
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        # One that measures the device's peak, one that finds it measured.
+        cache = {"XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        unbroken = _train(*flags, run_dir=whole, environment=cache)
+        said, _ = unbroken.communicate()
+        if unbroken.returncode:
+            say(f"killed and resumed: {precision}", False, said.strip().splitlines()[-1])
+            return
+        running = _train(*flags, run_dir=killed, environment=cache)
+        rows = killed / "metrics.jsonl"
+        while running.poll() is None:
+            if rows.exists() and len(rows.read_text().splitlines()) >= 3:
+                running.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.05)
+        running.communicate()
+        again = _train(*flags, run_dir=killed, environment=cache)
+        said, _ = again.communicate()
+        if again.returncode:
+            say(f"killed and resumed: {precision}", False, said.strip().splitlines()[-1])
+            return
+        first, second = (_metrics(run) for run in (whole, killed))
+        differing = [a["epoch"] for a, b in zip(first, second, strict=True) if a != b]
+        startup.prepare_environment()
+        startup.import_tensorflow().config.set_visible_devices([], "GPU")
+        import keras
+
+        digests = [
+            digest(keras.saving.load_model(run / "model.keras").get_weights())
+            for run in (whole, killed)
+        ]
+        say(
+            f"killed and resumed: {precision}",
+            digests[0] == digests[1] and not differing,
+            f"epochs that differ: {differing}" if differing else "to the bit",
+            losses=[[row["loss"] for row in rows] for rows in (first, second)],
+            weights=digests,
+        )
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    times = ("seconds", "samples_per_second")
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+
+def doctor() -> None:
+    """`tfgpu doctor` finds that training can start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tfgpu.doctor"], capture_output=True, text=True, cwd=ROOT
+    )
+    note = "" if done.returncode == 0 else (done.stdout + done.stderr).strip()
+    say("doctor exits 0", done.returncode == 0, note)
+
+
+# ---- speed ----------------------------------------------------------------------------------
+
+
+def matrix_products() -> None:
+    """The rate of large matrix products: TF32, float16, bfloat16, and float32 proper."""
+    place = Place()
+    tf = place.tf
+    side = 8192 if place.on_gpu else 512
+    rates = {}
+
+    def rate(dtype: str) -> float:
+        matrix = tf.cast(tf.random.stateless_normal([side, side], [0, 0]), dtype)
+        product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
+        product().numpy()
+        best, end = float("inf"), time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            product().numpy()
+            best = min(best, time.perf_counter() - start)
+        return 2e-12 * side**3 / best
+
+    for dtype in ("float16", "bfloat16", "float32"):
+        rates[dtype] = rate(dtype)
+    if place.on_gpu:
+        rates["float32 with TF32"] = rates["float32"]
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        rates["float32"] = rate("float32")
+        say("float16 is faster than float32", rates["float16"] > 2 * rates["float32"], **rates)
+        fast = rates["float32 with TF32"] > 2 * rates["float32"]
+        say("TF32 is faster than float32", fast, **rates)
+    say("TFLOP/s of matrix products", None, **rates)
+
+
+def lenet() -> None:
+    """`lenet` with `fit` of tfgpu and of stock Keras, in turn: mixed_float16, XLA."""
+    place = Place()
+    tf = place.tf
+    import keras
+
+    import tfgpu
+    from tfgpu.data.inputs import make_resident, training_batches
+    from tfgpu.models.lenet import lenet as build
+
+    batch, steps, rounds = (512, 200, 7) if place.on_gpu else (64, 4, 2)
+    keras.config.set_dtype_policy("mixed_float16")
+    strategy = place.strategy()
+    data = examples(tf, batch * 90 if place.on_gpu else 256)
+
+    def compiled(model: Any) -> Any:
+        model.compile(
+            keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            jit_compile=True,
+            steps_per_execution=min(50, steps),
+        )
+        return model
+
+    with strategy.scope():
+        ours = compiled(build(image_shape=(32, 32, 3), num_classes=10))
+    batches = training_batches(
+        data, batch_size=batch, seed=0, resident=make_resident(data, strategy)
+    )
+    network = build(image_shape=(32, 32, 3), num_classes=10)
+    stock = compiled(keras.Model(network.inputs, network.outputs))
+    stream = tf.data.Dataset.from_tensor_slices(data.load_arrays()).shuffle(data.num_examples)
+    stream = stream.repeat().batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+    def seconds(model: Any, source: Any) -> float:
+        start = time.perf_counter()
+        model.fit(source, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False)
+        return time.perf_counter() - start
+
+    first = {"tfgpu": seconds(ours, batches), "keras": seconds(stock, stream)}
+    pairs = [(seconds(ours, batches), seconds(stock, stream)) for _ in range(rounds)]
+    ratios = sorted(theirs / mine for mine, theirs in pairs)
+    say(
+        "lenet is at least 5 times as fast as with stock Keras",
+        ratios[len(ratios) // 2] >= 5 if place.on_gpu else None,
+        images_per_second={
+            name: batch * steps / statistics.median(pair[i] for pair in pairs)
+            for i, name in enumerate(("tfgpu", "keras"))
+        },
+        ratio={"median": ratios[len(ratios) // 2], "low": ratios[0], "high": ratios[-1]},
+        n=rounds,
+        batch=batch,
+        first_seconds=first,
+        peak_bytes=place.memory()["peak"],
+    )
+    assert type(ours) is tfgpu.Model
+
+
+def resnet50() -> None:
+    """ResNet-50 on 224x224 images of noise: mixed_float16, XLA."""
+    place = Place()
+    tf = place.tf
+    import keras
+
+    from tfgpu.data.inputs import make_resident, training_batches
+    from tfgpu.machine import flops
+    from tfgpu.machine.peak_rate import peak_flops
+    from tfgpu.models.resnet import resnet50 as build
+
+    batch, steps, side, rounds = (256, 20, 224, 5) if place.on_gpu else (4, 1, 64, 2)
+    keras.config.set_dtype_policy("mixed_float16")
+    strategy = place.strategy()
+    data = examples(tf, 4 * batch, side=side, classes=100)
+    with strategy.scope():
+        model = build(image_shape=(side, side, 3), num_classes=1000)
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=True,
+            steps_per_execution=steps,
+        )
+    batches = training_batches(
+        data, batch_size=batch, seed=0, augment=("flip",), resident=make_resident(data, strategy)
+    )
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        model.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False)
+        return time.perf_counter() - start
+
+    first = seconds()
+    rates = sorted(batch * steps / seconds() for _ in range(rounds))
+    per_image = flops.count(model).training
+    tflops = 1e-12 * per_image * rates[rounds // 2]
+    peak = 1e-12 * peak_flops(f"{place.kind}:0", dtype="float16")
+    say(
+        "ResNet-50 reaches 2,500 images/s",
+        rates[rounds // 2] >= 2500 if place.on_gpu else None,
+        images_per_second={"median": rates[rounds // 2], "low": rates[0], "high": rates[-1]},
+        n=rounds,
+        batch=batch,
+        tflops=tflops,
+        of_matrix_products=tflops / peak,
+        first_seconds=first,
+        peak_bytes=place.memory()["peak"],
+    )
+
+
+def airbench() -> None:
+    """The speed recipe: time to 94 % on CIFAR-10."""
+    place = Place()
+    import airbench94
+
+    if not place.on_gpu:
+        say("94 % of CIFAR-10 in 2.6 s", None, "takes an hour and more on a CPU: airbench94.py")
+        return
+    from tfgpu.errors import Error
+
+    try:
+        result = airbench94.run(runs=10, breakdown=True, max_seconds=100)
+    except Error as error:
+        say("94 % of CIFAR-10 in 2.6 s", None, f"not tried: {error}")
+        return
+    accuracy, seconds = result["accuracy"], result["seconds"]
+    keys = ("accuracy", "accuracy_plain", "seconds", "training", "images_per_second", "tflops")
+    keys += ("first_training_seconds", "breakdown", "recipe", "runs")
+    say(
+        "94 % of CIFAR-10 in 2.6 s",
+        accuracy["mean"] >= 0.94 and seconds["mean"] <= 2.6,
+        result["note"],
+        **{key: result[key] for key in keys},
+    )
+
+
+GROUPS: dict[str, Callable[[], None]] = {
+    "doctor": doctor,
+    "kernels": kernels,
+    **{
+        f"cells_{precision}": (lambda precision=precision: cells(precision))
+        for precision in ("float32", "mixed_float16", "mixed_bfloat16")
+    },
+    "two_devices": two_devices,
+    "growth": growth,
+    "peak_memory": peak_memory,
+    "copies": copies,
+    "odd_data": odd_data,
+    **{
+        f"resume_{precision}": (lambda precision=precision: resume(precision))
+        for precision in ("float32", "mixed_float16")
+    },
+}
+"""By name; each may run beside the others."""
+
+SPEED: dict[str, Callable[[], None]] = {
+    "matrix_products": matrix_products,
+    "lenet": lenet,
+    "resnet50": resnet50,
+    "airbench": airbench,
+}
+"""By name; each has the device to itself."""
+
+if __name__ == "__main__":
+    (GROUPS | SPEED)[sys.argv[1]]()
