@@ -227,42 +227,45 @@ def _numbers(
     steps = _steps(num_examples, batch_size, drop_remainder=drop_remainder)
     whole = steps * batch_size <= num_examples
     kept = [each.alternating for each in transformations for _ in range(each.numbers)]
+    width = len(kept)
 
-    def batches(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
-        order = (
-            tf.range(num_examples)
-            if seed is None
-            else epoch_order(num_examples, seed=seed, epoch=epoch)
-        )
-        of_epoch = None
+    def of_epoch(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The order of an epoch, and the numbers of what alternates."""
+        order = epoch_order(num_examples, seed=seed or 0, epoch=epoch)
+        if not any(kept):
+            return order, tf.zeros([0, width])
+        return order, alternated(num_examples, width=width, seed=seed or 0, epoch=epoch)
+
+    def batch(number: tf.Tensor, order: tf.Tensor, of_examples: tf.Tensor) -> Any:
+        start = number % steps * batch_size
+        examples = order[start : tf.minimum(start + batch_size, num_examples)]
+        if whole:
+            examples = tf.ensure_shape(examples, [batch_size])
+        draws = draw_numbers(batch_size, width=width, seed=seed or 0, step=number)
+        draws = draws[: tf.size(examples)]
         if any(kept):
-            of_epoch = alternated(num_examples, width=len(kept), seed=seed or 0, epoch=epoch)
-
-        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            start = step * batch_size
-            examples = order[start : tf.minimum(start + batch_size, num_examples)]
-            if whole:
-                examples = tf.ensure_shape(examples, [batch_size])
-            number = epoch * steps + step
-            draws = draw_numbers(batch_size, width=len(kept), seed=seed or 0, step=number)
-            draws = draws[: tf.size(examples)]
-            if of_epoch is not None:
-                draws = tf.where(kept, tf.gather(of_epoch, examples), draws)
-            return draws, examples
-
-        return tf.data.Dataset.range(first, steps).map(batch)
+            draws = tf.where(kept, tf.gather(of_examples, examples), draws)
+        return draws, examples
 
     if seed is None:
-        return batches(tf.constant(0, tf.int64), tf.constant(0, tf.int64))
-    first_epoch, first_step = divmod(start_step, steps)
+        order = tf.range(num_examples)
+        return tf.data.Dataset.range(steps).map(lambda step: batch(step, order, order))
 
-    def from_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        return batches(epoch, tf.where(epoch == first_epoch, np.int64(first_step), np.int64(0)))
+    def next_batch(state: Any, number: tf.Tensor) -> Any:
+        epoch, known = number // steps, state[1:]
+        order, of_examples = tf.cond(
+            tf.equal(state[0], epoch), lambda: known, lambda: of_epoch(epoch)
+        )
+        return (epoch, order, of_examples), batch(number, order, of_examples)
 
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    # Said, because a `flat_map` has no known size, and one that may end has to be watched.
+    # One data set, and not one of each epoch's: that takes half as long to begin. The state holds
+    # the epoch that its order is of, none at first.
+    none = tf.constant(-1, tf.int64)
+    empty = tf.zeros([num_examples if any(kept) else 0, width])
+    numbers = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    batches = numbers.scan((none, tf.zeros([num_examples], tf.int32), empty), next_batch)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return epochs.flat_map(from_epoch).apply(endless)
+    return batches.apply(endless)
 
 
 def _steps(num_examples: int, batch_size: int, *, drop_remainder: bool) -> int:
