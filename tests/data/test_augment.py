@@ -12,7 +12,6 @@ from tfgpu.data.augment import (
     random_crop,
     random_flip,
 )
-from tfgpu.train.settings import AUGMENTATIONS
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (40, 9, 7, 3), np.uint8)
@@ -108,7 +107,3 @@ def test_a_share_of_the_batch_is_changed_as_in_the_whole():
 
 def test_xla_gives_the_same_images():
     np.testing.assert_array_equal(changed(jit_compile=True), changed())
-
-
-def test_the_names_are_those_of_the_flag():
-    assert tuple(TRANSFORMATIONS) == AUGMENTATIONS

@@ -18,6 +18,7 @@ from tfgpu.cli.settings import (
     truth,
     whole,
 )
+from tfgpu.data import augmentations
 from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 
@@ -26,7 +27,7 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip", "resize", "drop")
+AUGMENTATIONS = augmentations.names()
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (
