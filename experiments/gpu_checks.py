@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -27,6 +28,9 @@ from tfgpu.cli import startup
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
+PROFILE = "GPU_REPORT_PROFILE"
+"""Of the environment: a folder for TensorBoard's profiles of what measures speed."""
+DIRECTIONS = {"HD": "to device", "DH": "to host", "DD": "within", "HH": "on the host"}
 
 
 def say(name: str, passed: bool | None, note: str = "", **figures: Any) -> None:
@@ -111,6 +115,12 @@ def small_network(cls: type, *, jit: bool, together: int = 16, alike: bool = Fal
         steps_per_execution=together,
     )
     return model
+
+
+def profile_folder(group: str) -> str | None:
+    """Where the profile of a group goes; None where none is asked for."""
+    folder = os.environ.get(PROFILE)
+    return folder and str(Path(folder, group))
 
 
 def digest(arrays: Any) -> str:
@@ -295,6 +305,9 @@ def peak_memory() -> None:
 def copies() -> None:
     """Copies between host and device in each step, counted in a profile."""
     place = Place()
+    if not place.on_gpu:
+        say("copies to the host in a step", None, "a profile shows copies on a GPU alone")
+        return
     tf = place.tf
     import tfgpu
     from tfgpu.data.inputs import make_resident, training_batches
@@ -318,10 +331,6 @@ def copies() -> None:
                 model.fit(batches, **arguments)
             counts = _copies_in(Path(folder))
         name = "with the statistics of TensorBoard" if statistics_too else "of a plain model"
-        if not counts:
-            note = "a profile shows copies on a GPU alone" if not place.on_gpu else "no copies seen"
-            say(f"copies to the host in a step, {name}", place.on_gpu or None, note)
-            continue
         # A few at the end of an execution, for the logs, are none of a step's.
         to_host = counts.get("to host", 0)
         say(
@@ -342,16 +351,12 @@ def _copies_in(folder: Path) -> dict[str, int]:
         for plane in space.planes:
             if not plane.name.startswith("/device:GPU"):
                 continue
-            for line, event in ((line, event) for line in plane.lines for event in line.events):
+            for event in (event for line in plane.lines for event in line.events):
                 name = plane.event_metadata[event.metadata_id].name
-                for kind, direction in (
-                    ("D2H", "to host"),
-                    ("H2D", "to device"),
-                    ("D2D", "within"),
-                ):
-                    if f"Memcpy{kind}" in name or f"Memcpy {kind}" in name:
-                        counts[direction] = counts.get(direction, 0) + 1
-                del line
+                found = re.search(r"Memcpy ?([HD])(?:to|2)([HD])", name)
+                if found:
+                    between = "".join(found.groups())
+                    counts[DIRECTIONS[between]] = counts.get(DIRECTIONS[between], 0) + 1
     return counts
 
 
@@ -502,7 +507,6 @@ def lenet() -> None:
     tf = place.tf
     import keras
 
-    import tfgpu
     from tfgpu.data.inputs import make_resident, training_batches
     from tfgpu.models.lenet import lenet as build
 
@@ -552,7 +556,6 @@ def lenet() -> None:
         first_seconds=first,
         peak_bytes=place.memory()["peak"],
     )
-    assert type(ours) is tfgpu.Model
 
 
 def resnet50() -> None:
@@ -589,6 +592,10 @@ def resnet50() -> None:
 
     first = seconds()
     rates = sorted(batch * steps / seconds() for _ in range(rounds))
+    folder = profile_folder("resnet50")
+    if folder is not None:
+        with tf.profiler.experimental.Profile(folder):
+            seconds()
     per_image = flops.count(model).training
     tflops = 1e-12 * per_image * rates[rounds // 2]
     peak = 1e-12 * peak_flops(f"{place.kind}:0", dtype="float16")
@@ -616,7 +623,9 @@ def airbench() -> None:
     from tfgpu.errors import Error
 
     try:
-        result = airbench94.run(runs=10, breakdown=True, max_seconds=100)
+        result = airbench94.run(
+            runs=10, breakdown=True, max_seconds=110, profile=profile_folder("airbench")
+        )
     except Error as error:
         say("94 % of CIFAR-10 in 2.6 s", None, f"not tried: {error}")
         return

@@ -143,14 +143,33 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(
+    folder: Path, device: dict[str, Any], groups: list[dict[str, Any]], *, seconds: float
+) -> None:
+    """Writes what there is so far, as JSON and as a page."""
+    versions = ("tensorflow", "keras", "numpy")
+    report = {
+        "gpu": device,
+        "machine": machine(),
+        "versions": {name: importlib.metadata.version(name) for name in versions},
+        "seconds": seconds,
+        "groups": groups,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu_report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "gpu_report.md").write_text(page(report))
+
+
 def main() -> int:
     """Runs the groups; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = [*gpu_checks.GROUPS, *gpu_checks.SPEED]
     parser.add_argument("--only", default=",".join(every), help="groups, joined by commas")
     parser.add_argument("--jobs", type=int, default=8, help="groups at once")
-    parser.add_argument("--limit", type=float, default=150, help="seconds a group may take")
+    parser.add_argument("--limit", type=float, default=150, help="seconds a check may take")
+    parser.add_argument("--speed_limit", type=float, default=150, help="the same, of speed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder that is written to")
+    parser.add_argument("--profile", help="a folder for TensorBoard's profiles of the speed")
     parser.add_argument("--cpu", action="store_true", help="try the checks on a CPU")
     options = parser.parse_args()
     asked = options.only.split(",")
@@ -161,34 +180,27 @@ def main() -> int:
     if device is None and not options.cpu:
         print("gpu_report: there is no GPU that nvidia-smi knows of; --cpu tries the checks here")
         return 2
+    if options.profile:
+        os.environ[gpu_checks.PROFILE] = options.profile
     begin = time.perf_counter()
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def keep(result: dict[str, Any]) -> None:
+        results.append(result)
+        show(result)
+        if device is not None and not options.cpu:
+            results.sort(key=lambda each: asked.index(each["group"]))
+            write(options.out, device, results, seconds=time.perf_counter() - begin)
+
     together = [name for name in asked if name in gpu_checks.GROUPS]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         waiting = [pool.submit(run_group, name, limit=options.limit) for name in together]
         for done in concurrent.futures.as_completed(waiting):
-            results.append(done.result())
-            show(results[-1])
-    results.sort(key=lambda result: together.index(result["group"]))
+            keep(done.result())
     for name in (name for name in asked if name in gpu_checks.SPEED):
-        results.append(run_group(name, limit=options.limit))
-        show(results[-1])
+        keep(run_group(name, limit=options.speed_limit))
     failed = [check for result in results for check in result["checks"] if check["passed"] is False]
     broken = [result["group"] for result in results if result["error"]]
-    if device is not None and not options.cpu:
-        report = {
-            "gpu": device,
-            "machine": machine(),
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")
-            },
-            "seconds": time.perf_counter() - begin,
-            "groups": results,
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gpu_report.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.out / "gpu_report.md").write_text(page(report))
-        print(f"written to {options.out}/gpu_report.json and gpu_report.md")
     print(f"{len(failed)} checks failed, {len(broken)} groups did not end")
     return 1 if failed or broken else 0
 

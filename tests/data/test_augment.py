@@ -7,7 +7,9 @@ import tensorflow as tf
 from tfgpu.data.augment import (
     CROP_PADDING,
     TRANSFORMATIONS,
+    alternated,
     augment,
+    cropping,
     draw,
     random_crop,
     random_flip,
@@ -107,3 +109,27 @@ def test_a_share_of_the_batch_is_changed_as_in_the_whole():
 
 def test_xla_gives_the_same_images():
     np.testing.assert_array_equal(changed(jit_compile=True), changed())
+
+
+def test_a_crop_with_another_padding_shifts_that_far():
+    y = tf.range(40)
+    cropped, same = cropping(2).function(tf.constant(IMAGES), y, tf.constant(DRAWS))
+    np.testing.assert_array_equal(cropped, numpy_crop(IMAGES, DRAWS, 2))
+    assert same is y
+
+
+def test_equal_crops_share_what_is_traced():
+    assert cropping(2) is cropping(2)
+    assert cropping(2) != cropping(3)
+
+
+def test_alternating_numbers_move_by_one_half_and_back():
+    def of(epoch):
+        return alternated(1000, width=2, seed=3, epoch=tf.constant(epoch, tf.int64)).numpy()
+
+    assert ((0 <= of(0)) & (of(0) < 1) & (0 <= of(1)) & (of(1) < 1)).all()
+    np.testing.assert_array_equal(of(0) < 0.5, of(1) >= 0.5)
+    np.testing.assert_array_equal(of(2), of(0))
+    np.testing.assert_array_equal(of(3), of(1))
+    assert 0.4 < (of(0) < 0.5).mean() < 0.6
+    assert len(np.unique(of(0))) > 1990

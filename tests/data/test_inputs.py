@@ -106,6 +106,53 @@ def test_an_example_is_changed_differently_in_each_epoch(examples):
     assert (by_label[0] != by_label[1]).any(axis=(1, 2, 3)).sum() > N // 2
 
 
+def by_label(batches):
+    """The images of an epoch's batches, in the order of their labels."""
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return images[np.argsort(labels)]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_two_epochs_of_an_alternating_flip_show_each_image_both_ways(examples, resident):
+    batches = training(examples, resident=resident, augment=("alternating_flip",))
+    first, second, third = (by_label(batches[at : at + STEPS]) for at in range(0, 12, STEPS))
+    mirrored = (first != IMAGES).any(axis=(1, 2, 3))
+    assert 0 < mirrored.sum() < N
+    np.testing.assert_array_equal(first[mirrored], IMAGES[mirrored, :, ::-1])
+    np.testing.assert_array_equal(second, first[:, :, ::-1])
+    np.testing.assert_array_equal(third, first)
+
+
+def test_an_alternating_flip_leaves_the_numbers_of_others_alone(examples):
+    def crops(names):
+        settings = {"batch_size": BATCH, "seed": 5, "augment": names}
+        (draws, *_), *_ = itertools.islice(training_batches(examples, **settings), 1)
+        return draws.numpy()[:, 1:]
+
+    flips = crops(("flip", "crop"))
+    np.testing.assert_array_equal(crops(("alternating_flip", "crop")), flips)
+
+
+def test_an_alternating_flip_goes_on_in_the_middle_of_an_epoch(examples):
+    settings = {"augment": ("alternating_flip", "crop")}
+    whole = training(examples, **settings)
+    assert_same(training(examples, start_step=6, count=6, **settings), whole[6:])
+
+
+def test_an_epoch_without_a_remainder_has_whole_batches_of_other_examples(examples):
+    dataset = training_batches(examples, batch_size=BATCH, seed=5, drop_remainder=True)
+    assert dataset.steps_per_epoch == 3
+    assert dataset.element_spec[-1].shape == (BATCH,)
+    seen = [labels(finished(dataset.from_step(3 * epoch), 3)) for epoch in range(3)]
+    assert [len(set(each)) for each in seen] == [18, 18, 18]
+    assert len({tuple(sorted(each)) for each in seen}) == 3
+
+
+def test_a_batch_larger_than_the_data_without_a_remainder_is_refused(examples):
+    with pytest.raises(ValueError, match="batches of 24 .* there are 23"):
+        training_batches(examples, batch_size=24, seed=5, drop_remainder=True)
+
+
 @pytest.mark.parametrize("resident", [False, True])
 def test_the_replicas_shards_make_one_replicas_batch(examples, streamed, mirrored2, resident):
     arrays = make_resident(examples, mirrored2) if resident else ()

@@ -9,6 +9,7 @@ is changed in the same way however many replicas share the work, and with XLA or
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +31,16 @@ class Transformation:
             function of a module: data sets with the same one share what was traced.
         mixes: Whether it mixes each example with another: its function also gets x and y of the
             others, after draws. Classes are then probabilities, float32 (n, classes).
+        alternating: Whether an example keeps its numbers for the whole run, moved by one half
+            (modulo 1) in every second epoch, in place of new ones in each step. What happens to
+            it below 1/2 then happens in every second epoch, exactly.
     """
 
     name: str
     numbers: int
     function: Callable[..., tuple[Any, Any]]
     mixes: bool = False
+    alternating: bool = False
 
 
 MOST_RESIZED = 1.25
@@ -216,6 +221,20 @@ TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], in
 }
 
 
+@functools.cache  # Data sets with the same one share what was traced.
+def cropping(padding: int) -> Transformation:
+    """The transformation `crop` with another largest shift.
+
+    Args:
+        padding: In pixels.
+    """
+
+    def crop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
+        return random_crop(x, draws, padding=padding), y
+
+    return Transformation(f"crop:{padding}", 2, crop)
+
+
 def draw(count: int, *, names: Sequence[str], seed: int, step: tf.Tensor) -> tf.Tensor:
     """Draws the random numbers of a global batch.
 
@@ -238,6 +257,25 @@ def draw_numbers(count: int, *, width: int, seed: int, step: tf.Tensor) -> tf.Te
     """Draws `width` random numbers for each example of a global batch; see `draw`."""
     key = tf.stack([tf.cast(seed, tf.int64), step])
     return tf.random.stateless_uniform([count, width], seed=key, alg="philox")
+
+
+def alternated(count: int, *, width: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Draws the numbers of all examples for an epoch of `alternating` transformations.
+
+    Args:
+        count: Examples in the data set.
+        width: Numbers an example.
+        seed: Of the run.
+        epoch: int64 scalar, from 0.
+
+    Returns:
+        float32 in [0, 1), (count, width): in even epochs the same ones, in odd epochs these plus
+        1/2, modulo 1.
+    """
+    # No step has the number -1.
+    numbers = draw_numbers(count, width=width, seed=seed, step=tf.constant(-1, tf.int64))
+    # Exact: the numbers are multiples of 2^-23.
+    return tf.math.floormod(numbers + 0.5 * tf.cast(epoch % 2, tf.float32), 1.0)
 
 
 def augment(images: tf.Tensor, draws: tf.Tensor, *, names: Sequence[str]) -> tf.Tensor:

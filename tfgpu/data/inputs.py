@@ -16,7 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data import augmentations
-from tfgpu.data.augment import Transformation, draw_numbers, mix, numbers_of_others, transform
+from tfgpu.data.augment import (
+    Transformation,
+    alternated,
+    draw_numbers,
+    mix,
+    numbers_of_others,
+    transform,
+)
 from tfgpu.data.examples import Examples
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
@@ -162,6 +169,7 @@ class DeviceDataset(WrappedDataset):
         settings: dict[str, Any],
         make: Callable[[int, Cut | None], tf.data.Dataset] | None = None,
         start_step: int = 0,
+        steps_per_epoch: int | None = None,
     ):
         """Makes the data set.
 
@@ -175,6 +183,7 @@ class DeviceDataset(WrappedDataset):
             make: Makes `dataset` from a step on, and what `cut` leaves of each element; None
                 where neither is possible before it is read.
             start_step: With which `dataset` begins.
+            steps_per_epoch: See the class; None for as many as hold every example.
         """
         self.settings = settings
         self._make = make
@@ -184,7 +193,7 @@ class DeviceDataset(WrappedDataset):
         self.examples = examples
         self.num_examples = examples.num_examples
         self.batch_size = batch_size
-        self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self.steps_per_epoch = steps_per_epoch or -(-self.num_examples // batch_size)
         super().__init__(dataset)
 
     def first(self, count: int) -> DeviceDataset:
@@ -209,6 +218,7 @@ class DeviceDataset(WrappedDataset):
             settings=self.settings,
             make=self._make,
             start_step=step,
+            steps_per_epoch=self.steps_per_epoch,
         )
 
     def cut(self, cut: Cut) -> tf.data.Dataset:
@@ -262,11 +272,12 @@ def _numbers(
     transformations: Sequence[Transformation],
     seed: int | None,
     start_step: int,
+    drop_remainder: bool,
 ) -> tf.data.Dataset:
     """Yields (draws, examples) of each batch: endless with a seed, one pass in order without."""
-    width = sum(each.numbers for each in transformations)
-    steps = -(-num_examples // batch_size)
-    whole = num_examples % batch_size == 0
+    steps = _steps(num_examples, batch_size, drop_remainder=drop_remainder)
+    whole = steps * batch_size <= num_examples
+    kept = [each.alternating for each in transformations for _ in range(each.numbers)]
 
     def batches(epoch: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
         order = (
@@ -274,6 +285,9 @@ def _numbers(
             if seed is None
             else epoch_order(num_examples, seed=seed, epoch=epoch)
         )
+        of_epoch = None
+        if any(kept):
+            of_epoch = alternated(num_examples, width=len(kept), seed=seed or 0, epoch=epoch)
 
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             start = step * batch_size
@@ -281,8 +295,11 @@ def _numbers(
             if whole:
                 examples = tf.ensure_shape(examples, [batch_size])
             number = epoch * steps + step
-            draws = draw_numbers(batch_size, width=width, seed=seed or 0, step=number)
-            return with_others(draws[: tf.size(examples)], examples, transformations)
+            draws = draw_numbers(batch_size, width=len(kept), seed=seed or 0, step=number)
+            draws = draws[: tf.size(examples)]
+            if of_epoch is not None:
+                draws = tf.where(kept, tf.gather(of_epoch, examples), draws)
+            return with_others(draws, examples, transformations)
 
         return tf.data.Dataset.range(first, steps).map(batch)
 
@@ -299,6 +316,11 @@ def _numbers(
     return epochs.flat_map(from_epoch).apply(endless)
 
 
+def _steps(num_examples: int, batch_size: int, *, drop_remainder: bool) -> int:
+    """Batches in one epoch."""
+    return num_examples // batch_size if drop_remainder else -(-num_examples // batch_size)
+
+
 def _batches(
     examples: Examples,
     resident: Resident,
@@ -309,6 +331,7 @@ def _batches(
     weigh: ClassWeights | None = None,
     num_classes: int = 0,
     start_step: int = 0,
+    drop_remainder: bool = False,
 ) -> DeviceDataset:
     """Makes the data set: from a step on with a seed, of an evaluation without."""
     mixing = mix(transformations)
@@ -342,6 +365,7 @@ def _batches(
             transformations=transformations,
             seed=seed,
             start_step=step,
+            drop_remainder=drop_remainder,
         )
         if cut is not None:
             dataset = cut(dataset)
@@ -355,6 +379,8 @@ def _batches(
     settings = {"augment": names, "seed": seed or 0, "batch_size": batch_size}
     if weigh is not None:
         settings["class_weight"] = list(weigh.values)
+    if drop_remainder:
+        settings["drop_remainder"] = True
     return DeviceDataset(
         make(start_step, None),
         device_map=DeviceMap.of(
@@ -366,6 +392,7 @@ def _batches(
         settings=settings,
         make=make,
         start_step=start_step,
+        steps_per_epoch=_steps(examples.num_examples, batch_size, drop_remainder=drop_remainder),
     )
 
 
@@ -387,7 +414,9 @@ def make_resident(
     """
     arrays = tf.nest.flatten(examples.load_arrays() if arrays is None else arrays)
     if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
-        devices: Sequence[str | None] = [None]  # TensorFlow's choice.
+        # Where TensorFlow puts a model's variables. Left to itself, it may keep labels on the host.
+        gpus = tf.config.list_logical_devices("GPU")
+        devices: Sequence[str | None] = [gpus[0].name if gpus else None]
     else:
         devices = strategy.extended.worker_devices
     copies = []
@@ -407,10 +436,11 @@ def training_batches(
     class_weights: ClassWeights | None = None,
     num_classes: int = 0,
     start_step: int = 0,
+    drop_remainder: bool = False,
 ) -> DeviceDataset:
     """An endless data set of shuffled batches for `fit(..., steps_per_epoch=...)`.
 
-    Every epoch visits each example once; its last batch may be smaller.
+    Every epoch visits each example once, in an order of its own; its last batch may be smaller.
 
     Args:
         examples: The training split.
@@ -422,10 +452,20 @@ def training_batches(
         num_classes: Needed where one of the augmentations mixes examples, whose y then are
             probabilities of so many classes.
         start_step: The first step, counted from the beginning of the run.
+        drop_remainder: Whether an epoch leaves out the examples that would be its smaller last
+            batch: other ones in each epoch.
 
     Returns:
         A data set whose `steps_per_epoch` is to be given to `fit`.
+
+    Raises:
+        ValueError: `drop_remainder` leaves no batch at all.
     """
+    if drop_remainder and examples.num_examples < batch_size:
+        raise ValueError(
+            f"batches of {batch_size} without a smaller last one need as many examples, and there "
+            f"are {examples.num_examples}; use a smaller batch"
+        )
     known = augmentations.of_images()
     transformations = [known[each] if isinstance(each, str) else each for each in augment]
     return _batches(
@@ -437,6 +477,7 @@ def training_batches(
         weigh=class_weights,
         num_classes=num_classes,
         start_step=start_step,
+        drop_remainder=drop_remainder,
     )
 
 

@@ -19,6 +19,7 @@ Builders = Mapping[str, "str | Callable[..., keras.Model]"]
 
 CLASSIFIERS: Builders = {
     "lenet": "tfgpu.models.lenet:lenet",
+    "airbench": "tfgpu.models.airbench:airbench",
     "resnet20": "tfgpu.models.resnet:resnet20",
     "wide_resnet": "tfgpu.models.wide_resnet:wide_resnet",
     "resnet50": "tfgpu.models.resnet:resnet50",
