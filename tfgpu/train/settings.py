@@ -312,8 +312,8 @@ class TrainSettings(
 
     `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
     run starts, and the model for `width` and `depth`. The exceptions are `clip_norm`,
-    `ema_momentum`, `early_stopping` and those of fine-tuning, where `None` is "off", `data_dir`, where it is TFDS's own
-    choice, and `checkpoint_every`, where it is one epoch.
+    `ema_momentum`, `early_stopping` and those of fine-tuning, where `None` is "off", `data_dir`,
+    where it is TFDS's own choice, and `checkpoint_every`, where it is one epoch.
 
     Examples:
         # the main job: handwritten digits, no network
