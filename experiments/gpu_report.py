@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_checks
+import gpu_speed
 from versus import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -37,15 +38,16 @@ def run_group(group: str, *, limit: float) -> dict[str, Any]:
     """Runs a group in a process of its own.
 
     Args:
-        group: Of `gpu_checks`.
+        group: Of `gpu_checks` or `gpu_speed`.
         limit: Seconds that it may take.
 
     Returns:
         "group", "seconds", "checks", and "error": None, or how it ended before its end.
     """
+    module = gpu_checks if group in gpu_checks.GROUPS else gpu_speed
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, gpu_checks.__file__, group],
+        [sys.executable, module.__file__, group],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -163,7 +165,7 @@ def write(
 def main() -> int:
     """Runs the groups; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = [*gpu_checks.GROUPS, *gpu_checks.SPEED]
+    every = [*gpu_checks.GROUPS, *gpu_speed.SPEED]
     parser.add_argument("--only", default=",".join(every), help="groups, joined by commas")
     parser.add_argument("--jobs", type=int, default=8, help="groups at once")
     parser.add_argument("--limit", type=float, default=150, help="seconds a check may take")
@@ -181,7 +183,7 @@ def main() -> int:
         print("gpu_report: there is no GPU that nvidia-smi knows of; --cpu tries the checks here")
         return 2
     if options.profile:
-        os.environ[gpu_checks.PROFILE] = options.profile
+        os.environ[gpu_speed.PROFILE] = options.profile
     begin = time.perf_counter()
     results: list[dict[str, Any]] = []
 
@@ -197,7 +199,7 @@ def main() -> int:
         waiting = [pool.submit(run_group, name, limit=options.limit) for name in together]
         for done in concurrent.futures.as_completed(waiting):
             keep(done.result())
-    for name in (name for name in asked if name in gpu_checks.SPEED):
+    for name in (name for name in asked if name in gpu_speed.SPEED):
         keep(run_group(name, limit=options.speed_limit))
     failed = [check for result in results for check in result["checks"] if check["passed"] is False]
     broken = [result["group"] for result in results if result["error"]]

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from tfgpu.data.augment import (
     CROP_PADDING,
-    IMAGE_ALONE,
     TRANSFORMATIONS,
     alternated,
     augment,
@@ -15,7 +14,6 @@ from tfgpu.data.augment import (
     random_crop,
     random_flip,
 )
-from tfgpu.train.settings import AUGMENTATIONS
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (40, 9, 7, 3), np.uint8)
@@ -111,11 +109,6 @@ def test_a_share_of_the_batch_is_changed_as_in_the_whole():
 
 def test_xla_gives_the_same_images():
     np.testing.assert_array_equal(changed(jit_compile=True), changed())
-
-
-def test_the_flag_takes_every_name():
-    assert set(IMAGE_ALONE) < set(AUGMENTATIONS)
-    assert all(each.name == name for name, each in IMAGE_ALONE.items())
 
 
 def test_a_crop_with_another_padding_shifts_that_far():

@@ -41,7 +41,9 @@ def test_nothing_stays_open(num_examples, optimizer):
     config = resolve(num_examples=num_examples, optimizer=optimizer)
     # Where None is "off", the clock's or TFDS's own choice, and where devices decide.
     left = {"clip_norm", "ema_momentum", "early_stopping", "run_dir", "data_dir", "image_size"}
-    left |= {"checkpoint_every", "profile", "width", "depth"}
+    left |= {"checkpoint_every", "profile", "width", "depth", "weights", "freeze", "unfreeze_at"}
+    # Where None is a part of another setting.
+    left |= {"unfreeze_learning_rate"}
     # Where None is what the data fit, or has no meaning for the task.
     left |= {"task", "features", "target", "tokens", "task_options"}
     open_ = {name for name, value in config.to_json().items() if value is None}

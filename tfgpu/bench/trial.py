@@ -20,12 +20,18 @@ from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Stopwatch
 from tfgpu.data.augment import draw_numbers
 from tfgpu.data.examples import Examples
-from tfgpu.data.inputs import DeviceDataset, DeviceMap, make_resident, training_batches
+from tfgpu.data.inputs import (
+    DeviceDataset,
+    DeviceMap,
+    make_resident,
+    training_batches,
+    with_others,
+)
 from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.errors import RequestError
 from tfgpu.machine import flops as flops_lib
 from tfgpu.models.builders import find_builder
-from tfgpu.train import recipe
+from tfgpu.train import mixing, recipe
 from tfgpu.train.recipe import Resolved
 from tfgpu.train.session import Session
 
@@ -75,7 +81,7 @@ class Trial:
             self.model.compile(
                 optimizer=recipe.make_optimizer(self.config, steps_per_epoch=steps),
                 loss=task.loss(self.data.spec, self.config.to_json()),
-                metrics=list(task.metrics(self.data.spec)),
+                metrics=mixing.make_metrics(self.config, self.data),
                 steps_per_execution=self.config.steps_per_execution,
                 jit_compile=self.machine.jit_compile,
             )
@@ -100,6 +106,7 @@ class Trial:
                 if config.input == "resident"
                 else ()
             ),
+            num_classes=mixing.mixed_classes(config, self.data),
         )
         self._batches = batches
         start = time.perf_counter()
@@ -195,13 +202,15 @@ class Trial:
         some = np.arange(size) % self.examples.num_examples
         batch: Examples = self.examples.take(some)
         zero = tf.constant(0, tf.int64)
-        element = (
-            draw_numbers(size, width=width, seed=self.config.seed, step=zero),
-            tf.range(size),
-        )
+        draws = draw_numbers(size, width=width, seed=self.config.seed, step=zero)
+        element = with_others(draws, tf.range(size), transformations)
         return DeviceDataset(
             tf.data.Dataset.from_tensors(element).repeat(),
-            device_map=DeviceMap.of(batch, transformations=transformations),
+            device_map=DeviceMap.of(
+                batch,
+                transformations=transformations,
+                num_classes=mixing.mixed_classes(self.config, self.data),
+            ),
             resident=make_resident(batch, self.machine.strategy),
             examples=batch,
             batch_size=size,

@@ -29,6 +29,8 @@ class Transformation:
         function: (x, y, draws) -> (x, y), batches of the same shapes and dtypes; draws are float32
             in [0, 1), (n, numbers). It runs in the training step, on the device, and must be a
             function of a module: data sets with the same one share what was traced.
+        mixes: Whether it mixes each example with another: its function also gets x and y of the
+            others, after draws. Classes are then probabilities, float32 (n, classes).
         alternating: Whether an example keeps its numbers for the whole run, moved by one half
             (modulo 1) in every second epoch, in place of new ones in each step. What happens to
             it below 1/2 then happens in every second epoch, exactly.
@@ -36,7 +38,8 @@ class Transformation:
 
     name: str
     numbers: int
-    function: Callable[[Any, Any, tf.Tensor], tuple[Any, Any]]
+    function: Callable[..., tuple[Any, Any]]
+    mixes: bool = False
     alternating: bool = False
 
 
@@ -125,7 +128,20 @@ def random_resize(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     Returns:
         Images of the same shape and dtype.
     """
-    rows, columns = resize_positions(draws, images.shape[1], images.shape[2])
+    return resampled(images, *resize_positions(draws, images.shape[1], images.shape[2]))
+
+
+def resampled(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Takes each row and each column of an image from another place, between pixels; bilinear.
+
+    Args:
+        images: (n, height, width, channels), any dtype.
+        rows: float32 (n, height), from 0 to height - 1.
+        columns: float32 (n, width), the same.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
     values = tf.cast(images, tf.float32)
     values = _between(values, rows, axis=1)
     values = _between(values, columns, axis=2)
@@ -148,38 +164,61 @@ def _between(values: tf.Tensor, positions: tf.Tensor, *, axis: int) -> tf.Tensor
     return below + (above - below) * part
 
 
-# Name, as in `--augment`; the function; how many random numbers it takes an image.
+GREY = 127
+"""What is put where an image has nothing."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue: the weights of ITU-R BT.601."""
+
+
+def grey(values: tf.Tensor) -> tf.Tensor:
+    """The luma of each pixel: float32 (n, height, width, channels) to one channel."""
+    if values.shape[-1] != 3:
+        return values
+    return tf.reduce_sum(values * tf.constant(LUMA), axis=-1, keepdims=True)
+
+
+def to_pixels(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Floats cut to 0 to 255, and rounded where pixels are integers."""
+    values = tf.clip_by_value(values, 0.0, 255.0)
+    return tf.cast(tf.round(values) if dtype.is_integer else values, dtype)
+
+
+def inside(
+    height: int,
+    width: int,
+    *,
+    top: tf.Tensor,
+    bottom: tf.Tensor,
+    left: tf.Tensor,
+    right: tf.Tensor,
+) -> tf.Tensor:
+    """Which pixels lie in a rectangle, for each image: bool (n, height, width, 1).
+
+    Args:
+        height: Of the images.
+        width: Of the images.
+        top: float32 (n,), the first row.
+        bottom: The first row below.
+        left: The first column.
+        right: The first column beyond.
+    """
+    row = tf.range(height, dtype=tf.float32)[None, :, None, None]
+    column = tf.range(width, dtype=tf.float32)[None, None, :, None]
+
+    def of_images(value: tf.Tensor) -> tf.Tensor:
+        return value[:, None, None, None]
+
+    rows = (row >= of_images(top)) & (row < of_images(bottom))
+    return rows & (column >= of_images(left)) & (column < of_images(right))
+
+
+# Of images alone: the function, and how many random numbers it takes an image.
 TRANSFORMATIONS: dict[str, tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], int]] = {
     "crop": (random_crop, 2),
     "flip": (random_flip, 1),
     "resize": (random_resize, 2),
 }
-
-
-def _crop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
-    return random_crop(x, draws), y
-
-
-def _flip(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
-    return random_flip(x, draws), y
-
-
-def _resize(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
-    return random_resize(x, draws), y
-
-
-IMAGE_ALONE = {
-    "crop": Transformation("crop", 2, _crop),
-    "flip": Transformation("flip", 1, _flip),
-    "resize": Transformation("resize", 2, _resize),
-    "alternating_flip": Transformation("alternating_flip", 1, _flip, alternating=True),
-}
-"""Transformations of an image that leave y as it is.
-
-`alternating_flip` mirrors a random half of the images in the first epoch, the other half in the
-second, and so on, so that two epochs show each image both ways. Source: K. Jordan, "94% on CIFAR-10
-in 3.29 seconds on a single GPU", arXiv:2404.00498.
-"""
 
 
 @functools.cache  # Data sets with the same one share what was traced.
@@ -259,19 +298,48 @@ def augment(images: tf.Tensor, draws: tf.Tensor, *, names: Sequence[str]) -> tf.
 
 
 def transform(
-    x: Any, y: Any, draws: tf.Tensor, *, transformations: Sequence[Transformation]
+    x: Any,
+    y: Any,
+    draws: tf.Tensor,
+    *,
+    transformations: Sequence[Transformation],
+    others: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Applies transformations of x and y in order.
 
     Args:
         x: A batch, a tensor or a dict of tensors.
         y: The same.
-        draws: Rows of what `draw_numbers` returned for all of them, one an example.
-        transformations: Each takes its columns of `draws`.
+        draws: Rows of what `draw_numbers` returned for all of them, one an example; and after
+            them those for `others`.
+        transformations: Each takes its columns of `draws`. One of them may mix.
+        others: x and y of the examples to mix with. They are changed by what comes before the
+            mixture, as they are in their own place in the batch.
     """
     if not transformations:
         return x, y
     widths = [each.numbers for each in transformations]
-    for each, own in zip(transformations, tf.split(draws, widths, axis=1), strict=True):
-        x, y = each.function(x, y, own)
+    before = numbers_of_others(transformations)
+    columns = tf.split(draws, [*widths, before], axis=1)
+    for at, each in enumerate(transformations):
+        if not each.mixes:
+            x, y = each.function(x, y, columns[at])
+            continue
+        assert others is not None
+        first = transformations[:at]
+        their_x, their_y = transform(*others, columns[-1], transformations=first)
+        x, y = each.function(x, y, columns[at], their_x, their_y)
     return x, y
+
+
+def numbers_of_others(transformations: Sequence[Transformation]) -> int:
+    """How many random numbers an example that is mixed with takes: those before the mixture."""
+    for at, each in enumerate(transformations):
+        if each.mixes:
+            return sum(one.numbers for one in transformations[:at])
+    return 0
+
+
+def mix(transformations: Sequence[Transformation]) -> bool:
+    """Whether one of them mixes examples."""
+    return any(each.mixes for each in transformations)

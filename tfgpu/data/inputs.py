@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data import augmentations
 from tfgpu.data.augment import (
-    IMAGE_ALONE,
     Transformation,
     alternated,
     draw_numbers,
+    mix,
+    numbers_of_others,
     transform,
 )
 from tfgpu.data.examples import Examples
@@ -49,8 +51,9 @@ class ClassWeights:
     values: tuple[float, ...]
 
     def __call__(self, y: tf.Tensor) -> tf.Tensor:
-        """Labels, integers (n,) -> float32 (n,)."""
-        return tf.gather(tf.constant(self.values, tf.float32), y)
+        """Labels, integers (n,), or probabilities (n, classes) -> float32 (n,)."""
+        values = tf.constant(self.values, tf.float32)
+        return tf.linalg.matvec(y, values) if y.dtype.is_floating else tf.gather(values, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +66,18 @@ class DeviceMap:
         element_spec: Spec of what the map returns, of a batch: (x, y), or (x, y, weights).
         transformations: Augmentations, in order.
         weigh: Gives each example a weight, or None.
+        num_classes: Where examples are mixed: of the probabilities that labels become.
     """
 
     element_spec: tuple[Any, ...]
     transformations: tuple[Transformation, ...] = ()
     weigh: ClassWeights | None = None
+    num_classes: int = 0
 
     def __hash__(self) -> int:
         # Dicts have no hash of their own.
         specs = tuple(tf.nest.flatten(self.element_spec))
-        return hash((specs, self.transformations, self.weigh))
+        return hash((specs, self.transformations, self.weigh, self.num_classes))
 
     @classmethod
     def of(
@@ -81,33 +86,60 @@ class DeviceMap:
         *,
         transformations: Sequence[Transformation] = (),
         weigh: ClassWeights | None = None,
+        num_classes: int = 0,
     ) -> DeviceMap:
-        """The map for batches of such examples."""
+        """The map for batches of such examples.
+
+        Raises:
+            ValueError: They are to be mixed, and have no classes.
+        """
         spec = tf.nest.map_structure(
             lambda one: tf.TensorSpec([None, *one.shape], one.dtype), examples.element_spec
         )
+        if mix(transformations):
+            if sum(each.mixes for each in transformations) > 1:
+                names = " and ".join(each.name for each in transformations if each.mixes)
+                raise ValueError(f"{names} both mix examples: one of them can")
+            if not num_classes:
+                raise ValueError("examples are mixed by their classes: num_classes says how many")
+            spec = (spec[0], tf.TensorSpec([None, num_classes], tf.float32))
+        else:
+            num_classes = 0
         if weigh is not None:
             spec = (*spec, tf.TensorSpec([None], tf.float32))
-        return cls(spec, tuple(transformations), weigh)
+        return cls(spec, tuple(transformations), weigh, num_classes)
 
     def __call__(self, element: Any, resident: Sequence[tf.Tensor]) -> tuple[Any, ...]:
         """Makes a replica's batch.
 
         Args:
             element: (draws, examples) of resident input, float32 of shape (n, numbers an
-                example) and int32 of shape (n,); or (draws, x, y) of streaming input.
+                example) and int32 of shape (n,), or (n, 2) with those to mix with beside; or
+                (draws, x, y) of streaming input, and then x and y of those to mix with.
             resident: The arrays of `make_resident` on this replica's device, or ().
 
         Returns:
             x and y, and the weights if there are any.
         """
+        draws, *parts = element
         if resident:
-            draws, examples = element
-            gathered = [tf.gather(array, examples) for array in resident]
-            x, y = tf.nest.pack_sequence_as(self.element_spec[:2], gathered)
-        else:
-            draws, x, y = element
-        x, y = transform(x, y, draws, transformations=self.transformations)
+            [examples] = parts
+            several = tf.unstack(examples, axis=1) if self.num_classes else [examples]
+            parts = []
+            for some in several:
+                gathered = [tf.gather(array, some) for array in resident]
+                parts += tf.nest.pack_sequence_as(self.element_spec[:2], gathered)
+        x, y, *others = parts
+        if self.num_classes:
+            y = tf.one_hot(y, self.num_classes)
+            others = [others[0], tf.one_hot(others[1], self.num_classes)]
+        x, y = transform(
+            x,
+            y,
+            draws,
+            transformations=self.transformations,
+            others=(others[0], others[1]) if others else None,
+        )
         return (x, y) if self.weigh is None else (x, y, self.weigh(y))
 
 
@@ -214,6 +246,25 @@ def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(tf.range(num_examples), key, alg="philox")
 
 
+def with_others(
+    draws: tf.Tensor, examples: tf.Tensor, transformations: Sequence[Transformation]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(draws, examples) of a batch as `DeviceMap` takes them, with the other to mix each with.
+
+    That is the example before it in the global batch, which is in random order. It travels by
+    its number and its draws: whichever replica has the row knows them.
+
+    Args:
+        draws: float32 (n, numbers an example).
+        examples: int32 (n,).
+        transformations: Of which one may mix.
+    """
+    if not mix(transformations):
+        return draws, examples
+    theirs = tf.roll(draws[:, : numbers_of_others(transformations)], 1, axis=0)
+    return tf.concat([draws, theirs], axis=1), tf.stack([examples, tf.roll(examples, 1, 0)], axis=1)
+
+
 def _numbers(
     num_examples: int,
     *,
@@ -245,7 +296,7 @@ def _numbers(
         draws = draws[: tf.size(examples)]
         if any(kept):
             draws = tf.where(kept, tf.gather(of_examples, examples), draws)
-        return draws, examples
+        return with_others(draws, examples, transformations)
 
     if seed is None:
         order = tf.range(num_examples)
@@ -281,22 +332,33 @@ def _batches(
     seed: int | None,
     batch_size: int,
     weigh: ClassWeights | None = None,
+    num_classes: int = 0,
     start_step: int = 0,
     drop_remainder: bool = False,
 ) -> DeviceDataset:
     """Makes the data set: from a step on with a seed, of an evaluation without."""
+    mixing = mix(transformations)
+
+    def batch_of(positions: tf.Tensor) -> tuple[Any, Any]:
+        size = positions.shape[0]
+        x, y = tf.nest.map_structure(
+            lambda leaf, spec: tf.ensure_shape(leaf, [size, *spec.shape]),
+            examples.batch(tf.cast(positions, tf.int64)),
+            examples.element_spec,
+        )
+        return x, y
 
     def fetch(*element: Any) -> Any:
         shard = element[0] if isinstance(element[0], Shard) else None
         draws, positions = element if shard is None else shard.data
-        batch = examples.batch(tf.cast(positions, tf.int64))
-        size = positions.shape[0]
-        x, y = tf.nest.map_structure(
-            lambda leaf, spec: tf.ensure_shape(leaf, [size, *spec.shape]),
-            batch,
-            examples.element_spec,
-        )
-        read = (draws, x, y)
+        read: tuple[Any, ...]
+        if not mixing:
+            read = (draws, *batch_of(positions))
+        elif shard is None:  # Those to mix with are in it, each a row before.
+            own = batch_of(positions[:, 0])
+            read = (draws, *own, *(tf.roll(part, 1, axis=0) for part in own))
+        else:  # They may be another process's rows.
+            read = (draws, *batch_of(positions[:, 0]), *batch_of(positions[:, 1]))
         return read if shard is None else shard._replace(data=read)
 
     def make(step: int, cut: Cut | None) -> tf.data.Dataset:
@@ -324,7 +386,9 @@ def _batches(
         settings["drop_remainder"] = True
     return DeviceDataset(
         make(start_step, None),
-        device_map=DeviceMap.of(examples, transformations=transformations, weigh=weigh),
+        device_map=DeviceMap.of(
+            examples, transformations=transformations, weigh=weigh, num_classes=num_classes
+        ),
         resident=resident,
         examples=examples,
         batch_size=batch_size,
@@ -373,6 +437,7 @@ def training_batches(
     augment: Sequence[str | Transformation] = (),
     resident: Resident = (),
     class_weights: ClassWeights | None = None,
+    num_classes: int = 0,
     start_step: int = 0,
     drop_remainder: bool = False,
 ) -> DeviceDataset:
@@ -387,6 +452,8 @@ def training_batches(
         augment: Augmentations, in order; names stand for those of images alone.
         resident: What `make_resident` returned, or () to read from disk.
         class_weights: Gives each example a weight by its class, or None.
+        num_classes: Needed where one of the augmentations mixes examples, whose y then are
+            probabilities of so many classes.
         start_step: The first step, counted from the beginning of the run.
         drop_remainder: Whether an epoch leaves out the examples that would be its smaller last
             batch: other ones in each epoch.
@@ -402,7 +469,8 @@ def training_batches(
             f"batches of {batch_size} without a smaller last one need as many examples, and there "
             f"are {examples.num_examples}; use a smaller batch"
         )
-    transformations = [IMAGE_ALONE[each] if isinstance(each, str) else each for each in augment]
+    known = augmentations.of_images()
+    transformations = [known[each] if isinstance(each, str) else each for each in augment]
     return _batches(
         examples,
         resident,
@@ -410,6 +478,7 @@ def training_batches(
         seed=seed,
         batch_size=batch_size,
         weigh=class_weights,
+        num_classes=num_classes,
         start_step=start_step,
         drop_remainder=drop_remainder,
     )

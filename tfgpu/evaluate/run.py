@@ -26,6 +26,7 @@ from tfgpu.data.inputs import evaluation_batches
 from tfgpu.errors import RequestError, WorkError
 from tfgpu.evaluate.settings import EvaluateSettings
 from tfgpu.machine import runtime
+from tfgpu.models.views import averaged
 from tfgpu.tasks.loading import Dataset
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard.predictions import outputs_of
@@ -75,8 +76,15 @@ def evaluate(
     batch_size = _batch_size(config, machine)
     with machine.strategy.scope():
         model = run.load_model(builder=config.model, task=config.task)
+        try:
+            model = averaged(model, config.views)
+        except ValueError as error:
+            raise RequestError(
+                f"--views={config.views} is of classifiers of images: {error}; leave it out"
+            ) from None
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
-    own = run.path / "evaluation" / f"{files.file_name(data.name)}-{config.split}"
+    name = f"{files.file_name(data.name)}-{config.split}"
+    own = run.path / "evaluation" / (name if config.views == "one" else f"{name}-{config.views}")
     directory = Path(config.out).expanduser() if config.out else own
     if members.is_chief:
         files.make_directory(directory, flag="out")
@@ -111,6 +119,7 @@ def evaluate(
         "version": data.version,
         "fingerprint": data.fingerprint,
         "split": config.split,
+        **({} if config.views == "one" else {"views": config.views}),
         "examples": examples,
         "loss": loss,
         **report.figures(logs),

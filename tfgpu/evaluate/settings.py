@@ -28,13 +28,16 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
     split: str = choice("test", ("test", "validation", "train", "all"))
     """Which examples; the validation split is what the run held back, `all` is train, validation
     and test together."""
+    views: str = choice("one", ("one", "mirror", "mirror_shift"))
+    """Average the outputs of a classifier over views of each image: with its mirror image, and with
+    both shifted along the diagonal too."""
     batch_size: int | None = whole(None, 1, word="auto")
     """Images in a step, over all replicas; it changes no result."""
     out: str | None = text(
         None,
         "leave it out for the default",
         values="PATH",
-        default="<run_dir>/evaluation/<dataset>-<split>",
+        default="<run_dir>/evaluation/<dataset>-<split>[-<views>]",
     )
     """Where evaluation.json, the confusion matrix and the reliability diagram go."""
     json: bool = truth(False)

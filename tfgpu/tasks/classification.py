@@ -7,8 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgpu.data import records
-from tfgpu.data.augment import IMAGE_ALONE
+from tfgpu.data import augmentations, records
 from tfgpu.data.examples import Examples
 from tfgpu.data.records import Records, Schema
 from tfgpu.errors import RequestError
@@ -68,8 +67,12 @@ def read(request: Request) -> Reading:
 
 
 def _loss(spec: DataSpec, settings: Mapping[str, Any]) -> Any:
+    known = augmentations.of_images()
+    names = (settings.get("augment") or "none").split(",")
     return classification_loss(
-        num_classes=spec.num_classes, label_smoothing=settings["label_smoothing"]
+        num_classes=spec.num_classes,
+        label_smoothing=settings["label_smoothing"],
+        mixed=any(known[name].mixes for name in names if name in known),
     )
 
 
@@ -83,7 +86,7 @@ TASK = Task(
     maximize=True,
     unit="images",
     choose=choose,
-    augment=IMAGE_ALONE,
+    augment=augmentations.of_images(),
     outputs=lambda spec: (spec.num_classes,),
     settings=frozenset({"image_size", "label_smoothing", "class_weight"}),
     report=ClassReport,

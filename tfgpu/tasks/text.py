@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.augment import Transformation
+from tfgpu.data.augmentations.drop import dropping
 from tfgpu.data.csv_source import UNSPACED, chunks
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.records import Records, Schema
@@ -247,7 +247,7 @@ def _drop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.T
     return tf.where(dropped, tf.fill(tf.shape(x), UNKNOWN), x), y
 
 
-AUGMENT = {"drop": Transformation("drop", 1, _drop)}
+AUGMENT = {"drop": dropping(_drop)}
 
 
 class TextReport(ClassReport):

@@ -27,7 +27,7 @@ from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
 from tfgpu.machine import runtime
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import fine_tuning, recipe, together
+from tfgpu.train import fine_tuning, mixing, recipe, together
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
@@ -295,6 +295,7 @@ def _prepare(
         augment=recipe.transformations(config, data.task),
         resident=session.resident(data.train) if resident else (),
         class_weights=recipe.class_weights(config, data),
+        num_classes=mixing.mixed_classes(config, data),
     )
     validation = evaluated(data.validation) if data.validation is not None else None
     stopwatch.switch("model")
@@ -304,7 +305,7 @@ def _prepare(
                 config, steps_per_epoch=batches.steps_per_epoch, rates=tuning.rates
             ),
             loss=recipe.make_loss(config, data, model),
-            metrics=(metrics := list(data.task.metrics(data.spec))),
+            metrics=(metrics := mixing.make_metrics(config, data)),
             steps_per_execution=config.steps_per_execution,
             jit_compile=machine.compile_option,
         )

@@ -18,6 +18,7 @@ from tfgpu.cli.settings import (
     truth,
     whole,
 )
+from tfgpu.data import augmentations
 from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 
@@ -26,7 +27,7 @@ OPTIMIZERS = (
 )
 OPTIMIZERS_WITH_MOMENTUM = ("sgd", "rmsprop")
 LR_SCHEDULES = ("constant", "cosine", "linear")
-AUGMENTATIONS = ("crop", "flip", "resize", "alternating_flip", "drop")
+AUGMENTATIONS = augmentations.names()
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
 SECTIONS = (
@@ -311,8 +312,8 @@ class TrainSettings(
 
     `None` is "not decided yet": what the data set, the optimizer or the clock decides when the
     run starts, and the model for `width` and `depth`. The exceptions are `clip_norm`,
-    `ema_momentum` and `early_stopping`, where `None` is "off", `data_dir`, where it is TFDS's own
-    choice, and `checkpoint_every`, where it is one epoch.
+    `ema_momentum`, `early_stopping` and those of fine-tuning, where `None` is "off", `data_dir`,
+    where it is TFDS's own choice, and `checkpoint_every`, where it is one epoch.
 
     Examples:
         # the main job: handwritten digits, no network

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.augment import Transformation
+from tfgpu.data.augmentations.drop import dropping
 from tfgpu.errors import RequestError
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tasks.recommendation import reading, tables
@@ -163,7 +163,7 @@ TASK = Task(
     unit="interactions",
     choose=choose,
     split=split,
-    augment={"drop": Transformation("drop", 1, drop)},
+    augment={"drop": dropping(drop)},
     arguments=_arguments,
     outputs=_outputs,
     recipe=_recipe,
