@@ -50,7 +50,8 @@ def _third_party_imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module)
-    ours = {"tfgpu", *(file.stem for file in (ROOT / "tests").rglob("*.py"))}
+    folders = (ROOT / "tests", ROOT / "experiments")
+    ours = {"tfgpu", *(file.stem for folder in folders for file in folder.rglob("*.py"))}
     return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - ours
 
 

@@ -29,13 +29,13 @@ A100 = Gpu(
     total=40 << 30,
     free=39 << 30,
 )
-H100 = Gpu(
+NEWER = Gpu(
     index=0,
-    name="NVIDIA H100 80GB HBM3",
-    uuid="GPU-h",
-    capability=(9, 0),
-    total=80 << 30,
-    free=79 << 30,
+    name="NVIDIA B200",
+    uuid="GPU-b",
+    capability=(10, 0),
+    total=180 << 30,
+    free=179 << 30,
 )
 K80 = Gpu(index=0, name="Tesla K80", uuid="GPU-k", capability=(3, 7), total=12 << 30, free=12 << 30)
 BUILD = {
@@ -138,7 +138,7 @@ def test_a_driver_older_than_cuda_12_is_a_problem():
         ((8, 0), "sm_80"),
         ((8, 6), "sm_80"),
         ((8, 9), "sm_89"),
-        ((9, 0), "compute_90"),
+        ((9, 0), "sm_90"),
         ((12, 0), "compute_90"),
         ((5, 2), ""),
     ],
@@ -154,8 +154,10 @@ def test_a_card_older_than_every_kernel_is_a_problem():
 
 
 def test_ptx_needs_a_driver_that_knows_its_cuda():
-    assert worst(diagnose(driver(H100, cuda=(12, 4)), framework(H100)))["GPU 0"].status == "problem"
-    assert worst(diagnose(driver(H100, cuda=(12, 5)), framework(H100))) == {}
+    assert (
+        worst(diagnose(driver(NEWER, cuda=(12, 4)), framework(NEWER)))["GPU 0"].status == "problem"
+    )
+    assert worst(diagnose(driver(NEWER, cuda=(12, 5)), framework(NEWER))) == {}
 
 
 def test_memory_that_others_hold_is_a_warning():

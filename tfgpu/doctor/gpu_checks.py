@@ -117,15 +117,17 @@ def _check_driver(found: Section, driver: Driver, build: Mapping[str, object]) -
 def kernels_for(capability: tuple[int, int], built: Sequence[str]) -> str:
     """Finds which of a wheel's kernels a GPU runs.
 
-    Machine code for sm_XY runs on X.Z with Z at least Y; PTX of compute_XY is compiled by the
-    driver on anything newer ("CUDA C++ Programming Guide", binary and PTX compatibility).
+    Machine code for X.Y runs on X.Z with Z at least Y; PTX of compute_XY is compiled by the driver
+    on anything newer ("CUDA C++ Programming Guide", binary and PTX compatibility). What
+    TensorFlow's build calls compute_XY is both: machine code for X.Y, and PTX.
 
     Args:
         capability: Of the GPU, such as (8, 6).
         built: The kernels in the wheel, such as ["sm_80", "compute_90"].
 
     Returns:
-        The kernels that are used: the nearest machine code, else the newest PTX, else "".
+        The kernels that are used: "sm_XY" for the nearest machine code, else "compute_XY" for the
+        newest PTX, else "".
     """
 
     def number(entry: str) -> tuple[int, int]:
@@ -135,12 +137,13 @@ def kernels_for(capability: tuple[int, int], built: Sequence[str]) -> str:
     code = [
         entry
         for entry in built
-        if entry.startswith("sm_")
-        and number(entry)[0] == capability[0]
-        and number(entry)[1] <= capability[1]
+        if number(entry)[0] == capability[0] and number(entry)[1] <= capability[1]
     ]
+    if code:
+        major, minor = number(max(code, key=number))
+        return f"sm_{major}{minor}"
     ptx = [entry for entry in built if entry.startswith("compute_") and number(entry) <= capability]
-    return max(code or ptx, key=number, default="")
+    return max(ptx, key=number, default="")
 
 
 def _check_card(
