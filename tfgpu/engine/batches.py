@@ -102,8 +102,10 @@ class Batches:
 
         self.resident: Sequence[Sequence[tf.Tensor]] = getattr(dataset, "resident", ())
         # On a CPU nothing has to be brought to a device, and what TensorFlow does to bring it
-        # takes 0.1 s to set up, for every pass over the data, and some of each step.
-        self._direct = private.is_default(strategy) or _is_cpu(strategy)
+        # takes 0.1 s to set up, for every pass over the data, and some of each step. Of resident
+        # data only the numbers of the examples travel, and on the way there and back again.
+        alone = strategy.num_replicas_in_sync == 1 and bool(self.resident)
+        self._direct = private.is_default(strategy) or _is_cpu(strategy) or alone
         self._local = local_replicas(strategy)
         self.whole = self._direct and not has_several_workers(strategy)
 

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.engine.step_statistics import StepStatistics, has_clock
 from tfgpu.machine import flops
 from tfgpu.machine.peak_rate import peak_flops
 
@@ -169,10 +169,14 @@ class PerformanceMeter:
         return sum(getattr(callback, "save_seconds", 0.0) for callback in callbacks)
 
     def _peak_of_replicas(self) -> float:
-        """Returns the FLOP/s that all replicas together can reach."""
+        """Returns the FLOP/s that all replicas together can reach; 0 if nobody knows."""
         strategy = self.model.distribute_strategy
         devices = _local_devices(self.model)
-        peak = peak_flops(devices[0], dtype=self.model.dtype_policy.compute_dtype)
+        # Deterministic kernels are asked for by who compares bits, and on a GPU a run that had
+        # measured the peak first was seen to end with others than one that had not.
+        peak = peak_flops(
+            devices[0], dtype=self.model.dtype_policy.compute_dtype, measure=has_clock()
+        )
         replicas: int = strategy.num_replicas_in_sync
         if devices[0].startswith("GPU"):
             # Virtual GPUs divide the peak of a physical one.
