@@ -196,10 +196,14 @@ def test_grey_images_keep_one_channel(tmp_path):
     ("features", "supervised", "row", "found"),
     [
         (
-            {"text": tfds.features.Text(), "label": CLASSES(num_classes=2)},
-            ("text", "label"),
-            {"text": "words", "label": 0},
-            "text: Text",
+            {
+                "level": tfds.features.Scalar(dtype=np.float32),
+                "file": tfds.features.Text(),
+                "label": CLASSES(num_classes=2),
+            },
+            ("level", "label"),
+            {"level": 0.5, "file": "a name", "label": 0},
+            "file: Text",
         ),
         (
             {

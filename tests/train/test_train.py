@@ -54,6 +54,7 @@ def test_the_files_of_a_run_and_their_fields(run, place):
     # Those for which None says "off", or the data's own.
     left = {"data_dir", "image_size", "clip_norm", "ema_momentum", "early_stopping"}
     left |= {"checkpoint_every", "profile", "width", "depth"}
+    left |= {"weights", "freeze", "unfreeze_at", "unfreeze_learning_rate"}
     left |= {"task", "features", "target", "tokens", "task_options"}
     assert {name for name, value in this.config.items() if value is None} <= left
     assert "auto" not in {this.config[n] for n in ("jit_compile", "input", "steps_per_execution")}

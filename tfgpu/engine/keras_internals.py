@@ -298,6 +298,13 @@ PINNED = ("_keras_mask", "_keras_logits")
 """Attributes in which Keras pins further tensors to a tensor."""
 
 require(masking, "_keras_mask")
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras has pinned a mask to a tensor."""
+    return hasattr(tensor, PINNED[0])
+
+
 require(nn, "_keras_logits")
 
 # ---- callbacks -------------------------------------------------------------------------------

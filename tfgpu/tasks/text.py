@@ -43,11 +43,13 @@ def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
     """The text and the class: those that the user or the set names, else the only ones."""
     texts, labels = schema.of_kind("text"), schema.of_kind("class")
     roles: dict[str, str] = {}
+    other_input = False
     if schema.supervised is not None:
         x, y = schema.supervised
+        other_input = x not in texts  # Then the only text is a file's name, or a remark.
         if x in texts and y in labels:
             roles = {"x": x, "y": y}
-    if len(texts) == 1:
+    if len(texts) == 1 and not other_input:
         roles.setdefault("x", texts[0])
     if len(labels) == 1:
         roles.setdefault("y", labels[0])
