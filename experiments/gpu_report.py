@@ -31,6 +31,8 @@ import gpu_checks
 import gpu_speed
 from versus import machine
 
+from tfgpu.doctor import driver
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -80,20 +82,12 @@ def _path() -> str:
 
 def gpu() -> dict[str, Any] | None:
     """The first GPU as the driver tells of it; None without one."""
-    query = "name,driver_version,memory.total"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    found = driver.ask()
+    if not found.gpus:
         return None
-    if done.returncode or not done.stdout.strip():
-        return None
-    first = (part.strip() for part in done.stdout.splitlines()[0].split(","))
-    return dict(zip(("name", "driver", "memory"), first, strict=True))
+    first = found.gpus[0]
+    memory = None if first.total is None else f"{first.total / 2**20:.0f} MiB"
+    return {"name": first.name, "driver": found.version, "memory": memory}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -180,7 +174,7 @@ def main() -> int:
         parser.error(f"--only={unknown[0]}: the groups are {', '.join(every)}")
     device = gpu()
     if device is None and not options.cpu:
-        print("gpu_report: there is no GPU that nvidia-smi knows of; --cpu tries the checks here")
+        print("gpu_report: there is no GPU that the driver knows of; --cpu tries the checks here")
         return 2
     if options.profile:
         os.environ[gpu_speed.PROFILE] = options.profile

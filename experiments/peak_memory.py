@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-from versus import machine, write
+from versus import apart, machine, write
 
 UNITS, LAYERS = 4096, 6
 
@@ -74,15 +71,7 @@ def main() -> None:
                 if kind == "keras" and devices > 1 and xla:
                     continue  # Stock Keras cannot.
                 options = {"kind": kind, "xla": xla, "devices": devices}
-                done = subprocess.run(
-                    [sys.executable, __file__, f"--only={json.dumps(options)}"],
-                    cwd=Path(__file__).resolve().parent.parent,
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
-                row[kind] = json.loads(done.stdout.splitlines()[-1])
+                row[kind] = apart(__file__, options)
             if "keras" in row:
                 row["ratio"] = row["tfgpu"]["peak"] / row["keras"]["peak"]
             rows.append(row)

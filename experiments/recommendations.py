@@ -20,18 +20,14 @@ ratings, so the figures are a little too good for new data; and a data set of
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from versus import TrainingProcess, compare, interleave, machine, spread, write
+import table_tasks
+from versus import machine, write
 
 SEEDS = (0, 1, 2)
 GOALS = {
@@ -44,15 +40,11 @@ K = 10
 
 def split(rows: list[dict[str, str]], share: float, seed: int, folder: Path) -> tuple[Any, Any]:
     """Writes train.csv and test.csv; returns both as arrays (n, 3) of user, item and rating."""
-    order = np.random.RandomState(seed).permutation(len(rows))
     count = round(len(rows) * share)
-    for name, some in (("test", order[:count]), ("train", order[count:])):
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows[i] for i in some)
+    parts = table_tasks.split(rows, count, seed, folder, columns=list(rows[0]))
     every = np.array([[float(row[n]) for n in ("user", "item", "rating")] for row in rows])
-    return every[order[count:]], every[order[:count]]
+    train, test = (every[part] for part in parts)
+    return train, test
 
 
 def biases(train: np.ndarray, test: np.ndarray, *, damping: float = 5.0, rounds: int = 10) -> float:
@@ -104,36 +96,6 @@ def ndcg(scores: np.ndarray, taken: np.ndarray, test: np.ndarray) -> float:
     return float((hits / ideal)[count > 0].mean())
 
 
-def train(folder: Path, flags: list[str], seed: int) -> dict[str, Any]:
-    """One training in a process of its own."""
-    with tempfile.TemporaryDirectory() as place:
-        command = [
-            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
-            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
-        ]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        result = json.loads(Path(place, "run", "result.json").read_text())
-    kept = {name: value for name, value in result.items() if name.startswith("test_")}
-    return {"seed": seed, **kept, "process_seconds": seconds}
-
-
-def throughput(table: Path, model: str, goal: str, rounds: int) -> dict[str, Any]:
-    """Examples/s of tfgpu and of plain Keras, in turn."""
-    options = {"model": model, "table": str(table), "goal": goal, "batch_size": BATCH[goal]}
-    processes = [
-        TrainingProcess(engine, "recommendation", options={"engine": engine, **options})
-        for engine in ("keras", "tfgpu")
-    ]
-    try:
-        stock, ours = interleave(processes, rounds=rounds)
-    finally:
-        for process in processes:
-            process.close()
-    return {"keras": spread(stock), "tfgpu": spread(ours), "ratio": compare(ours, stock)}
-
-
 def main() -> None:
     """Measures all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -141,8 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     table = options.folder / "ratings.csv"
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table_tasks.read(table)
     result: dict[str, Any] = {"machine": machine(), "ratings": len(rows), "goals": {}}
     for goal, about in GOALS.items():
         yardsticks: list[dict[str, float]] = []
@@ -157,15 +118,23 @@ def main() -> None:
                 print(f"{goal} seed {seed}: {shown}", flush=True)
                 for model in about["models"]:
                     flags = [f"--model={model}", f"--task_options=goal={goal}"]
-                    run = train(folder, flags, seed)
-                    runs[model].append(run)
+                    run = table_tasks.train(folder, flags, seed)
+                    kept = {name: run[name] for name in run if name.startswith("test_")}
+                    kept["process_seconds"] = run["process_seconds"]
+                    runs[model].append({"seed": seed, **kept})
                     figure, seconds = run[about["metric"]], run["process_seconds"]
                     print(f"  {model:<10} {figure:.4f}  {seconds:.0f} s", flush=True)
         models = {}
         for model in about["models"]:
             names = (about["metric"], "process_seconds")
             median = {name: statistics.median(run[name] for run in runs[model]) for name in names}
-            speed = throughput(table, model, goal, options.rounds)
+            speed = table_tasks.throughput(
+                {
+                    **{"task": "recommendation", "model": model, "table": str(table)},
+                    **{"batch_size": BATCH[goal], "task_options": {"goal": goal}},
+                },
+                rounds=options.rounds,
+            )
             models[model] = {"median": median, "runs": runs[model], "examples_per_second": speed}
             ratio = speed["ratio"]
             print(f"{goal} {model}: {median[about['metric']]:.4f}", end=", ")

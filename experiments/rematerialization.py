@@ -16,12 +16,9 @@ import argparse
 import importlib.metadata
 import json
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from versus import machine, write
+from versus import apart, machine, write
 
 STEPS, ROUNDS = 6, 3
 # Name, image side, classes, batch, further arguments of the builder.
@@ -101,15 +98,7 @@ def main() -> None:
                         **{"name": name, "side": side, "classes": classes, "batch": batch},
                         **{"arguments": arguments, "remat": way == "remat", "xla": xla},
                     }
-                    done = subprocess.run(
-                        [sys.executable, __file__, f"--only={json.dumps(options)}"],
-                        cwd=Path(__file__).resolve().parent.parent,
-                        check=True,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                        text=True,
-                    )
-                    found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                    found[way].append(apart(__file__, options))
             for way, each in found.items():
                 row[way] = {key: statistics.median(one[key] for one in each) for key in each[0]}
             row["memory_ratio"] = round(row["remat"]["peak"] / row["kept"]["peak"], 3)

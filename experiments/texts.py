@@ -15,18 +15,13 @@ sentences, which their readers did not always agree on.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from versus import TrainingProcess, compare, interleave, machine, spread, write
+import table_tasks
+from versus import machine, write
 
 SEEDS = (0, 1, 2)
 TABLES = {"reviews": "word", "reviews_zh": "character"}
@@ -39,17 +34,7 @@ FLAGS = {
     ("reviews_zh", "convolution"): ["--learning_rate=0.001", "--weight_decay=0.5"],
 }
 """Beside the defaults; what is not here is not measured."""
-
-
-def split(rows: list[dict[str, str]], seed: int, folder: Path) -> None:
-    """Writes train.csv and test.csv, a fifth of the rows."""
-    order = np.random.RandomState(seed).permutation(len(rows))
-    test = len(rows) // 5
-    for name, some in (("test", order[:test]), ("train", order[test:])):
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ("text", "label"))
-            writer.writeheader()
-            writer.writerows(rows[i] for i in some)
+KEPT = ("test_accuracy", "test_loss", "identical_inputs", "train_seconds", "process_seconds")
 
 
 def linear(folder: Path, tokens: str) -> float:
@@ -57,48 +42,14 @@ def linear(folder: Path, tokens: str) -> float:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    tables = {}
-    for name in ("train", "test"):
-        with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
-            tables[name] = list(csv.DictReader(file))
-    texts = {name: [row["text"] for row in rows] for name, rows in tables.items()}
-    labels = {name: [row["label"] for row in rows] for name, rows in tables.items()}
+    parts = {name: table_tasks.read(folder / f"{name}.csv") for name in ("train", "test")}
+    texts = {name: [row["text"] for row in rows] for name, rows in parts.items()}
+    labels = {name: [row["label"] for row in rows] for name, rows in parts.items()}
     analyzer = "word" if tokens == "word" else "char"
     vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     model = LogisticRegression(C=4.0, max_iter=500)
     model.fit(vectors.fit_transform(texts["train"]), labels["train"])
     return float(model.score(vectors.transform(texts["test"]), labels["test"]))
-
-
-def train(folder: Path, flags: list[str], seed: int) -> dict[str, Any]:
-    """One training in a process of its own."""
-    with tempfile.TemporaryDirectory() as place:
-        command = [
-            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
-            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
-        ]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        result = json.loads(Path(place, "run", "result.json").read_text())
-    kept = ("test_accuracy", "test_loss", "identical_inputs", "train_seconds")
-    return {"seed": seed, **{name: result[name] for name in kept}, "process_seconds": seconds}
-
-
-def throughput(table: Path, model: str, rounds: int) -> dict[str, Any]:
-    """texts/s of tfgpu and of plain Keras, in turn."""
-    processes = [
-        TrainingProcess(
-            engine, "text", options={"engine": engine, "model": model, "table": str(table)}
-        )
-        for engine in ("keras", "tfgpu")
-    ]
-    try:
-        stock, ours = interleave(processes, rounds=rounds)
-    finally:
-        for process in processes:
-            process.close()
-    return {"keras": spread(stock), "tfgpu": spread(ours), "ratio": compare(ours, stock)}
 
 
 def main() -> None:
@@ -110,10 +61,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "tables": {}}
-    for name in options.tables.split(","):
+    for name in options.table_tasks.split(","):
         path = options.folder / f"{name}.csv"
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = table_tasks.read(path)
         models = [model for model in options.models.split(",") if (name, model) in FLAGS]
         found: dict[str, Any] = {"texts": len(rows), "models": {}}
         runs: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
@@ -121,12 +71,13 @@ def main() -> None:
         for seed in SEEDS:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
-                split(rows, seed, folder)
+                table_tasks.split(rows, len(rows) // 5, seed, folder, columns=("text", "label"))
                 accuracies.append(linear(folder, TABLES[name]))
                 print(f"{name} seed {seed}: scikit-learn {accuracies[-1]:.4f}", flush=True)
                 for model in models:
                     flags = [f"--model={model}", *FLAGS[name, model]]
-                    runs[model].append(train(folder, flags, seed))
+                    run = table_tasks.train(folder, flags, seed)
+                    runs[model].append({"seed": seed, **{key: run[key] for key in KEPT}})
                     accuracy, seconds = (
                         runs[model][-1][key] for key in ("test_accuracy", "process_seconds")
                     )
@@ -137,7 +88,10 @@ def main() -> None:
                 key: statistics.median(run[key] for run in runs[model])
                 for key in ("test_accuracy", "process_seconds")
             }
-            speed = throughput(path, model, options.rounds)
+            speed = table_tasks.throughput(
+                {"task": "text", "model": model, "table": str(path), "batch_size": 128},
+                rounds=options.rounds,
+            )
             ratio = speed["ratio"]
             print(f"{name} {model}: {median['test_accuracy']:.4f}", end=", ")
             print(f"tfgpu over Keras {ratio['median']:.2f} ({ratio['low']:.2f})", flush=True)

@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +30,8 @@ from typing import Any
 from tfgpu.bench import interleaved_timing
 from tfgpu.bench.interleaved_timing import compare, spread
 
-__all__ = ["TrainingProcess", "arguments", "compare", "machine", "interleave", "spread", "write"]
+__all__ = ["TrainingProcess", "apart", "arguments", "compare", "machine", "interleave"]
+__all__ += ["spread", "write"]
 
 EXAMPLES = 8192
 """In the data set that each process holds."""
@@ -111,6 +113,19 @@ def write(name: str, result: Mapping[str, Any]) -> None:
     print(
         f"written to {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}"
     )
+
+
+def apart(file: str, options: Mapping[str, Any]) -> Any:
+    """What `python FILE --only=OPTIONS` prints last, as JSON: a figure of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, file, f"--only={json.dumps(options)}"],
+        cwd=Path(__file__).resolve().parent.parent,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -293,64 +308,19 @@ def resnet50_worker(*, model: str, devices: int = 1, batch_size: int = 32) -> No
     _serve_fit(network, dataset, steps=4, batch_size=batch_size)
 
 
-def text_worker(*, engine: str, model: str, table: str, batch_size: int = 128) -> None:
-    """The task `text` on a table, with `fit` of "keras" or of "tfgpu": one model, the same tokens.
-
-    Stock Keras runs over a `tf.data` pipeline of tokens, in TensorFlow's default environment.
-    """
-    if engine == "tfgpu":
-        from tfgpu.cli import startup
-
-        startup.prepare_environment()
-        startup.import_tensorflow()
-    import keras
-    import tensorflow as tf
-
-    from tfgpu.data.inputs import make_resident, training_batches
-    from tfgpu.models.builders import find_builder
-    from tfgpu.tasks import loading
-
-    strategy = _keras_strategy(1)
-    if engine == "tfgpu":
-        from tfgpu.machine import runtime
-
-        strategy = runtime.start().strategy
-    data = loading.load(
-        f"csv:{table}", data_dir=None, validation_fraction=0.0, image_size=None, seed=0, task="text"
-    )
-    steps = min(data.train.num_examples // batch_size, 64)
-    batches: Any
-    if engine == "tfgpu":
-        resident = make_resident(data.train, strategy)
-        batches = training_batches(data.train, batch_size=batch_size, seed=0, resident=resident)
-    else:
-        batches = (
-            tf.data.Dataset.from_tensor_slices(data.train.load_arrays())
-            .shuffle(data.train.num_examples)
-            .repeat()
-            .batch(batch_size, drop_remainder=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-    with strategy.scope():
-        network = find_builder(model, data.task.models)(**data.task.arguments(data.spec))
-        if engine == "keras":
-            network = keras.Model(network.inputs, network.outputs[0])
-        network.compile(
-            keras.optimizers.AdamW(1e-3, weight_decay=0.01),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-            steps_per_execution=16 if engine == "tfgpu" else 1,
-        )
-    _serve_fit(network, batches, steps=steps, batch_size=batch_size)
-
-
-def recommendation_worker(
-    *, engine: str, model: str, table: str, goal: str, batch_size: int = 256
+def task_worker(
+    *,
+    engine: str,
+    task: str,
+    model: str,
+    table: str,
+    batch_size: int,
+    task_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """The task `recommendation` on a table, with `fit` of "keras" or of "tfgpu": one model.
+    """A task on a table, with `fit` of "keras" or of "tfgpu": one model, the same examples.
 
     Stock Keras runs over a `tf.data` pipeline, in TensorFlow's default environment. Nothing is
-    dropped from histories.
+    augmented.
     """
     if engine == "tfgpu":
         from tfgpu.cli import startup
@@ -375,8 +345,8 @@ def recommendation_worker(
         validation_fraction=0.0,
         image_size=None,
         seed=0,
-        task="recommendation",
-        options=lambda task: {**task.options, "goal": goal},
+        task=task,
+        options=lambda found: {**found.options, **(task_options or {})},
     )
     steps = min(data.train.num_examples // batch_size, 64)
     batches: Any
@@ -397,7 +367,7 @@ def recommendation_worker(
             network = keras.Model(network.input, network.outputs[0])
         network.compile(
             keras.optimizers.AdamW(1e-3, weight_decay=0.01),
-            data.task.loss(data.spec, {}),
+            data.task.loss(data.spec, {"label_smoothing": 0.0}),
             metrics=data.task.metrics(data.spec),
             steps_per_execution=16 if engine == "tfgpu" else 1,
         )
@@ -480,8 +450,7 @@ WORKERS: dict[str, Callable[..., None]] = {
     "keras": keras_worker,
     "pytorch": pytorch_worker,
     "resnet50": resnet50_worker,
-    "text": text_worker,
-    "recommendation": recommendation_worker,
+    "task": task_worker,
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module", autouse=True)
 def gpu():
     if gpu_report.gpu() is None:
-        pytest.skip("there is no GPU that nvidia-smi knows of")
+        pytest.skip("there is no GPU that the driver knows of")
 
 
 @pytest.mark.parametrize("group", GROUPS)

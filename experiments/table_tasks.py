@@ -1,0 +1,64 @@
+"""What the experiments on tables share: a random split, a training, and the rate beside Keras."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from versus import TrainingProcess, compare, interleave, spread
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def split(
+    rows: Sequence[dict[str, str]], count: int, seed: int, folder: Path, *, columns: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes train.csv and, of `count` rows at random, test.csv; returns the rows' numbers."""
+    order = np.random.RandomState(seed).permutation(len(rows))
+    parts = {"test": order[:count], "train": order[count:]}
+    for name, some in parts.items():
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows[i] for i in some)
+    return parts["train"], parts["test"]
+
+
+def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
+    """One training in a process of its own: its result.json, with "process_seconds"."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [
+            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
+            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
+        ]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        result = json.loads(Path(place, "run", "result.json").read_text())
+    return {**result, "process_seconds": seconds}
+
+
+def throughput(options: Mapping[str, Any], *, rounds: int) -> dict[str, Any]:
+    """Examples/s of plain Keras and of tfgpu, in turn; `options` are `versus.task_worker`'s."""
+    processes = [
+        TrainingProcess(engine, "task", options={"engine": engine, **options})
+        for engine in ("keras", "tfgpu")
+    ]
+    try:
+        stock, ours = interleave(processes, rounds=rounds)
+    finally:
+        for process in processes:
+            process.close()
+    return {"keras": spread(stock), "tfgpu": spread(ours), "ratio": compare(ours, stock)}
