@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.step_statistics import StepStatistics, has_clock
+from tfgpu.engine.step_statistics import StepStatistics
 from tfgpu.machine import flops
 from tfgpu.machine.peak_rate import peak_flops
 
@@ -175,7 +175,9 @@ class PerformanceMeter:
         # Deterministic kernels are asked for by who compares bits, and on a GPU a run that had
         # measured the peak first was seen to end with others than one that had not.
         peak = peak_flops(
-            devices[0], dtype=self.model.dtype_policy.compute_dtype, measure=has_clock()
+            devices[0],
+            dtype=self.model.dtype_policy.compute_dtype,
+            measure=not private.op_determinism_enabled(),
         )
         replicas: int = strategy.num_replicas_in_sync
         if devices[0].startswith("GPU"):
