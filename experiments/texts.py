@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "tables": {}}
-    for name in options.table_tasks.split(","):
+    for name in options.tables.split(","):
         path = options.folder / f"{name}.csv"
         rows = table_tasks.read(path)
         models = [model for model in options.models.split(",") if (name, model) in FLAGS]
