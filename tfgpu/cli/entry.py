@@ -4,6 +4,7 @@
 """
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -36,6 +37,10 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         main: Takes the arguments without the program's name; returns an exit code, or None for 0.
         argv: The arguments; those of the process by default.
     """
+    # The names of files need not be UTF-8, nor what a terminal can write.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code: object = main(list(sys.argv[1:] if argv is None else argv))

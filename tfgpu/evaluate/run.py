@@ -92,6 +92,9 @@ def evaluate(
     chosen = _choose_splits(data, config.split)
     report = data.task.report(run.spec)
     _compile(model, run, data, report, machine)
+    if members.is_chief:
+        for note in data.storage_notes:
+            print(f"tfgpu: {note}", file=sys.stderr)
     if (
         members.is_chief
         and data.name == run.dataset.get("name")
