@@ -86,7 +86,7 @@ def _shared(paths: Mapping[str, list[str]]) -> list[str]:
         same = [path for identity, path in others.items() if identity in identities["train"]]
         if split != "train" and same:
             lines.append(
-                f"{split}: {len(same):,} images are the same files as in train, by links "
-                f"({shown(os.path.basename(same[0]))}): figures on them say little"
+                f"{split}: {len(same):,} of {len(others):,} files are those of train, by links "
+                f"({shown(os.path.basename(same[0]))}, ...): figures on them say little"
             )
     return lines

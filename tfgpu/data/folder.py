@@ -213,7 +213,8 @@ def _other_size(paths: list[str], headers: list[Header]) -> str:
             return (
                 f"the images differ in size: {shown(paths[0])} is {size[0]}x{size[1]} and "
                 f"{shown(path)} is {header.size[0]}x{header.size[1]} (height x width); say which "
-                f"size to bring them to with --image_size=HEIGHTxWIDTH, such as --image_size={size[0]}x{size[1]}"
+                "size to bring them to with --image_size=HEIGHTxWIDTH, such as "
+                f"--image_size={size[0]}x{size[1]}"
             )
     return ""
 

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -167,6 +168,9 @@ def _formats() -> list[str]:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    # They name no file, and nothing follows from them: a photograph of 108 megapixels is read.
+    warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data", UserWarning)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
@@ -268,6 +272,8 @@ def _what_else(path: str) -> str:
     if not start:
         return "is empty"
     if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis"):
+        if "AVIF" in Image.OPEN:
+            return "is not an AVIF image that can be read"
         return "is an AVIF image, which Pillow 11.3 or newer reads: pip install -U pillow"
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         if importlib.util.find_spec("pillow_heif") is None:
