@@ -5,9 +5,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tfgpu.data.file_tree import FileTree
+from tfgpu.data.folder import open_folder
+from tfgpu.data.image_files import read_image
 from tfgpu.errors import DataError, shown
 from tfgpu.tasks import loading
 
@@ -21,9 +24,10 @@ def save(path, value=0):
     return path
 
 
-def load(path, **changes):
-    settings = {"validation_fraction": 0.0, "image_size": None, "seed": 0, **changes}
-    return loading.load(f"folder:{path}", data_dir=None, **settings)
+def load(path):
+    return loading.load(
+        f"folder:{path}", data_dir=None, validation_fraction=0.0, image_size=None, seed=0
+    )
 
 
 @pytest.fixture
@@ -35,21 +39,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def colours(dataset):
-    """(colour, label) of every example, whatever its split."""
-    found = []
-    for part in (dataset.train, dataset.test):
-        images, labels = part.load_arrays()
-        found += list(zip(images[:, 0, 0, 0].tolist(), labels.tolist(), strict=True))
-    return sorted(found)
+def colours(source):
+    """(colour, label) of every example of the training split."""
+    records = source.split("train")
+    paths, labels = records.read(tf.range(records.num_examples, dtype=tf.int64))
+    images = [read_image(os.fsdecode(path), channels=3) for path in paths.numpy()]
+    return sorted(zip((image[0, 0, 0] for image in images), labels.numpy(), strict=True))
 
 
 OWN = [(10 * i + 100 * label, label) for label in (0, 1) for i in range(4)]
 
 
-@pytest.mark.parametrize(
-    "left",
-    [
+def test_what_systems_leave_is_no_image_and_is_named(folder):
+    for left in (
         ".ipynb_checkpoints/0-checkpoint.png",
         ".Trash-0/files/1.png",
         "__MACOSX/cat/1.png",
@@ -57,30 +59,27 @@ OWN = [(10 * i + 100 * label, label) for label in (0, 1) for i in range(4)]
         "@eaDir/0.png/SYNOPHOTO_THUMB_M.png",
         "System Volume Information/1.png",
         "._1.png",
-    ],
-)
-def test_what_systems_leave_is_no_image_and_is_named(folder, left):
-    save(folder / "cat" / left, 77)
-    dataset = load(folder)
-    assert colours(dataset) == OWN
-    first = left.split("/")[0]
-    assert dataset.storage_notes == (f"left out: 1 hidden or of a system (cat/{first})",) or (
-        dataset.storage_notes == (f"left out: 1 hidden or of a system ({first})",)
+    ):
+        save(folder / "cat" / left, 77)
+    source = open_folder(str(folder))
+    assert colours(source) == OWN
+    assert source.notes == (
+        "left out: 7 hidden or of a system (cat/$RECYCLE.BIN, cat/.Trash-0, cat/._1.png, ...)",
     )
 
 
 def test_a_system_folder_beside_the_classes_is_no_class(folder):
     save(folder / "__MACOSX" / "cat" / "1.png")
-    dataset = load(folder)
-    assert dataset.class_names == ("cat", "dog")
-    assert dataset.storage_notes == ("left out: 1 hidden or of a system (__MACOSX)",)
+    source = open_folder(str(folder))
+    assert source.schema.features["label"].class_names == ("cat", "dog")
+    assert source.notes == ("left out: 1 hidden or of a system (__MACOSX)",)
 
 
 def test_other_files_are_counted_in_one_line(folder):
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "1.txt", "2.txt", "3.nef"):
         (folder / "dog" / name).write_bytes(b"x")
     save(folder / "stray.png")
-    (note,) = load(folder).storage_notes
+    (note,) = open_folder(str(folder)).notes
     assert note == (
         "left out: 1 in no folder of a class (stray.png); 3 hidden or of a system "
         "(dog/.DS_Store, dog/Thumbs.db, dog/desktop.ini); 3 of other kinds (.txt, .nef, ...)"
@@ -91,7 +90,7 @@ def test_a_class_of_leftovers_alone_says_what_it_holds(folder):
     (folder / "eel").mkdir()
     (folder / "eel" / "raw.nef").write_bytes(b"x")
     with pytest.raises(DataError, match=r"eel holds no images .*; left out: 1 of other kinds \(.n"):
-        load(folder)
+        open_folder(str(folder))
 
 
 # ---- links ---------------------------------------------------------------------------------
@@ -102,9 +101,9 @@ def test_a_linked_folder_elsewhere_is_followed_once(folder, tmp_path_factory):
     save(pool / "deep" / "x.png", 200)
     (folder / "dog" / "more").symlink_to(pool)
     (folder / "dog" / "again").symlink_to(pool)
-    dataset = load(folder)
-    assert colours(dataset) == sorted([*OWN, (200, 1)])
-    assert dataset.storage_notes == ("left out: 1 a second time, by a link (dog/more)",)
+    source = open_folder(str(folder))
+    assert colours(source) == sorted([*OWN, (200, 1)])
+    assert source.notes == ("left out: 1 a second time, by a link (dog/more)",)
 
 
 def test_links_into_what_is_there_already_give_no_copies(folder):
@@ -114,9 +113,9 @@ def test_links_into_what_is_there_already_give_no_copies(folder):
     os.link(folder / "cat" / "1.png", folder / "cat" / "8.png")
     (folder / "cat" / "gone.png").symlink_to("nowhere.png")
     (folder / "cat" / "ring.png").symlink_to("ring.png")
-    dataset = load(folder)
-    assert colours(dataset) == OWN
-    (note,) = dataset.storage_notes
+    source = open_folder(str(folder))
+    assert colours(source) == OWN
+    (note,) = source.notes
     assert "4 a second time, by a link" in note
     assert "2 a link that leads nowhere (cat/gone.png, cat/ring.png)" in note
 
@@ -128,15 +127,15 @@ def test_linked_files_of_a_pool_are_images(tmp_path):
             # As DVC, git-annex and hubs of data sets store them: by digest, without an extension.
             blob = save(tmp_path / "pool" / f"{label}{i}", 10 * i + 100 * label)
             (tmp_path / "set" / name / f"{i}.png").symlink_to(blob)
-    dataset = load(tmp_path / "set")
-    assert colours(dataset) == OWN
-    assert dataset.storage_notes == ()
+    source = open_folder(str(tmp_path / "set"))
+    assert colours(source) == OWN
+    assert source.notes == ()
 
 
 def test_one_file_in_two_classes_is_refused(folder):
     (folder / "dog" / "9.png").symlink_to(folder / "cat" / "0.png")
     with pytest.raises(DataError, match=r"dog/9\.png leads to cat/0\.png .* another class"):
-        load(folder)
+        open_folder(str(folder))
 
 
 def test_files_of_train_that_are_linked_into_test_are_counted(tmp_path):
@@ -146,9 +145,9 @@ def test_files_of_train_that_are_linked_into_test_are_counted(tmp_path):
         (tmp_path / "test" / name).mkdir(parents=True)
     (tmp_path / "test" / "cat" / "7.png").symlink_to(tmp_path / "train" / "cat" / "0.png")
     save(tmp_path / "test" / "dog" / "7.png")
-    dataset = load(tmp_path)
-    assert dataset.test.num_examples == 2
-    assert dataset.storage_notes == (
+    source = open_folder(str(tmp_path))
+    assert source.split("test").num_examples == 2
+    assert source.notes == (
         "test: 1 of 2 files are those of train, by links (7.png, ...): figures on them say little",
     )
 
@@ -156,9 +155,9 @@ def test_files_of_train_that_are_linked_into_test_are_counted(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_is_not_waited_for(folder):
     os.mkfifo(folder / "cat" / "pipe.png")
-    dataset = load(folder)
-    assert colours(dataset) == OWN
-    assert dataset.storage_notes == ("left out: 1 no file that can be read (cat/pipe.png)",)
+    source = open_folder(str(folder))
+    assert colours(source) == OWN
+    assert source.notes == ("left out: 1 no file that can be read (cat/pipe.png)",)
 
 
 # ---- names ---------------------------------------------------------------------------------
@@ -168,9 +167,14 @@ def test_a_pipe_is_not_waited_for(folder):
 def test_names_of_any_bytes_are_read(folder):
     for i, name in enumerate((b"caf\xe9.png", b"caf\xe8.png", b"new\nline.png", b"tab\t.png")):
         save(os.path.join(os.fsencode(folder), b"dog", name), 200 + i)
-    dataset = load(folder)
-    assert colours(dataset) == sorted([*OWN, *((200 + i, 1) for i in range(4))])
-    assert dataset.storage_notes == ()
+    source = open_folder(str(folder))
+    assert colours(source) == sorted([*OWN, *((200 + i, 1) for i in range(4))])
+    assert source.notes == ()
+    data = load(folder)  # As a training reads them, inside a graph.
+    found = [part.load_arrays()[0][:, 0, 0, 0] for part in (data.train, data.test)]
+    assert sorted(np.concatenate(found).tolist()) == sorted(
+        [*(colour for colour, _ in OWN), *range(200, 204)]
+    )
 
 
 @needs_bytes
@@ -179,16 +183,16 @@ def test_a_broken_file_of_such_a_name_is_named_in_one_line(folder):
     with open(path, "wb") as file:
         file.write(b"nothing")
     with pytest.raises(DataError) as caught:
-        load(folder)
+        open_folder(str(folder))
     assert str(caught.value) == f"$'{folder}/dog/caf\\xe9\\n.png' is not an image that can be read"
 
 
 @needs_bytes
 def test_a_class_of_such_a_name_has_one_that_can_be_written(folder):
     save(os.path.join(os.fsencode(folder), b"caf\xe9", b"1.png"), 250)
-    dataset = load(folder)
-    assert dataset.class_names == ("$'caf\\xe9'", "cat", "dog")
-    (note,) = dataset.storage_notes
+    source = open_folder(str(folder))
+    assert source.schema.features["label"].class_names == ("$'caf\\xe9'", "cat", "dog")
+    (note,) = source.notes
     assert note.startswith("classes: 1 with a name that is not UTF-8") and "$'caf\\xe9'" in note
 
 
@@ -199,9 +203,10 @@ def test_a_class_is_one_whatever_its_unicode_form(tmp_path):
     save(tmp_path / "train" / composed / "1.png", 1)
     save(tmp_path / "train" / "tea" / "1.png", 2)
     save(tmp_path / "test" / decomposed / "2.png", 3)
-    dataset = load(tmp_path)
-    assert dataset.class_names == (composed, "tea")
-    assert dataset.test.load_y().tolist() == [0]
+    source = open_folder(str(tmp_path))
+    assert source.schema.features["label"].class_names == (composed, "tea")
+    (_, labels) = source.split("test").read(tf.constant([0], tf.int64))
+    assert labels.numpy().tolist() == [0]
 
 
 def test_names_that_differ_in_case_or_form_alone_are_read_and_named(folder):
@@ -211,9 +216,9 @@ def test_names_that_differ_in_case_or_form_alone_are_read_and_named(folder):
         pytest.skip("this disk knows no case")
     for i, form in enumerate(("NFC", "NFD")):
         save(folder / "dog" / unicodedata.normalize(form, "\u00e9.png"), 203 + i)
-    dataset = load(folder)
-    assert colours(dataset) == sorted([*OWN, (201, 0), (202, 0), (203, 1), (204, 1)])
-    assert dataset.storage_notes == (
+    source = open_folder(str(folder))
+    assert colours(source) == sorted([*OWN, (201, 0), (202, 0), (203, 1), (204, 1)])
+    assert source.notes == (
         "images: 2 of a name that differs from another's in case or Unicode form alone "
         "(A.PNG, a.png): are they copies?",
     )
