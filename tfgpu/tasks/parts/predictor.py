@@ -266,9 +266,23 @@ def refuse_nothing(paths: Sequence[str], extensions: tuple[str, ...], *, unit: s
 def csv_row(cells: Sequence[object]) -> str:
     """A row of CSV without a line end."""
     text = io.StringIO()
-    lines = [shown(cell) if isinstance(cell, str) else cell for cell in cells]
-    csv.writer(text, lineterminator="").writerow(lines)
+    csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
+
+
+def _text(name: str, value: str, *, line: bool) -> str:
+    """A value of a row as it is written: a path as `shown` has it, all else where it has to be."""
+    if name == "path":
+        return shown(value, line=line)
+    return value if _is_text(value) else shown(value, line=line)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -280,7 +294,7 @@ def json_line(row: Mapping[str, Any]) -> str:
     said: dict[str, Any] = {}
     for name, value in row.items():
         said[name] = value
-        if isinstance(value, str) and (text := shown(value, line=False)) != value:
+        if isinstance(value, str) and (text := _text(name, value, line=False)) != value:
             said[name] = text
             said[f"{name}_base64"] = base64.b64encode(os.fsencode(value)).decode()
     return json.dumps(said)
@@ -292,6 +306,8 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
+            if isinstance(value, str):
+                value = _text(name, value, line=True)
             flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
