@@ -389,7 +389,7 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
             tokens = vectorization(spec.fitted)(inputs)
         else:
             inputs = tokens = keras.Input(spec.x.shape, dtype="int32", name=TOKENS)
-        logits = trained(keras.ops.cast(tokens, "int32"))
+        logits = trained(keras.ops.cast(tokens, "int32"), training=False)
         return keras.Model(inputs, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
 
     def reference(trained: keras.Model) -> Any:
