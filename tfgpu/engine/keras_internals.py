@@ -215,7 +215,8 @@ require(BaseResourceVariable, "assign", "self", "value")
 require(distribute_values.values_util, "_update")
 require(DistributedVariable, "_distributed_container")
 
-_name = require(seed_generator, "GLOBAL_SEED_GENERATOR")
+# Keras before 3.13 has its name in no constant.
+_name = getattr(seed_generator, "GLOBAL_SEED_GENERATOR", "global_seed_generator")
 # Of this thread; None before its first use.
 global_generator = functools.partial(require(global_state, "get_global_attribute", "name"), _name)
 set_global_generator = functools.partial(
