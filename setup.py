@@ -2,8 +2,10 @@
 
 A lower bound is the oldest version that was installed with the other lower
 bounds and ran the tests (BUILD.md says when and on what). TensorFlow and Keras
-have upper bounds too: `tfgpu.Model` overrides how Keras' trainer runs one
-execution, and those methods are not part of Keras' stable interface.
+have upper bounds too, so that pip chooses versions that were tried: `tfgpu.Model`
+overrides how Keras' trainer runs one execution, and those methods are not part
+of Keras' stable interface. A newer one that is there anyway is warned about, and
+works where all that tfgpu needs of it is found.
 """
 
 import re
@@ -13,16 +15,16 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-TENSORFLOW_BOUND = ">=2.21.0,<2.22"
+TENSORFLOW_BOUND = ">=2.19,<2.22"
 
 INSTALL_REQUIRES = [
     f"tensorflow{TENSORFLOW_BOUND}",
-    "keras>=3.15.0,<3.16",
+    "keras>=3.10,<3.16",
     "tensorflow-datasets>=4.9.10",
     # tensorflow-datasets 4.9.10 imports it and declares it for Python < 3.9 alone.
     "importlib_resources>=6.4.0",
     # TensorFlow 2.21 no longer depends on it, and tf.summary raises without it.
-    "tensorboard>=2.20.0",
+    "tensorboard>=2.19.0",
     "absl-py>=2.1.0",
     # The checksums of TFRecord files.
     "google-crc32c>=1.7.1",
@@ -55,6 +57,8 @@ TUNE = [
     "scipy>=1.13.1",
 ]
 
+HEIC = ["pillow-heif>=1.8.1"]
+
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
 KUBERNETES = ["PyYAML>=6.0.4"]
@@ -71,6 +75,7 @@ TEST = [
     *EXPORT,
     *TUNE,
     *RECOMMENDATION,
+    *HEIC,
     *KUBERNETES,
     *RAY,
 ]
@@ -83,6 +88,8 @@ EXTRAS_REQUIRE = {
     "plots": PLOTS,
     # What writes the files of `tfgpu export`, and the runtimes they are compared in.
     "export": EXPORT,
+    # The photographs of telephones (HEIC) in folders of images.
+    "heic": HEIC,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
     # The manifest of `tfgpu launch --backend=kubernetes`.

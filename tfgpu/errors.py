@@ -69,6 +69,10 @@ class VersionError(WorkError, ImportError):
         super().__init__(f"{problem}; `pip check` names the versions that tfgpu asks for")
 
 
+class VersionWarning(UserWarning):
+    """A library is newer than those that tfgpu was tried with."""
+
+
 class Interrupted(Error):
     """A signal asked the process to stop; what could be saved was saved.
 

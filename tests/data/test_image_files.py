@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
@@ -60,7 +61,7 @@ def exif(turn):
 )
 def test_formats(tmp_path, name, kind, tolerance):
     if kind == "HEIF":
-        pytest.importorskip("pillow_heif").register_heif_opener()
+        pillow_heif.register_heif_opener()
     Image.fromarray(CORNERS).save(tmp_path / name, kind)
     image = read(tmp_path / name)
     assert image.dtype == np.uint8
