@@ -33,7 +33,7 @@ INSTALL_REQUIRES = [
     # bfloat16 in checkpoints.
     "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",
-    "pillow>=10.4.0",
+    "pillow>=11.3.0",
     "rich>=13.7.0",
     # The images of the `digits` data set.
     "scikit-learn>=1.5.0",
@@ -66,19 +66,20 @@ KUBERNETES = ["PyYAML>=6.0.4"]
 RAY = ["ray>=2.60.0"]
 
 # The tests draw every picture, write every format, search and launch. selenium: TensorBoard in a
-# real browser, where there is one.
-TEST = [
+# real browser, where there is one. Those of export cannot be installed beside TensorFlow 2.19.
+TEST_BUT_EXPORT = [
     "pytest>=8.2.0",
     "pytest-xdist>=3.6.0",
     "selenium>=4.30.0",
     *PLOTS,
-    *EXPORT,
     *TUNE,
     *RECOMMENDATION,
     *HEIC,
     *KUBERNETES,
     *RAY,
 ]
+
+TEST = [*TEST_BUT_EXPORT, *EXPORT]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
@@ -99,6 +100,8 @@ EXTRAS_REQUIRE = {
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     "test": TEST,
+    # The same beside TensorFlow 2.19, without tests/export.
+    "test_oldest": TEST_BUT_EXPORT,
     "dev": [*TEST, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }
 
