@@ -127,12 +127,17 @@ def image_feature(paths: list[str], headers: list[Header]) -> Feature:
     )
 
 
-def find_images(directory: str, tree: FileTree) -> list[str]:
+def find_images(directory: str, tree: FileTree | None = None) -> list[str]:
     """Returns the image files below a directory, at any depth, sorted.
+
+    Args:
+        directory: Where to look.
+        tree: Finds them, and has what it left; None where nobody wants to know.
 
     Raises:
         DataError: A directory cannot be read.
     """
+    tree = tree or FileTree(EXTENSIONS, root=directory)
     return _sorted(path for _, path in tree.find([("", directory)]))
 
 
