@@ -154,3 +154,30 @@ def test_actions_are_pinned_by_commit():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 50
+
+
+def test_the_citation_has_the_version(setup_call):
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", text, re.MULTILINE)[1] == setup_call["version"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("--tag=v0.0.0", "the tag is v0.0.0"), ("--tags", "the only argument is --tag=vX.Y.Z")],
+)
+def test_a_distribution_of_another_version_is_not_built(argument, said):
+    command = [str(ROOT / ".ci" / "distribution"), argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_the_lock_of_ci_holds_what_is_declared(setup_call):
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    locked = {
+        re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", text, re.M)
+    }
+    declared = [*setup_call["install_requires"], *setup_call["extras_require"]["dev"]]
+    names = {re.split(r"[\[<>=!~; ]", each)[0].lower().replace("_", "-") for each in declared}
+    assert names <= locked, "run .ci/lock"
+    assert text.count("--hash=sha256:") > len(locked)
