@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.examples import Examples, Read, read_subset, resize
+from tfgpu.data.examples import Examples, Read, data_errors, read_subset, resize
 from tfgpu.errors import RequestError
 
 KINDS = (
@@ -126,10 +126,12 @@ class Records:
         Raises:
             DataError: A record is damaged.
         """
-        examples = self.examples(names, lambda found: (found, ()))
         if self.select_batch is not None:
-            many = self.select_batch(tuple(names))
-            examples = dataclasses.replace(examples, decode_batch=lambda *parts: (many(*parts), ()))
+            with data_errors(), tf.device("CPU"):
+                parts = self.read(tf.range(self.num_examples, dtype=tf.int64))
+                many = self.select_batch(tuple(names))(*parts)
+            return {name: many[name].numpy() for name in names}
+        examples = self.examples(names, lambda found: (found, ()))
         found: dict[str, np.ndarray] = examples.load_arrays()[0]
         return found
 

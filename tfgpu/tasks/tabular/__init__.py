@@ -75,8 +75,8 @@ def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
     few = num_examples < 2000
     return {
         "optimizer": "adamw",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.1,
+        "learning_rate": 1e-3 if few else 2e-3,
+        "weight_decay": 1.0,
         "batch_size": 32 if few else 256,
         "epochs": 40,
         "augment": "none",
@@ -103,8 +103,8 @@ def drop(x: Any, y: Any, draws: tf.Tensor) -> tuple[Any, Any]:
 def _space(hp: Any) -> dict[str, Any]:
     return {
         "optimizer": hp.Choice("optimizer", ["adamw"]),
-        "learning_rate": hp.Float("learning_rate", 3e-4, 1e-2, sampling="log", default=1e-3),
-        "weight_decay": hp.Float("weight_decay", 1e-3, 1.0, sampling="log", default=0.1),
+        "learning_rate": hp.Float("learning_rate", 3e-4, 1e-2, sampling="log", default=2e-3),
+        "weight_decay": hp.Float("weight_decay", 1e-2, 3.0, sampling="log", default=1.0),
         "batch_size": hp.Choice("batch_size", [32, 64, 128, 256], default=128),
         "augment": hp.Choice("augment", ["none", "drop"], default="none"),
         "width": hp.Choice("width", [0.5, 1.0, 2.0], default=1.0),

@@ -118,7 +118,7 @@ def goal_of(target: str, feature: Feature, wanted: str) -> tuple[str, str]:
         raise RequestError(f"--task_options=goal={wanted}: must be one of {', '.join(GOALS)}")
     count = len(feature.class_names)
     text = feature.dtype == "string" or (feature.kind == "class" and not _whole(feature))
-    if wanted == "regression" and text:
+    if text and (wanted == "regression" or (wanted == "auto" and feature.stray)):
         where = f" ({feature.stray})" if feature.stray else ""
         raise DataError(
             f"the target {target!r} holds text where a number belongs{where}; take that away, or "

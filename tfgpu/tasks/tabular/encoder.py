@@ -19,6 +19,7 @@ PIECES = 16
 """Pieces of a number's range, with as many training rows in each, for models that take them."""
 
 _BATCH = 4096  # Rows that are encoded at once.
+_LEAST_DEVIATION = 1e-6  # Below 1e-7, Normalization divides by that.
 _MOST_ID = 0.5  # Different strings for each row from which on a column only names rows.
 
 
@@ -48,6 +49,7 @@ def fit(
     numbers: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
     notes: list[str] = []
+    candidates = []
     for name, feature in schema.features.items():
         if name == target or name in asked.ignore:
             continue
@@ -60,7 +62,9 @@ def fit(
                 )
             left_out[name] = feature.described
             continue
-        values = load(train, (name,), schema)[name]
+        candidates.append(name)
+    for name, values in load(train, tuple(candidates), schema).items():
+        feature = schema.features[name]
         is_number = feature.kind in ("number", "numbers") and name not in asked.categories
         if is_number or name in asked.numbers:
             found = fit_numbers(name, as_numbers(values, name, feature))
@@ -74,7 +78,8 @@ def fit(
         strings = as_strings(values)
         counts = collections.Counter(strings.tolist())
         if name not in asked.categories and len(counts) > max(1, _MOST_ID * len(strings)):
-            left_out[name] = f"{len(counts):,} different values in {len(strings):,} rows"
+            where = f"; among numbers, {feature.stray}" if feature.stray else ""
+            left_out[name] = f"{len(counts):,} different values in {len(strings):,} rows{where}"
         elif len(counts) == 1:
             left_out[name] = "the same in every row"
         else:
@@ -173,9 +178,13 @@ class Encoder:
         """A FeatureSpace of what was fitted, which gives a dict by the names of `inputs`."""
         kinds = {}
         for name, number in zip(self._names, self.numbers, strict=False):
-            layer = keras.layers.Normalization(
-                axis=None, mean=number["mean"], variance=number["variance"]
-            )
+            mean, deviation = number["mean"], number["variance"] ** 0.5
+            if deviation > _LEAST_DEVIATION:
+                layer = keras.layers.Normalization(
+                    axis=None, mean=mean, variance=number["variance"]
+                )
+            else:
+                layer = keras.layers.Rescaling(1 / deviation, -mean / deviation)
             kinds[name] = keras.utils.FeatureSpace.feature("float32", layer, "float")
         for name, category in zip(self._names[len(self.numbers) :], self.categories, strict=True):
             lookup = keras.layers.StringLookup(vocabulary=list(category["vocabulary"]))
@@ -247,7 +256,16 @@ class Encoder:
         with tf.device("CPU"):
             if self._space is None:
                 self._space = self.space()
-                self._graph = tf.function(self._encode, reduce_retracing=True)
+                signature = {
+                    name: tf.TensorSpec(
+                        [None, 1], tf.float32 if i < len(self.numbers) else tf.string
+                    )
+                    for i, name in enumerate(self._names)
+                }
+                # Nothing in it is control flow of Python's, which takes seconds to look through.
+                self._graph = tf.function(
+                    self._encode, input_signature=[signature], autograph=False
+                )
             count = len(next(iter(raw.values())))
             parts = []
             for first in range(0, max(count, 1), _BATCH):

@@ -85,12 +85,11 @@ def _standardized(encoder: Encoder, given: Mapping[str, Any]) -> dict[str, Any]:
     if encoder.numbers:
         raw = given[RAW_NUMBERS]
         missing = ops.isnan(raw)
-        layer = keras.layers.Normalization(
-            axis=-1,
-            mean=np.array([each["mean"] for each in encoder.numbers], np.float32),
-            variance=np.array([each["variance"] for each in encoder.numbers], np.float32),
-        )
-        parts = [ops.where(missing, ops.zeros_like(raw), layer(raw))]
+        # The converters do not take the constants of a Normalization layer.
+        mean = np.array([each["mean"] for each in encoder.numbers], np.float32)
+        deviation = np.array([each["variance"] for each in encoder.numbers]) ** 0.5
+        values = (raw - mean) / deviation.astype(np.float32)
+        parts = [ops.where(missing, ops.zeros_like(raw), values)]
         as_float = ops.cast(missing, "float32")
         parts += [as_float[:, i : i + 1] for i in encoder.indicators]
         x["numbers"] = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
