@@ -36,8 +36,13 @@ def split(
     return parts["train"], parts["test"]
 
 
-def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
-    """One training in a process of its own: its result.json, with "process_seconds"."""
+def train(
+    folder: Path, flags: Sequence[str], seed: int, *, evaluate: bool = False
+) -> dict[str, Any]:
+    """One training in a process of its own: its result.json, with "process_seconds".
+
+    With `evaluate` the contents of evaluation.json, of the test split, lie under "evaluation".
+    """
     with tempfile.TemporaryDirectory() as place:
         command = [
             *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
@@ -47,6 +52,10 @@ def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         result = json.loads(Path(place, "run", "result.json").read_text())
+        if evaluate:
+            command = [sys.executable, "-m", "tfgpu.evaluate", f"--run_dir={place}/run"]
+            subprocess.run([*command, f"--out={place}"], check=True, stdout=subprocess.DEVNULL)
+            result["evaluation"] = json.loads(Path(place, "evaluation.json").read_text())
     return {**result, "process_seconds": seconds}
 
 
