@@ -8,6 +8,10 @@ What a column is, is guessed from its cells and, where these leave it open, from
 - `class`: few different short cells: int64 positions among the sorted cells, which are the names.
 - `text`: cells with several words, or of a language that writes none apart.
 - `id`: other strings.
+- `image`: names of image files, below the folder of the table, where the first of them is there.
+- `classes`: lists of labels, joined by the first of "|", ";", "," that the column has: strings in a
+  column called labels, tags or the like. In a table of images a space joins too, in such a column,
+  and every column of strings that has a "|" or a ";" is one. An empty cell is a list of none.
 
 An empty cell, and in a column of numbers one of `MISSING` or an infinity, is refused when its
 column is used, and not before. `Records.with_missing` gives the empty ones as missing values.
@@ -16,13 +20,17 @@ column is used, and not before. `Records.with_missing` gives the empty ones as m
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.folder import EXTENSIONS, decode_image, image_feature, read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError
 
@@ -38,6 +46,8 @@ _LONGEST_CLASS = 100  # Characters of a class' name.
 _TEXT_NAME = re.compile(r"(.*_)?(text|review|sentence|comment|content|body|message|document)s?")
 _CLASS_NAME = re.compile(r"(.*_)?(label|class|category|target|sentiment|polarity|y)")
 _ID_NAME = re.compile(r"(.*_)?(id|user|item|movie|film|book|product|customer|article)(_?ids?)?")
+_LIST_NAME = re.compile(r"(.*_)?(labels|tags|classes|categories|attributes|keywords|genres)")
+_SEPARATORS = ("|", ";", ",", " ")
 # Of scripts that write no spaces between words: Thai to Khmer, kana, CJK ideographs.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}")
 
@@ -61,6 +71,7 @@ class Column:
         unknown: Where the first cell is that is empty or one of `MISSING`, and what it holds.
         infinite: Where the first infinity is.
         stray: Where the first cell is that is no number among mostly numbers, and what it holds.
+        images: Whether every cell is called like an image file.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Column:
     unknown: str = ""
     infinite: str = ""
     stray: str = ""
+    images: bool = True
 
     def add(self, cells: Sequence[str], place: Place) -> None:
         """Takes the cells of a chunk of rows; those without anything in them are empty."""
@@ -82,6 +94,7 @@ class Column:
             self.empty = self.empty or place(cells.index(""))
         with tf.device("CPU"):
             self.strings.append(tf.constant(cells))
+        self.images = self.images and all(cell.lower().endswith(EXTENSIONS) for cell in cells)
         self.longest = max(self.longest, max(map(len, cells)))
         if self.distinct is not None:
             self.distinct.update(cells)
@@ -171,6 +184,40 @@ class Column:
             return Feature(kind="text", dtype="string", described="text")
         return Feature(kind="id", dtype="string", described="strings", stray=self.stray)
 
+    def list_feature(self, *, beside_images: bool) -> tuple[Feature, str] | None:
+        """The feature of a column of lists, and what joins them; None where it is none."""
+        cells = self.distinct
+        if self.numbers is not None or self.images or not cells:
+            return None
+        joined = [each for each in _SEPARATORS if any(each in cell for cell in cells)]
+        named = _LIST_NAME.fullmatch(self.name.lower()) is not None
+        sure = bool(joined) and joined[0] in _SEPARATORS[: 3 if named else 2]
+        if not (sure and (named or beside_images)) and not (named and beside_images):
+            return None
+        separator = joined[0] if joined else _SEPARATORS[0]
+        names = sorted({each for cell in cells for each in labels_of(cell, separator)})
+        if len(names) > MOST_CLASSES or max(map(len, names), default=0) > _LONGEST_CLASS:
+            return None
+        found = Feature(
+            kind="classes",
+            shape=(None,),
+            dtype="int64",
+            class_names=tuple(names),
+            described=f"lists of {len(names)} labels",
+        )
+        return found, separator
+
+    def lists(self, feature: Feature, separator: str) -> tf.RaggedTensor:
+        """The lists of all rows, int64 positions among the labels."""
+        table = {name: i for i, name in enumerate(feature.class_names)}
+        rows = [
+            [table[each] for each in labels_of(cell.decode(), separator)]
+            for some in self.strings
+            for cell in some.numpy()
+        ]
+        with tf.device("CPU"):
+            return tf.ragged.constant(rows, tf.int64, ragged_rank=1)
+
     def refuse_unusable(self, *, missing: bool) -> None:
         """Refuses cells that no task can use.
 
@@ -220,12 +267,18 @@ class Column:
         self.numbers = None if self.numbers is None else []
 
 
+def labels_of(cell: str, separator: str) -> list[str]:
+    """The labels of a cell, each once."""
+    return list(dict.fromkeys(each.strip() for each in cell.split(separator) if each.strip()))
+
+
 def columns_source(
     columns: Sequence[Column],
     ends: Mapping[str, tuple[int, int]],
     *,
     requested: str,
     fingerprint: str,
+    folder: str,
 ) -> Source:
     """The data set that columns are.
 
@@ -234,20 +287,43 @@ def columns_source(
         ends: Of each split the first row, and the one after the last.
         requested: How the user named the data set.
         fingerprint: Of the content.
+        folder: What names of images are relative to.
+
+    Raises:
+        DataError: An image is not there, or is none.
     """
     rows = max(end for _, end in ends.values())
     features = {column.name: column.feature(rows) for column in columns}
     by_name = {column.name: column for column in columns}
+    images = {
+        column.name: found
+        for column in columns
+        if column.images and (found := _image_files(column, folder)) is not None
+    }
+    features |= {name: feature for name, (feature, _) in images.items()}
+    if images:
+        fingerprint = _with_files(fingerprint, folder, images)
+    separators: dict[str, str] = {}
+    for column in columns:
+        of_lists = column.list_feature(beside_images=bool(images))
+        if of_lists is not None:
+            features[column.name], separators[column.name] = of_lists
     for name, feature in features.items():
-        if feature.kind != "class" and feature.dtype != "string":
+        if feature.kind in ("number", "id") and feature.dtype != "string":
             by_name[name].strings = []  # The numbers are what is read.
     values: dict[str, tf.Tensor] = {}
 
     def column_of(name: str, missing: bool) -> tf.Tensor:
-        by_name[name].refuse_unusable(missing=missing)
+        column = by_name[name]
+        column.refuse_unusable(missing=missing or name in separators)
         if name not in values:
-            with tf.init_scope():
-                values[name] = by_name[name].values(features[name])
+            with tf.init_scope(), tf.device("CPU"):
+                if name in images:
+                    values[name] = tf.constant(images[name][1])
+                elif name in separators:
+                    values[name] = column.lists(features[name], separators[name])
+                else:
+                    values[name] = column.values(features[name])
             by_name[name].drop()
         return values[name]
 
@@ -256,10 +332,13 @@ def columns_source(
     ) -> Callable[..., dict[str, tf.Tensor]]:
         found = {name: column_of(name, missing) for name in names}
 
-        # Of one row and of many alike.
+        # Of one row and of many alike, but for images, which may differ in size.
         def decode(positions: tf.Tensor) -> dict[str, tf.Tensor]:
             with tf.device("CPU"):
-                return {name: tf.gather(column, positions) for name, column in found.items()}
+                cells = {name: tf.gather(column, positions) for name, column in found.items()}
+                for name in images.keys() & cells.keys():
+                    cells[name] = decode_image(cells[name], images[name][0])
+                return cells
 
         return decode
 
@@ -279,17 +358,51 @@ def columns_source(
 
     texts = [name for name, feature in features.items() if feature.kind == "text"]
     classes = [name for name, feature in features.items() if feature.kind == "class"]
-    only = len(texts) == 1 and len(classes) == 1
+    inputs = list(images) or texts
+    only = len(inputs) == 1 and len(classes) == 1
     return Source(
         name=requested,
         fingerprint=fingerprint,
         schema=Schema(
             requested=requested,
             features=features,
-            supervised=(texts[0], classes[0]) if only else None,
+            supervised=(inputs[0], classes[0]) if only else None,
         ),
         split=split,
     )
+
+
+def _image_files(column: Column, folder: str) -> tuple[Feature, list[str]] | None:
+    """The feature of a column of names of image files, and their paths.
+
+    Returns:
+        None where the first file is not there: then the column is strings.
+
+    Raises:
+        DataError: Another is not there, or one is no image.
+    """
+    cells = [cell.decode() for some in column.strings for cell in some.numpy()]
+    paths = [os.path.join(folder, cell) for cell in cells]
+    if not paths or not os.path.exists(paths[0]):
+        return None
+    places = {path: i for i, path in reversed(list(enumerate(paths)))}
+    distinct = list(places)
+    for path in distinct:
+        if not os.path.isfile(path):
+            raise DataError(
+                f"{path} is not there, which row {places[path] + 1} names in the column "
+                f"{column.name!r}; put the image there, or take the row away"
+            )
+    return image_feature(distinct, read_headers(distinct)), paths
+
+
+def _with_files(
+    fingerprint: str, folder: str, images: Mapping[str, tuple[Feature, list[str]]]
+) -> str:
+    """A fingerprint that has the names and the sizes of files in it too."""
+    paths = sorted({path for _, some in images.values() for path in some})
+    sizes = [(os.path.relpath(path, folder), os.path.getsize(path)) for path in paths]
+    return hashlib.sha256(json.dumps([fingerprint, sizes]).encode()).hexdigest()
 
 
 def _is_number(cell: str) -> bool:

@@ -58,7 +58,13 @@ def open_source(rest: str) -> Source:
         if rows == before:
             raise DataError(f"{path} has no row below its header")
         ends[split_name] = before, rows
-    return columns_source(columns, ends, requested=f"csv:{rest}", fingerprint=_digest(files))
+    return columns_source(
+        columns,
+        ends,
+        requested=f"csv:{rest}",
+        fingerprint=_digest(files),
+        folder=os.path.dirname(files["train"]),
+    )
 
 
 def _files(rest: str) -> dict[str, str]:
