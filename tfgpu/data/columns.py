@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from tfgpu.data.folder import EXTENSIONS, decode_image, image_feature, read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, RequestError
 
 MOST_CLASSES = 1000
 """Different cells of a column that may be a class."""
@@ -47,6 +47,7 @@ _TEXT_NAME = re.compile(r"(.*_)?(text|review|sentence|comment|content|body|messa
 _CLASS_NAME = re.compile(r"(.*_)?(label|class|category|target|sentiment|polarity|y)")
 _ID_NAME = re.compile(r"(.*_)?(id|user|item|movie|film|book|product|customer|article)(_?ids?)?")
 _LIST_NAME = re.compile(r"(.*_)?(labels|tags|classes|categories|attributes|keywords|genres)")
+_SPLITS = ("train", "test", "validation")
 _SEPARATORS = ("|", ";", ",", " ")
 # Of scripts that write no spaces between words: Thai to Khmer, kana, CJK ideographs.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}")
@@ -110,6 +111,43 @@ class Column:
             " " in cell or (not cell.isascii() and UNSPACED.search(cell) is not None)
             for cell in cells
         )
+
+    def add_numbers(self, values: np.ndarray, place: Place, *, whole: bool = False) -> None:
+        """Takes a chunk of rows that are numbers already, with the outcome of their cells.
+
+        Args:
+            values: int64, or float64 with NaN for what is missing.
+            place: Where a row stands.
+            whole: Whether those that are not missing are whole.
+        """
+        self.images = False
+        whole = whole or values.dtype.kind == "i"
+        self.whole = self.whole and whole
+        missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+        if missing.any():
+            self.empty = self.empty or place(int(missing.argmax()))
+            self.unknown = self.unknown or f"{self.empty}: "
+        infinite = np.isinf(values) if values.dtype.kind == "f" else missing[:0]
+        if infinite.any():
+            row = int(infinite.argmax())
+            self.infinite = self.infinite or f"{place(row)}: {values[row]}"
+        assert self.numbers is not None
+        self.numbers.append(values)
+        if not self.whole or self.distinct is None:
+            self.distinct, self.strings = None, []
+            return
+        known, positions = np.unique(values[~missing], return_inverse=True)
+        cells = [str(int(each)) for each in known.tolist()]
+        self.distinct.update(cells)
+        self.longest = max(self.longest, max(map(len, cells), default=0))
+        if len(self.distinct) > MOST_CLASSES:
+            self.distinct, self.strings = None, []
+            return
+        every = np.full(len(values), b"", object)
+        if cells:
+            every[~missing] = np.array([each.encode() for each in cells], object)[positions]
+        with tf.device("CPU"):
+            self.strings.append(tf.constant(every))
 
     def _numbers(self, cells: Sequence[str], place: Place) -> np.ndarray | None:
         """The cells as numbers, NaN for missing ones; None where a cell is no number."""
@@ -267,6 +305,42 @@ class Column:
         self.numbers = None if self.numbers is None else []
 
 
+def table_files(rest: str, extension: str) -> dict[str, str]:
+    """The file of each split: of a path, or of a folder with one called train.
+
+    Raises:
+        RequestError: There is none.
+    """
+    path = os.path.expanduser(rest)
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise RequestError(f"there is no file {path!r}: {extension}: needs the path of a table")
+        return {"train": path}
+    files = {name: os.path.join(path, f"{name}.{extension}") for name in _SPLITS}
+    found = {name: file for name, file in files.items() if os.path.isfile(file)}
+    if "train" not in found:
+        raise RequestError(f"the folder {path!r} has no train.{extension}: name the table itself")
+    return found
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """SHA-256 of the contents of files by split, in hexadecimal.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    found = hashlib.sha256()
+    for name, path in files.items():
+        try:
+            found.update(f"{name} {os.path.getsize(path)}\n".encode())
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    return found.hexdigest()
+
+
 def labels_of(cell: str, separator: str) -> list[str]:
     """The labels of a cell, each once."""
     return list(dict.fromkeys(each.strip() for each in cell.split(separator) if each.strip()))
@@ -278,7 +352,7 @@ def columns_source(
     *,
     requested: str,
     fingerprint: str,
-    folder: str,
+    folder_of: str,
 ) -> Source:
     """The data set that columns are.
 
@@ -287,11 +361,12 @@ def columns_source(
         ends: Of each split the first row, and the one after the last.
         requested: How the user named the data set.
         fingerprint: Of the content.
-        folder: What names of images are relative to.
+        folder_of: A file of the table: names of images are relative to its folder.
 
     Raises:
         DataError: An image is not there, or is none.
     """
+    folder = os.path.dirname(folder_of)
     rows = max(end for _, end in ends.values())
     features = {column.name: column.feature(rows) for column in columns}
     by_name = {column.name: column for column in columns}

@@ -13,17 +13,14 @@ What columns are, and what becomes of empty cells: `tfgpu.data.columns`.
 from __future__ import annotations
 
 import csv
-import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfgpu.data.columns import Column, columns_source
+from tfgpu.data.columns import Column, columns_source, digest, table_files
 from tfgpu.data.records import Source
-from tfgpu.errors import DataError, RequestError
+from tfgpu.errors import DataError
 
 _CHUNK = 65536  # Rows that exist as Python objects at a time.
-_SPLITS = ("train", "test", "validation")
 
 
 def open_source(rest: str) -> Source:
@@ -34,9 +31,9 @@ def open_source(rest: str) -> Source:
 
     Raises:
         RequestError: There is no such file.
-        DataError: It is no table in UTF-8.
+        DataError: It is no table in UTF-8, or an image that it names is not there.
     """
-    files = _files(rest)
+    files = table_files(rest, "csv")
     columns: list[Column] = []
     ends: dict[str, tuple[int, int]] = {}
     rows = 0
@@ -62,34 +59,9 @@ def open_source(rest: str) -> Source:
         columns,
         ends,
         requested=f"csv:{rest}",
-        fingerprint=_digest(files),
-        folder=os.path.dirname(files["train"]),
+        fingerprint=digest(files),
+        folder_of=files["train"],
     )
-
-
-def _files(rest: str) -> dict[str, str]:
-    """The file of each split."""
-    path = os.path.expanduser(rest)
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise RequestError(f"there is no file {path!r}: csv: needs the path of a table")
-        return {"train": path}
-    files = {name: os.path.join(path, f"{name}.csv") for name in _SPLITS}
-    found = {name: file for name, file in files.items() if os.path.isfile(file)}
-    if "train" not in found:
-        raise RequestError(f"the folder {path!r} has no train.csv: name the table itself")
-    return found
-
-
-def _digest(files: dict[str, str]) -> str:
-    """SHA-256 of the contents, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, path in files.items():
-        digest.update(f"{name} {os.path.getsize(path)}\n".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
