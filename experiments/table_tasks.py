@@ -36,27 +36,64 @@ def split(
     return parts["train"], parts["test"]
 
 
-def train(
-    folder: Path, flags: Sequence[str], seed: int, *, evaluate: bool = False
-) -> dict[str, Any]:
-    """One training in a process of its own: its result.json, with "process_seconds".
-
-    With `evaluate` the contents of evaluation.json, of the test split, lie under "evaluation".
-    """
+def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
+    """One training in a process of its own: its result.json, with "process_seconds"."""
     with tempfile.TemporaryDirectory() as place:
         command = [
-            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
-            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
+            sys.executable,
+            "-m",
+            "tfgpu.train",
+            *_flags(folder, flags, seed, f"{place}/run"),
         ]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         result = json.loads(Path(place, "run", "result.json").read_text())
-        if evaluate:
-            command = [sys.executable, "-m", "tfgpu.evaluate", f"--run_dir={place}/run"]
-            subprocess.run([*command, f"--out={place}"], check=True, stdout=subprocess.DEVNULL)
-            result["evaluation"] = json.loads(Path(place, "evaluation.json").read_text())
     return {**result, "process_seconds": seconds}
+
+
+def _flags(folder: Path, flags: Sequence[str], seed: int, run_dir: str) -> list[str]:
+    return [
+        *(f"--dataset=csv:{folder}", "--validation_fraction=0", f"--seed={seed}"),
+        *(f"--run_dir={run_dir}", *flags),
+    ]
+
+
+_WORKER = """
+import contextlib, json, sys
+from tfgpu.cli import entry
+from tfgpu.evaluate import __main__ as evaluate
+from tfgpu.train import __main__ as train
+for command, argv in json.loads(sys.argv[1]):
+    try:
+        entry.run({"train": train, "evaluate": evaluate}[command].main, argv)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+"""
+
+
+def train_all(
+    folders: Sequence[Path], flags: Sequence[str], seed: int
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A training for each folder, one after another in one process, and its evaluation.
+
+    Returns:
+        The contents of result.json and of evaluation.json, which is of the test split.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        commands = []
+        for i, folder in enumerate(folders):
+            run_dir = f"{place}/{i}"
+            commands.append(["train", _flags(folder, flags, seed, run_dir)])
+            commands.append(["evaluate", [f"--run_dir={run_dir}", f"--out={run_dir}/found"]])
+        worker = [sys.executable, "-c", _WORKER, json.dumps(commands)]
+        subprocess.run(worker, check=True, stdout=subprocess.DEVNULL)
+        files = ("result.json", "found/evaluation.json")
+        return [
+            tuple(json.loads(Path(place, str(i), file).read_text()) for file in files)  # type: ignore[misc]
+            for i in range(len(folders))
+        ]
 
 
 def throughput(options: Mapping[str, Any], *, rounds: int) -> dict[str, Any]:
