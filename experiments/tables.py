@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import table_tasks
 import tabular_data
+import tasks
 from versus import machine, write
 
 SEEDS = (0, 1, 2)
@@ -110,7 +110,7 @@ def main() -> None:
             "housing": (tabular_data.housing(Path(place, "housing.csv")), "value"),
         }
         for name, (path, target) in tables.items():
-            rows = table_tasks.read(path)
+            rows = tasks.read(path)
             ours: list[dict[str, float]] = []
             theirs: list[dict[str, float]] = []
             names = ("accuracy", "auc") if name == "breast_cancer" else ("r2", "rmse", "mae")
@@ -128,7 +128,7 @@ def main() -> None:
                             else boosting(train, test, seed)
                         )
                     flags = ["--task=tabular", f"--target={target}", "--tensorboard=none"]
-                    found = table_tasks.train_all(folders, flags, seed)
+                    found = tasks.train_all([f"csv:{each}" for each in folders], flags, seed)
                 own = [
                     {each: evaluation[each] for each in names}
                     | {each: result[each] for each in ("train_seconds", "total_seconds")}
@@ -137,7 +137,7 @@ def main() -> None:
                 ours.append({"seed": seed, **mean(own)})
                 theirs.append({"seed": seed, **mean(other)})
                 print(name, ours[-1], theirs[-1], flush=True)
-            speed = table_tasks.throughput(
+            speed = tasks.throughput(
                 {
                     **{"task": "tabular", "model": "piecewise", "table": str(path)},
                     **{"target": target, "batch_size": 32 if name == "breast_cancer" else 256},

@@ -1,4 +1,4 @@
-"""What the experiments on tables share: a random split, a training, and the rate beside Keras."""
+"""What the experiments on tasks share: a random split, a training, and the rate beside Keras."""
 
 from __future__ import annotations
 
@@ -36,15 +36,11 @@ def split(
     return parts["train"], parts["test"]
 
 
-def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
+def train(dataset: str, flags: Sequence[str], seed: int) -> dict[str, Any]:
     """One training in a process of its own: its result.json, with "process_seconds"."""
     with tempfile.TemporaryDirectory() as place:
-        command = [
-            sys.executable,
-            "-m",
-            "tfgpu.train",
-            *_flags(folder, flags, seed, f"{place}/run"),
-        ]
+        flags = _flags(dataset, flags, seed, f"{place}/run")
+        command = [sys.executable, "-m", "tfgpu.train", *flags]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
@@ -52,15 +48,15 @@ def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
     return {**result, "process_seconds": seconds}
 
 
-def _flags(folder: Path, flags: Sequence[str], seed: int, run_dir: str) -> list[str]:
+def _flags(dataset: str, flags: Sequence[str], seed: int, run_dir: str) -> list[str]:
     return [
-        *(f"--dataset=csv:{folder}", "--validation_fraction=0", f"--seed={seed}"),
+        *(f"--dataset={dataset}", "--validation_fraction=0", f"--seed={seed}"),
         *(f"--run_dir={run_dir}", *flags),
     ]
 
 
 _WORKER = """
-import contextlib, json, sys
+import json, sys
 from tfgpu.cli import entry
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.train import __main__ as train
@@ -74,26 +70,27 @@ for command, argv in json.loads(sys.argv[1]):
 
 
 def train_all(
-    folders: Sequence[Path], flags: Sequence[str], seed: int
+    datasets: Sequence[str], flags: Sequence[str], seed: int
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """A training for each folder, one after another in one process, and its evaluation.
+    """A training for each data set, one after another in one process, and its evaluation.
 
     Returns:
         The contents of result.json and of evaluation.json, which is of the test split.
     """
     with tempfile.TemporaryDirectory() as place:
         commands = []
-        for i, folder in enumerate(folders):
+        for i, dataset in enumerate(datasets):
             run_dir = f"{place}/{i}"
-            commands.append(["train", _flags(folder, flags, seed, run_dir)])
+            commands.append(["train", _flags(dataset, flags, seed, run_dir)])
             commands.append(["evaluate", [f"--run_dir={run_dir}", f"--out={run_dir}/found"]])
         worker = [sys.executable, "-c", _WORKER, json.dumps(commands)]
         subprocess.run(worker, check=True, stdout=subprocess.DEVNULL)
         files = ("result.json", "found/evaluation.json")
-        return [
-            tuple(json.loads(Path(place, str(i), file).read_text()) for file in files)  # type: ignore[misc]
-            for i in range(len(folders))
-        ]
+        found = []
+        for i in range(len(datasets)):
+            result, evaluation = (Path(place, str(i), file).read_text() for file in files)
+            found.append((json.loads(result), json.loads(evaluation)))
+        return found
 
 
 def throughput(options: Mapping[str, Any], *, rounds: int) -> dict[str, Any]:
