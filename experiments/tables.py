@@ -139,7 +139,7 @@ def main() -> None:
                 print(name, ours[-1], theirs[-1], flush=True)
             speed = tasks.throughput(
                 {
-                    **{"task": "tabular", "model": "piecewise", "table": str(path)},
+                    **{"task": "tabular", "model": "piecewise", "dataset": f"csv:{path}"},
                     **{"target": target, "batch_size": 32 if name == "breast_cancer" else 256},
                 },
                 rounds=options.rounds,
