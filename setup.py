@@ -57,6 +57,8 @@ TUNE = [
 
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
+PARQUET = ["pyarrow>=17.0.0"]
+
 KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
@@ -73,6 +75,7 @@ TEST = [
     *EXPORT,
     *TUNE,
     *RECOMMENDATION,
+    *PARQUET,
     *KUBERNETES,
     *RAY,
 ]
@@ -87,6 +90,8 @@ EXTRAS_REQUIRE = {
     "export": EXPORT,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
+    # `--dataset=parquet:FILE`.
+    "parquet": PARQUET,
     # The manifest of `tfgpu launch --backend=kubernetes`.
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -230,6 +230,7 @@ class _Job:
         data: The splits.
         model: Compiled.
         metrics: The names of the task's.
+        measures: The task's metrics themselves.
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
@@ -248,6 +249,7 @@ class _Job:
     data: Dataset
     model: keras.Model
     metrics: tuple[str, ...]
+    measures: tuple[Any, ...]
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
@@ -318,6 +320,7 @@ def _prepare(
         data=data,
         model=model,
         metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
+        measures=tuple(metrics),
         batches=batches,
         validation=validation,
         evaluated=evaluated,
@@ -413,10 +416,16 @@ def _train(
 
     # Before the test, whose images nobody has read yet: one that is damaged must not cost the
     # training.
+    fitted = job.data.spec.fitted
+    if job.data.task.calibrate is not None and job.validation is not None:
+        with stopwatch.during("validation"):
+            fitted = {**fitted, **_calibrated(job)}
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
-                save_for_keras(model, directory.model_path, fitted=job.data.spec.fitted)
+                save_for_keras(model, directory.model_path, fitted=fitted)
+                if fitted:
+                    directory.write_fitted(fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -437,6 +446,14 @@ def _train(
     _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
     if chief:
         console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+def _calibrated(job: _Job) -> Mapping[str, Any]:
+    """What the task chooses on the validation split, by its metrics; the same in each worker."""
+    assert job.data.task.calibrate is not None
+    job.model.evaluate(job.validation, verbose=0)
+    measured = {each.name: each for each in job.measures if not isinstance(each, str)}
+    return job.data.task.calibrate(job.data.spec, measured)
 
 
 def _close(
