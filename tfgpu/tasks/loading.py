@@ -37,7 +37,8 @@ class Dataset(Description):
         validation: The part carved from train; None when the fraction is 0.
         test: To be read once, at the end.
         test_split: Which split that is: "test", "validation" or "a tenth of train".
-        notes: Lines for the user.
+        notes: Lines for the user, of the task.
+        storage_notes: Lines for the user, of what the data are stored as.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Dataset(Description):
     test: Examples
     test_split: str
     notes: tuple[str, ...] = ()
+    storage_notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -186,6 +188,7 @@ def load(
         test=of_test,
         test_split=test_split,
         notes=(*reading.notes, *(note for each in every for note in each.notes)),
+        storage_notes=source.notes,
     )
 
 

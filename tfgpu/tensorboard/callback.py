@@ -19,6 +19,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.errors import shown
 from tfgpu.tensorboard import predictions
 from tfgpu.tensorboard.graph import step_graph
 from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
@@ -341,7 +342,8 @@ class TensorBoard(private.TensorBoardHooks):
 
         assert self._hparams is not None
         plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
+            # A path need not be text.
+            name: value if isinstance(value, bool | int | float) else shown(str(value), line=False)
             for name, value in self._hparams.items()
             if value is not None
         }
@@ -364,8 +366,8 @@ class TensorBoard(private.TensorBoardHooks):
             self._marker.__enter__()
 
 
-def _write_pictures(shown: Mapping[str, Picture], *, step: int) -> None:
-    for tag, picture in shown.items():
+def _write_pictures(pictures: Mapping[str, Picture], *, step: int) -> None:
+    for tag, picture in pictures.items():
         if isinstance(picture.content, str):
             tf.summary.text(tag, picture.content, step=step, description=picture.description)
         else:

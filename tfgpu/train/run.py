@@ -120,7 +120,8 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
-            for note in (*data.notes, *data.task.announce(data.spec, settings.to_json())):
+            of_task = data.task.announce(data.spec, settings.to_json())
+            for note in (*data.storage_notes, *data.notes, *of_task):
                 console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.
