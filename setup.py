@@ -28,6 +28,8 @@ INSTALL_REQUIRES = [
     "google-crc32c>=1.7.1",
     # The weights in files of other runs.
     "h5py>=3.11.0",
+    # The page of `tfgpu report`.
+    "jinja2>=3.1.6",
     # bfloat16 in checkpoints.
     "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",
@@ -114,7 +116,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["tfgpu", "tfgpu.*"]),
-    package_data={"tfgpu": ["py.typed"]},
+    package_data={"tfgpu": ["py.typed"], "tfgpu.report": ["templates/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

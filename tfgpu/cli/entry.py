@@ -20,6 +20,7 @@ COMMANDS = {
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
+    "report": "write one HTML file about a run, or about several side by side",
     "export": "write the model for other runtimes, and prove that nothing got lost",
     "bench": "measure where the time goes, and what would save some of it",
     "doctor": "say why training does not start, or does not use the GPU",
