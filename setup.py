@@ -59,6 +59,8 @@ TUNE = [
 
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
+HARDWARE = ["nvidia-ml-py>=13.590.48", "psutil>=7.0.0"]
+
 KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
@@ -70,6 +72,7 @@ TEST = [
     "pytest-xdist>=3.6.0",
     "selenium>=4.30.0",
     *PLOTS,
+    *HARDWARE,
     *EXPORT,
     *TUNE,
     *RECOMMENDATION,
@@ -91,6 +94,8 @@ EXTRAS_REQUIRE = {
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.
     "ray": RAY,
+    # How a run uses GPUs, processor and memory.
+    "hardware": HARDWARE,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     "test": TEST,

@@ -212,9 +212,7 @@ class RunFiles:
 
     def _command(self, run_dir: Path) -> str:
         config = self.path / "config.json"
-        return shlex.join(
-            ["tfgpu", "train", f"--experiment={config}", f"--run_dir={run_dir}"]
-        )
+        return shlex.join(["tfgpu", "train", f"--experiment={config}", f"--run_dir={run_dir}"])
 
     def settings(self) -> dict[str, Any]:
         """Settings that make the run what it is, for a comparison."""

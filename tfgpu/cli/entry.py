@@ -20,6 +20,7 @@ COMMANDS = {
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
+    "runs": "list runs, and say in which settings they differ",
     "report": "write one HTML file about a run, or about several side by side",
     "export": "write the model for other runtimes, and prove that nothing got lost",
     "bench": "measure where the time goes, and what would save some of it",

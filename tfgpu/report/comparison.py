@@ -75,9 +75,7 @@ def environments(runs: Sequence[RunFiles]) -> Table | None:
         ],
         "replicas": lambda run: run.environment.get("replicas"),
     }
-    versions = dict.fromkeys(
-        name for run in runs for name in run.environment.get("versions") or {}
-    )
+    versions = dict.fromkeys(name for run in runs for name in run.environment.get("versions") or {})
     for library in versions:
         asked[f"version of {library}"] = lambda run, library=library: (  # type: ignore[misc]
             run.environment.get("versions") or {}

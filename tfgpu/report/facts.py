@@ -184,9 +184,7 @@ def epochs(run: RunFiles) -> Table | None:
 def _epochs(run: RunFiles) -> Iterator[Mapping[str, Any]]:
     for line in run.metrics:
         if isinstance(line.get("epoch"), int):
-            yield {
-                name: v if isinstance(v, int | float) else None for name, v in line.items()
-            }
+            yield {name: v if isinstance(v, int | float) else None for name, v in line.items()}
 
 
 def data(run: RunFiles) -> Table | None:

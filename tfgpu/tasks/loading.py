@@ -67,6 +67,8 @@ class Dataset(Description):
         return {
             **{field.name: getattr(self, field.name) for field in _DESCRIBED},
             "task": self.task_name,
+            "objective": self.task.objective,
+            "maximize": self.task.maximize,
             **self.spec.to_json(),
             "train_examples": self.train.num_examples,
             "validation_examples": self.validation.num_examples if self.validation else 0,

@@ -40,6 +40,8 @@ RESULT_FIELDS = (
     "samples_per_second",
     "train_seconds",
     "total_seconds",
+    "time_spent",
+    "hardware",
 )
 """Of result.json, always all of them: null for what the run did not come to. Of a task with other
 metrics it has these too, as NAME, val_NAME and test_NAME."""
