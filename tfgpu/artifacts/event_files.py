@@ -59,7 +59,11 @@ def read(folder: Path) -> Events:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for record in _records(path):
             # A graph, of megabytes, is a record of its own.
-            event = event_pb2.Event.FromString(record)
+            try:
+                event = event_pb2.Event.FromString(record)
+            # protobuf's own error, which is no dependency of ours: the rest is damaged too.
+            except Exception:
+                break
             for value in event.summary.value:
                 _add(found, event.step, value)
     for points in found.scalars.values():

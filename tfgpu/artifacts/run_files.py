@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ SEARCH = "search.json"
 _NO_METRICS = ("epoch", "step", "samples_per_second", "seconds")
 _LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity")
 _END_OF_LOG = 1 << 16
-_NOT_COMPARED = ("run_dir", "resume", "progress", "verbosity", "report", "dry_run")
+_NOT_COMPARED = (
+    *("run_dir", "resume", "progress", "verbosity", "report", "dry_run", "join_timeout"),
+    *("data_dir", "tensorboard", "profile", "checkpoint_every", "hardware_interval"),
+)
+"""Settings that change nothing of what a run computes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,9 +218,15 @@ class RunFiles:
         config = self.path / "config.json"
         return shlex.join(["tfgpu", "train", f"--experiment={config}", f"--run_dir={run_dir}"])
 
-    def settings(self) -> dict[str, Any]:
-        """Settings that make the run what it is, for a comparison."""
-        return {name: v for name, v in self.config.items() if name not in _NOT_COMPARED}
+    def settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that make the run what it is, for a comparison.
+
+        Args:
+            defaults: Of settings that an older version did not know; they had their default's
+                effect.
+        """
+        known = {**defaults, **self.config}
+        return {name: value for name, value in known.items() if name not in _NOT_COMPARED}
 
 
 def find(folder: str | os.PathLike[str]) -> Iterator[Path]:
@@ -248,16 +258,17 @@ def find(folder: str | os.PathLike[str]) -> Iterator[Path]:
             yield below
 
 
-def differing(runs: list[RunFiles]) -> dict[str, list[Any]]:
+def differing(runs: Sequence[RunFiles], *, defaults: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The settings in which runs differ.
 
     Args:
         runs: Two or more.
+        defaults: Of all settings.
 
     Returns:
         By name, the value in each run; None where a run does not have the setting.
     """
-    settings = [run.settings() for run in runs]
+    settings = [run.settings(defaults) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
     found = {name: [each.get(name) for each in settings] for name in names}
     return {

@@ -26,14 +26,14 @@ _PATIENCE = 2.0
 """Seconds to wait for a sample that is being taken when the monitor is stopped."""
 
 UNITS = {
-    "utilization": ("%", "Of the time in which the GPU ran something."),
-    "memory": ("GiB", "Of the GPU in use, by all processes."),
-    "power": ("W", "That the GPU takes."),
-    "temperature": ("°C", "Of the GPU."),
-    "cpu": ("%", "Of all processors of the machine."),
-    "process_cpu": ("%", "Of one processor, by this process: 200 is two of them."),
-    "process_memory": ("GiB", "Of the host, in use by this process."),
-    "host_memory": ("%", "Of the memory of the host, in use by all processes."),
+    "utilization": ("%", "of the time in which the GPU ran something."),
+    "memory": ("GiB", "of the GPU in use, by all processes."),
+    "power": ("W", "that the GPU takes."),
+    "temperature": ("°C", "of the GPU."),
+    "cpu": ("%", "of all processors of the machine."),
+    "process_cpu": ("%", "of one processor, by this process: 200 is two of them."),
+    "process_memory": ("GiB", "of the host, in use by this process."),
+    "host_memory": ("%", "of the memory of the host, in use by all processes."),
 }
 """Unit and meaning of each figure; those of GPUs begin with "gpuN_"."""
 
@@ -193,7 +193,7 @@ class HardwareMonitor:
         with self._lock:
             taken, self._since_point = self._since_point, {}
         return {
-            f"hardware/{name}": (total.sum / total.count, "{1} In {0}.".format(*_unit(name)))
+            f"hardware/{name}": (total.sum / total.count, "In {}: {}".format(*_unit(name)))
             for name, total in taken.items()
         }
 

@@ -14,6 +14,7 @@ from tfgpu.cli.console import duration
 from tfgpu.report import tables
 from tfgpu.report.charts import Chart, Series, figure, line_chart
 from tfgpu.report.tables import Table
+from tfgpu.train.settings import TrainSettings
 
 _SPLITS = ("test_", "val_", "")
 
@@ -29,6 +30,11 @@ class Group:
 
     name: str
     runs: tuple[RunFiles, ...]
+
+
+def defaults() -> dict[str, Any]:
+    """Of the settings that a run of an older version does not have."""
+    return TrainSettings().to_json()
 
 
 def names_of(runs: Sequence[RunFiles]) -> list[str]:
@@ -57,7 +63,7 @@ def overview(runs: Sequence[RunFiles]) -> Table:
 
 def settings(runs: Sequence[RunFiles]) -> Table | None:
     """The settings in which they differ; None where there are none."""
-    found = run_files.differing(list(runs))
+    found = run_files.differing(runs, defaults=defaults())
     rows = [[name, *map(tables.as_set, values)] for name, values in found.items()]
     caption = "Settings in which the runs differ"
     return Table(caption, ["setting", *names_of(runs)], rows) if rows else None
@@ -93,7 +99,7 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
     """The runs that differ in their seed alone, where there are two or more."""
     found: dict[str, list[tuple[str, RunFiles]]] = {}
     for name, run in zip(names_of(runs), runs, strict=True):
-        same = {key: value for key, value in run.settings().items() if key != "seed"}
+        same = {key: value for key, value in run.settings(defaults()).items() if key != "seed"}
         same["data"] = run.dataset.get("fingerprint")
         found.setdefault(json.dumps(same, sort_keys=True), []).append((name, run))
     return [

@@ -123,6 +123,8 @@ def figures(run: RunFiles) -> Table | None:
     speed, seconds, training = (
         run.value(name) for name in ("samples_per_second", "total_seconds", "train_seconds")
     )
+    used = of_result.get("hardware")
+    energy = used.get("energy_joules") if isinstance(used, Mapping) else None
     return tables.of_facts(
         "Key figures",
         {
@@ -132,6 +134,7 @@ def figures(run: RunFiles) -> Table | None:
             "epochs": f"{done} of {wanted}" if wanted else done,
             "steps": of_result.get("steps"),
             "examples a second in training steps": speed,
+            "energy": None if energy is None else f"{figure(energy)} J",
             "seconds of training": None if training is None else duration(training),
             "seconds in all, of the last process": None if seconds is None else duration(seconds),
             "identical inputs in training and": of_result.get("identical_inputs"),
@@ -161,9 +164,9 @@ def scalar_charts(events: Mapping[str, Events]) -> list[Chart]:
     ]
     for tag, points in scalars.items():
         if tag.startswith(_SCALARS):
-            title = events["train"].descriptions.get(tag, "").rstrip(".")
+            said = events["train"].descriptions.get(tag, "").rstrip(".")
             name = tag.partition("/")[2].replace("_", " ")
-            title = f"{name} ({title})" if title else name
+            title = f"{name} ({said[0].lower()}{said[1:]})" if said else name
             charts.append(line_chart(title, [Series(name, points)], x_label="step"))
     return [chart for chart in charts if chart is not None]
 
@@ -298,7 +301,18 @@ def time_spent(run: RunFiles) -> list[Part]:
 def hardware(run: RunFiles) -> list[Table]:
     """How the hardware was used."""
     found = run.result.get("hardware")
-    return list(tables.of_json("hardware", found)) if isinstance(found, Mapping) else []
+    if not isinstance(found, Mapping):
+        return []
+    captions = {
+        "Sampled by the last process": found.get("figures"),
+        "Energy": found.get("energy"),
+        "Not known": found.get("missing"),
+    }
+    return [
+        dataclasses.replace(table, caption=caption)
+        for caption, records in captions.items()
+        for table in tables.of_json("", {caption: records})
+    ]
 
 
 def environment(run: RunFiles) -> list[Table]:

@@ -12,6 +12,7 @@ from tfgpu.artifacts.run_files import RunFiles
 from tfgpu.cli.console import duration
 from tfgpu.errors import RequestError
 from tfgpu.runs.settings import RunsSettings
+from tfgpu.train.settings import TrainSettings
 
 DEFAULT = "runs"
 
@@ -100,7 +101,7 @@ def _as_json(run: RunFiles) -> dict[str, Any]:
 
 
 def _compared(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    different = run_files.differing(list(runs))
+    different = run_files.differing(runs, defaults=TrainSettings().to_json())
     return {"runs": list(map(_as_json, runs)), "differences": different}
 
 
@@ -113,7 +114,7 @@ def _list(runs: Sequence[RunFiles]) -> str:
                 str(run.path),
                 run.status,
                 name if value is not None else "-",
-                "-" if value is None else f"{value:.4f}",
+                _number(value),
                 _epochs(run),
                 "-" if run.seconds is None else duration(run.seconds),
                 run.started[:16].replace("T", " "),
@@ -135,11 +136,11 @@ def _comparison(runs: Sequence[RunFiles]) -> str:
     for name in (split + metric for metric in metrics for split in ("test_", "val_", "")):
         values = [run.value(name) for run in runs]
         if any(value is not None for value in values):
-            rows.append([name, *("-" if v is None else f"{v:.4f}" for v in values)])
+            rows.append([name, *map(_number, values)])
     rows.append(["epochs", *map(_epochs, runs)])
     known = [run.seconds for run in runs]
     rows.append(["time", *("-" if v is None else duration(v) for v in known)])
-    different = run_files.differing(list(runs))
+    different = run_files.differing(runs, defaults=TrainSettings().to_json())
     rows += [
         [name, *(v if isinstance(v, str) else json.dumps(v) for v in values)]
         for name, values in different.items()
@@ -148,6 +149,12 @@ def _comparison(runs: Sequence[RunFiles]) -> str:
     if not different:
         lines.append("the runs have the same settings")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def _epochs(run: RunFiles) -> str:

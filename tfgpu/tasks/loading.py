@@ -208,12 +208,14 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
         raise RequestError(
             f"{schema.requested!r} is not an image-classification set, and fits no other task "
             f"({others}): it has {schema.described}; name a task of your own with --task, and "
-            "features with --features=x=NAME,y=NAME"
+            "features with --features=x=NAME,y=NAME",
+            page="tasks",
         )
     names = [task.name for task, _ in fitting]
     raise RequestError(
         f"{schema.requested!r} has features for several tasks: say which with --task="
-        f"{' or --task='.join(names)}; it has {schema.described}"
+        f"{' or --task='.join(names)}; it has {schema.described}",
+        page="tasks",
     )
 
 

@@ -128,7 +128,8 @@ class Record(keras.callbacks.Callback):
             where = f"at step {broken.step}, first in the gradient of {broken.variable}"
         raise WorkError(
             f"the training is not finite any more, {where}; the checkpoints before it are kept; "
-            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1"
+            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1",
+            page="checkpoints#how-a-run-ends",
         )
 
     def get_state(self) -> dict[str, Any]:
