@@ -22,6 +22,7 @@ from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
+from tfgpu.cli.dry_run import given
 from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data import preparation
 from tfgpu.data.examples import Examples
@@ -133,7 +134,7 @@ def run(
             job = _prepare(settings, session, build, stopwatch)
             for note in job.notes:
                 console.say(note)
-            asked = dry_run.given(config)
+            asked = given(config)
             if config.dry_run:
                 console.say(dry_run.describe(settings, asked, data=data, workers=members.size))
                 return {}
@@ -241,7 +242,8 @@ def _record(
         with contextlib.suppress(OSError):
             close("failed")
             name = "" if isinstance(error, Error) else f"{type(error).__name__}: "
-            directory.log(f"tfgpu: {name}{error}")
+            see = error.see if isinstance(error, Error) else ""
+            directory.log(f"tfgpu: {name}{error}{see}")
         raise
     return outcome
 
