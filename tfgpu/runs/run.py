@@ -123,7 +123,7 @@ def _list(runs: Sequence[RunFiles]) -> str:
     lines = _aligned(rows)
     for run in runs:
         said = [run.reason or "", *run.problems]
-        lines += [f"{run.path}: {text}" for text in said if text]
+        lines += [_printable(f"{run.path}: {text}") for text in said if text]
     on = {str(run.path): run.continue_command for run in runs if run.continue_command}
     if on:
         lines += ["", "to go on with those that did not finish:", *(f"  {c}" for c in on.values())]
@@ -162,9 +162,13 @@ def _epochs(run: RunFiles) -> str:
     return f"{done}/{wanted}" if wanted else str(done)
 
 
+def _printable(text: str) -> str:
+    """Without the control characters that a file may hold, which a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    # What a file says may have control characters, which a terminal would obey.
-    shown = [["".join(c if c.isprintable() else "?" for c in cell) for cell in r] for r in rows]
+    shown = [[_printable(cell) for cell in row] for row in rows]
     wide = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip()
