@@ -141,7 +141,7 @@ class HardwareMonitor:
                 return
             # A short run has this sample alone.
             if self._clock() - self._sampled > self.interval / 10:
-                self._sample()
+                self.sample()
         self._ended = self._clock()
         with self._noting("energy of the processor"):
             self._energy += self._rapl.end(self._missing)
@@ -170,9 +170,10 @@ class HardwareMonitor:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            self._sample()
+            self.sample()
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Takes a sample now, in this thread."""
         found: dict[str, float] = {}
         if self._host is not None:
             with self._noting("processor and memory"):
