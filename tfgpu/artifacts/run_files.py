@@ -158,7 +158,10 @@ class RunFiles:
 
     def value(self, name: str) -> float | None:
         """A figure of the outcome, such as "test_accuracy": of the result, else the last epoch."""
-        for source in (self.result, *reversed(self.metrics[-1:])):
+        sources = [self.result, *self.metrics[-1:]]
+        if self.result.get("status") == RUNNING:
+            sources.reverse()  # The result is that of an earlier process.
+        for source in sources:
             value = source.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
