@@ -277,7 +277,7 @@ def _picture(tag: str, shown: Shown) -> Picture:
     description = shown.description or title
     if isinstance(shown.content, bytes):
         return Picture(title, description, _url(shown.content))
-    table = tables.of_markdown(title, shown.content)
+    table = tables.of_markdown(description, shown.content)
     return Picture(title, description, table=table, text="" if table else shown.content)
 
 
