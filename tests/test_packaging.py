@@ -116,6 +116,11 @@ def test_types_are_shipped(setup_call):
     assert "py.typed" in setup_call["package_data"]["tfgpu"]
 
 
+def test_templates_are_shipped(setup_call):
+    (pattern,) = setup_call["package_data"]["tfgpu.report"]
+    assert len(list((ROOT / "tfgpu" / "report").glob(pattern))) >= 4
+
+
 def test_console_script_names_a_function(setup_call):
     (script,) = setup_call["entry_points"]["console_scripts"]
     assert script == "tfgpu = tfgpu.cli.entry:main"

@@ -69,6 +69,8 @@ class Dataset(Description):
         return {
             **{field.name: getattr(self, field.name) for field in _DESCRIBED},
             "task": self.task_name,
+            "objective": self.task.objective,
+            "maximize": self.task.maximize,
             **self.spec.to_json(),
             "train_examples": self.train.num_examples,
             "validation_examples": self.validation.num_examples if self.validation else 0,
@@ -219,12 +221,14 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
             f"{schema.requested!r} is not an image-classification set, and fits no other task "
             f"({others}): it has {schema.described}; name a task of your own with --task, "
             "features with --features=x=NAME,y=NAME, and the column to learn of a table with "
-            "--target=COLUMN"
+            "--target=COLUMN",
+            page="tasks",
         )
     names = [task.name for task, _ in fitting]
     raise RequestError(
         f"{schema.requested!r} has features for several tasks: say which with --task="
-        f"{' or --task='.join(names)}; it has {schema.described}"
+        f"{' or --task='.join(names)}; it has {schema.described}",
+        page="tasks",
     )
 
 

@@ -293,6 +293,17 @@ class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable
     profile: str | None = custom(None, word="off", values="FIRST:LAST", check=_check_profile)
     """Steps to profile, counted from 1, for TensorBoard's Profile tab
     (pip install 'tfgpu[profile]')."""
+    hardware_interval: float | None = number(
+        2.0, above=0, instead="off samples nothing", word="off", values="SECONDS"
+    )
+    """Seconds between two samples of GPU utilisation, memory, power and temperature, processor and
+    memory, for result.json and TensorBoard (pip install 'tfgpu[hardware]')."""
+    report: bool = truth(False, on_resume="ignored")
+    """End with report.html, what `tfgpu report` writes of the run; also when it fails or is
+    stopped."""
+    dry_run: bool = truth(False, on_resume="ignored")
+    """Print every setting after it has been decided, and the files that would be written, and end
+    there: nothing is written."""
     progress: str = choice("auto", ("auto", "bar", "plain", "none"), on_resume="ignored")
     """`auto` is a bar on a terminal and plain lines elsewhere."""
 
