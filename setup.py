@@ -33,6 +33,8 @@ INSTALL_REQUIRES = [
     "google-crc32c>=1.7.1",
     # The weights in files of other runs.
     "h5py>=3.11.0",
+    # The page of `tfgpu report`.
+    "jinja2>=3.1.6",
     # bfloat16 in checkpoints.
     "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",
@@ -64,6 +66,10 @@ HEIC = ["pillow-heif>=1.8.1"]
 
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
+PARQUET = ["pyarrow>=17.0.0"]
+
+HARDWARE = ["nvidia-ml-py>=13.590.48", "psutil>=7.0.0"]
+
 KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
@@ -77,8 +83,10 @@ TEST_BUT_EXPORT = [
     "pytest-xdist>=3.6.0",
     "selenium>=4.30.0",
     *PLOTS,
+    *HARDWARE,
     *TUNE,
     *RECOMMENDATION,
+    *PARQUET,
     *HEIC,
     *KUBERNETES,
     *RAY,
@@ -98,10 +106,14 @@ EXTRAS_REQUIRE = {
     "heic": HEIC,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
+    # `--dataset=parquet:FILE`.
+    "parquet": PARQUET,
     # The manifest of `tfgpu launch --backend=kubernetes`.
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.
     "ray": RAY,
+    # How a run uses GPUs, processor and memory.
+    "hardware": HARDWARE,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     # The site.
@@ -131,7 +143,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["tfgpu", "tfgpu.*"]),
-    package_data={"tfgpu": ["py.typed"]},
+    package_data={"tfgpu": ["py.typed"], "tfgpu.report": ["templates/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -20,11 +20,20 @@ MODULE_OF = {
     "grpcio": "grpc",
     "keras-rs": "keras_rs",
     "keras-tuner": "keras_tuner",
+    "nvidia-ml-py": "pynvml",
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
     "PyYAML": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
+}
+
+# Modules that import what an extra brings, and that extra.
+OPTIONAL = {
+    "hardware_monitor": "hardware",
+    "image_files": "heic",
+    "parquet_source": "parquet",
+    "recommenders": "recommendation",
 }
 
 
@@ -68,8 +77,8 @@ def test_every_import_of_the_package_is_declared(setup_call):
         name: declared | _modules(setup_call["extras_require"][name])
         for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
     }
-    extra["recommenders"] = extra["recommendation"]
-    extra["image_files"] = declared | _modules(setup_call["extras_require"]["heic"])
+    for module, name in OPTIONAL.items():
+        extra[module] = declared | _modules(setup_call["extras_require"][name])
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):
@@ -114,6 +123,11 @@ def test_lowest_prints_every_lower_bound(setup_call):
 def test_types_are_shipped(setup_call):
     assert (ROOT / "tfgpu" / "py.typed").exists()
     assert "py.typed" in setup_call["package_data"]["tfgpu"]
+
+
+def test_templates_are_shipped(setup_call):
+    (pattern,) = setup_call["package_data"]["tfgpu.report"]
+    assert len(list((ROOT / "tfgpu" / "report").glob(pattern))) >= 4
 
 
 def test_console_script_names_a_function(setup_call):
@@ -164,3 +178,30 @@ def test_actions_are_pinned_by_commit():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 50
+
+
+def test_the_citation_has_the_version(setup_call):
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", text, re.MULTILINE)[1] == setup_call["version"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("--tag=v0.0.0", "the tag is v0.0.0"), ("--tags", "the only argument is --tag=vX.Y.Z")],
+)
+def test_a_distribution_of_another_version_is_not_built(argument, said):
+    command = [str(ROOT / ".ci" / "distribution"), argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_the_lock_of_ci_holds_what_is_declared(setup_call):
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    locked = {
+        re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", text, re.M)
+    }
+    declared = [*setup_call["install_requires"], *setup_call["extras_require"]["dev"]]
+    names = {re.split(r"[\[<>=!~; ]", each)[0].lower().replace("_", "-") for each in declared}
+    assert names <= locked, "run .ci/lock"
+    assert text.count("--hash=sha256:") > len(locked)

@@ -16,6 +16,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno
 """Numbers of the errors of a disk that takes no more: full, a full quota, a limit on file sizes."""
 
 
+PAGES = "docs/{}.md"
+"""Where the documentation lies: the one place to change when that is a site."""
+
 # Control characters, separators of lines, and surrogates, which stand for bytes that are no UTF-8.
 _NOT_ONE_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
@@ -25,11 +28,29 @@ _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 class Error(Exception):
     """Base of the errors whose message is meant for the user.
 
+    Args:
+        message: One line, which names the value and the way out.
+        page: Where that is explained, of the documentation: "checkpoints" or, of a heading on it,
+            "checkpoints#how-a-run-ends". None: the page of the class, "" for none.
+
     Attributes:
         exit_code: What the process exits with.
+        page: As above.
     """
 
     exit_code = 1
+    page = ""
+
+    def __init__(self, message: str = "", *, page: str | None = None):
+        super().__init__(message)
+        if page is not None:
+            self.page = page
+
+    @property
+    def see(self) -> str:
+        """Where to read more, as it is added to the message: "; see docs/data.md", or ""."""
+        name, _, heading = self.page.partition("#")
+        return f"; see {PAGES.format(name)}{'#' if heading else ''}{heading}" if name else ""
 
 
 class RequestError(Error):
@@ -42,12 +63,14 @@ class DataError(Error):
     """The data cannot be had: missing, unreadable, damaged, of the wrong kind."""
 
     exit_code = 3
+    page = "data"
 
 
 class ModelFileError(Error):
     """A checkpoint or a model file cannot be used."""
 
     exit_code = 4
+    page = "checkpoints"
 
 
 class WorkError(Error):
@@ -60,6 +83,7 @@ class LostWorkerError(Error):
     """Another process of a training on several machines was lost, or never came."""
 
     exit_code = 6
+    page = "several_machines"
 
 
 class VersionError(WorkError, ImportError):

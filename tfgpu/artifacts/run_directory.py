@@ -400,7 +400,8 @@ def _existing(
     if other and not longer:
         raise RequestError(
             f"run_dir {str(place)!r} holds a run with other settings ({'; '.join(other)}); "
-            "name another --run_dir, or give the same settings"
+            "name another --run_dir, or give the same settings",
+            page="checkpoints#what-may-change-on-the-way",
         )
     if resume == "never":
         raise RequestError(

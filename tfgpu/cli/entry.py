@@ -22,6 +22,8 @@ COMMANDS = {
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
+    "runs": "list runs, and say in which settings they differ",
+    "report": "write one HTML file about a run, or about several side by side",
     "export": "write the model for other runtimes, and prove that nothing got lost",
     "bench": "measure where the time goes, and what would save some of it",
     "doctor": "say why training does not start, or does not use the GPU",
@@ -67,7 +69,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         # Here rather than at the interpreter's end, where a closed pipe can no longer be caught.
         sys.stdout.flush()
     except Error as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, see=error.see)
     except KeyboardInterrupt:
         _fail("stopped by SIGINT", 130)
     except BrokenPipeError:
@@ -136,12 +138,12 @@ def _help_text() -> str:
     )
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, see: str = "") -> NoReturn:
     if os.environ.get("TFGPU_DEBUG") == "1":
         traceback.print_exc()
     _flush_quietly()
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"tfgpu: {line}", file=sys.stderr)
+    print(f"tfgpu: {line}{see}", file=sys.stderr)
     sys.exit(code)
 
 

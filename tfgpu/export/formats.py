@@ -19,6 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.export.settings import EXPORT_FILES
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -164,11 +166,13 @@ def _convert_litert(
             archive.writestr(zipfile.ZipInfo(name), text)
 
 
-FILES = {
-    "keras": ("model.keras", write_keras),
-    "saved_model": ("saved_model", write_saved_model),
-    "onnx": ("model.onnx", write_onnx),
-    "litert": ("model.tflite", write_litert),
-    "litert_int8": ("model_int8.tflite", write_litert_int8),
+_WRITERS = {
+    "keras": write_keras,
+    "saved_model": write_saved_model,
+    "onnx": write_onnx,
+    "litert": write_litert,
+    "litert_int8": write_litert_int8,
 }
+
+FILES = {kind: (EXPORT_FILES[kind], write) for kind, write in _WRITERS.items()}
 """Name of the file, and what writes it, by format."""

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.augmentations.drop import dropping
-from tfgpu.data.csv_source import UNSPACED, chunks
+from tfgpu.data.columns import UNSPACED
+from tfgpu.data.csv_source import chunks
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
