@@ -26,6 +26,9 @@ _FLAT = ("number", "class", "id")
 def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
     """The column that is learnt: the one that is named, else the only one that is called so.
 
+    Only a table of nothing but numbers, categories and ids is one without a name from the user:
+    beside a text or an image, a label is probably theirs.
+
     Raises:
         RequestError: There is none, or nothing to learn it from.
     """
@@ -40,7 +43,7 @@ def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
     target = given.get("y")
     if target is None:
         named = [name for name in columns if _TARGET_NAME.fullmatch(name.lower())]
-        if len(named) != 1:
+        if len(named) != 1 or len(columns) < len(schema.features):
             raise RequestError(
                 f"{schema.requested!r} does not say which of its columns is to be learnt "
                 f"({schema.described}): name it with --target=COLUMN"
