@@ -86,10 +86,12 @@ class Asked:
         Raises:
             RequestError: A name is no column, is named twice, or is the target.
         """
-        found = {
-            name: tuple(filter(None, options[name].split("+")))
-            for name in ("numbers", "categories", "ignore")
-        }
+        found = {}
+        for name in ("numbers", "categories", "ignore"):
+            text = options[name]
+            # A name may have a "+" of its own.
+            names = [text] if text in schema.features else text.split("+")
+            found[name] = tuple(filter(None, names))
         seen: dict[str, str] = {target: "target"}
         for option, names in found.items():
             for name in names:
