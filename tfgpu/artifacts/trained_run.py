@@ -80,7 +80,8 @@ class TrainedRun:
         if given is None and ":" in recorded:
             raise RequestError(
                 f"the run in {self.path} has a task of its own, {recorded}, whose module is "
-                f"imported only when it is named: give --task={recorded}"
+                f"imported only when it is named: give --task={recorded}",
+                page="evaluate#a-runs-files-are-data-not-code",
             )
         return find_task(given or recorded)
 

@@ -30,7 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.folder import EXTENSIONS, decode_image, image_feature, read_headers
+from tfgpu.data.folder import decode_image, image_feature
+from tfgpu.data.image_files import EXTENSIONS, read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError, RequestError
 

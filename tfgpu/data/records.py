@@ -225,10 +225,12 @@ class Source(Description):
         schema: The features.
         split: Opens the split of a name; None where there is none. Where a second argument names
             a feature of the kind "class", a split without labels is none.
+        notes: Lines for the user: what the storage holds that is left, or odd.
     """
 
     schema: Schema
     split: Callable[[str, str | None], Records | None]
+    notes: tuple[str, ...] = ()
 
 
 def image_shape(

@@ -95,6 +95,9 @@ def evaluate(
             print(f"tfgpu: {note}", file=sys.stderr)
     report = data.task.report(run.spec)
     _compile(model, run, data, report, machine)
+    if members.is_chief:
+        for note in data.storage_notes:
+            print(f"tfgpu: {note}", file=sys.stderr)
     if (
         members.is_chief
         and data.name == run.dataset.get("name")

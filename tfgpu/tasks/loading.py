@@ -37,7 +37,8 @@ class Dataset(Description):
         validation: The part carved from train; None when the fraction is 0.
         test: To be read once, at the end.
         test_split: Which split that is: "test", "validation" or "a tenth of train".
-        notes: Lines for the user.
+        notes: Lines for the user, of the task.
+        storage_notes: Lines for the user, of what the data are stored as.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Dataset(Description):
     test: Examples
     test_split: str
     notes: tuple[str, ...] = ()
+    storage_notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -67,6 +69,8 @@ class Dataset(Description):
         return {
             **{field.name: getattr(self, field.name) for field in _DESCRIBED},
             "task": self.task_name,
+            "objective": self.task.objective,
+            "maximize": self.task.maximize,
             **self.spec.to_json(),
             "train_examples": self.train.num_examples,
             "validation_examples": self.validation.num_examples if self.validation else 0,
@@ -186,6 +190,7 @@ def load(
         test=of_test,
         test_split=test_split,
         notes=(*reading.notes, *(note for each in every for note in each.notes)),
+        storage_notes=source.notes,
     )
 
 
@@ -216,12 +221,14 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
             f"{schema.requested!r} is not an image-classification set, and fits no other task "
             f"({others}): it has {schema.described}; name a task of your own with --task, "
             "features with --features=x=NAME,y=NAME, and the column to learn of a table with "
-            "--target=COLUMN"
+            "--target=COLUMN",
+            page="tasks",
         )
     names = [task.name for task, _ in fitting]
     raise RequestError(
         f"{schema.requested!r} has features for several tasks: say which with --task="
-        f"{' or --task='.join(names)}; it has {schema.described}"
+        f"{' or --task='.join(names)}; it has {schema.described}",
+        page="tasks",
     )
 
 
