@@ -321,6 +321,7 @@ def task_worker(
     dataset: str,
     batch_size: int,
     task_options: Mapping[str, Any] | None = None,
+    target: str | None = None,
 ) -> None:
     """A task on a data set, with `fit` of "keras" or of "tfgpu": one model, the same examples.
 
@@ -351,6 +352,7 @@ def task_worker(
         image_size=None,
         seed=0,
         task=task,
+        features={"y": target} if target else {},
         options=lambda found: {**found.options, **(task_options or {})},
     )
     steps = min(data.train.num_examples // batch_size, 64)

@@ -233,11 +233,9 @@ class TrainedRun:
                 image_size=shape[:2] if shape is not None else None,
                 seed=self.config["seed"],
                 task=task or str(self.dataset.get("task", "classification")),
-                features=(
-                    read_roles(self.config.get("features"), self.config.get("target"))
-                    if own
-                    else {}
-                ),
+                # Another set may call its features otherwise.
+                features=read_roles(self.config.get("features"), self.config.get("target")),
+                strict=own,
                 options=lambda task: read_options(self.config, task.options, task=task.name),
                 fitted=self.fitted,
             )

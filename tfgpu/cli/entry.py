@@ -4,14 +4,16 @@
 """
 
 import importlib
+import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tfgpu.cli import flags
-from tfgpu.errors import DISK_FULL, Error, RequestError, WorkError, did_you_mean
+from tfgpu.errors import DISK_FULL, Error, RequestError, VersionWarning, WorkError, did_you_mean
 
 # Each command is the module of that name in this package.
 COMMANDS = {
@@ -28,6 +30,22 @@ COMMANDS = {
 }
 
 
+_format_warning = warnings.formatwarning
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What Python prints of a warning: for a user of the command, without a place in the code."""
+    if issubclass(category, VersionWarning):
+        return f"tfgpu: warning: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
+
+
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits the process with the code its outcome calls for.
 
@@ -38,6 +56,11 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         main: Takes the arguments without the program's name; returns an exit code, or None for 0.
         argv: The arguments; those of the process by default.
     """
+    warnings.formatwarning = _one_line
+    # The names of files need not be UTF-8, nor what a terminal can write.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code: object = main(list(sys.argv[1:] if argv is None else argv))

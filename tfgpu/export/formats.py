@@ -80,9 +80,15 @@ def write_keras(source: Source, path: Path) -> None:
 
 def write_saved_model(source: Source, path: Path) -> None:
     """Writes a SavedModel with the signature `serving_default`: raw inputs to outputs."""
-    source.named.export(
-        path, format="tf_saved_model", verbose=False, input_signature=source.exported
+    named = source.named
+    archive = keras.export.ExportArchive()
+    archive.track(named)
+    # Not `named.export`: it calls the model without `training`, and the default of Keras' layers of
+    # augmentation is True.
+    archive.add_endpoint(
+        "serve", lambda inputs: named(inputs, training=False), input_signature=source.exported
     )
+    archive.write_out(path, verbose=False)
     # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
     extra = path / "assets.extra"
     extra.mkdir()

@@ -19,6 +19,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.errors import shown
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.tensorboard import predictions
 from tfgpu.tensorboard.graph import step_graph
@@ -346,7 +347,8 @@ class TensorBoard(private.TensorBoardHooks):
 
         assert self._hparams is not None
         plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
+            # A path need not be text.
+            name: value if isinstance(value, bool | int | float) else shown(str(value), line=False)
             for name, value in self._hparams.items()
             if value is not None
         }
@@ -369,8 +371,8 @@ class TensorBoard(private.TensorBoardHooks):
             self._marker.__enter__()
 
 
-def _write_pictures(shown: Mapping[str, Picture], *, step: int) -> None:
-    for tag, picture in shown.items():
+def _write_pictures(pictures: Mapping[str, Picture], *, step: int) -> None:
+    for tag, picture in pictures.items():
         if isinstance(picture.content, str):
             tf.summary.text(tag, picture.content, step=step, description=picture.description)
         else:

@@ -37,13 +37,7 @@ from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import (
-    RESULT_FIELDS,
-    Record,
-    count_identical,
-    data_identity,
-    measured,
-)
+from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, data_identity, measured
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
@@ -127,7 +121,8 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
-            for note in (*data.notes, *data.task.announce(data.spec, settings.to_json())):
+            of_task = data.task.announce(data.spec, settings.to_json())
+            for note in (*data.storage_notes, *data.notes, *of_task):
                 console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.
@@ -259,6 +254,7 @@ class _Job:
         data: The splits.
         model: Compiled.
         metrics: The names of the task's.
+        measures: The task's metrics themselves.
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
@@ -278,6 +274,7 @@ class _Job:
     data: Dataset
     model: keras.Model
     metrics: tuple[str, ...]
+    measures: tuple[Any, ...]
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
@@ -349,6 +346,7 @@ def _prepare(
         data=data,
         model=model,
         metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
+        measures=tuple(metrics),
         batches=batches,
         validation=validation,
         evaluated=evaluated,
@@ -446,10 +444,16 @@ def _train(
 
     # Before the test, whose images nobody has read yet: one that is damaged must not cost the
     # training.
+    fitted = job.data.spec.fitted
+    if job.data.task.calibrate is not None and job.validation is not None:
+        with stopwatch.during("validation"):
+            fitted = {**fitted, **_calibrated(job)}
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
-                save_for_keras(model, directory.model_path, fitted=job.data.spec.fitted)
+                save_for_keras(model, directory.model_path, fitted=fitted)
+                if fitted:
+                    directory.write_fitted(fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -467,6 +471,14 @@ def _train(
     if not chief:  # Before the end, so that the chief has it for the log.
         console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
     job.members.finish("the end", None)
+
+
+def _calibrated(job: _Job) -> Mapping[str, Any]:
+    """What the task chooses on the validation split, by its metrics; the same in each worker."""
+    assert job.data.task.calibrate is not None
+    job.model.evaluate(job.validation, verbose=0)
+    measured = {each.name: each for each in job.measures if not isinstance(each, str)}
+    return job.data.task.calibrate(job.data.spec, measured)
 
 
 def _close(

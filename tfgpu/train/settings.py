@@ -187,8 +187,8 @@ class ModelSettings(Settings, section=SECTIONS[2]):
     )
     """A model of the task's (of images with classes lenet, resnet20, wide_resnet, resnet50, and
     those of keras.applications, such as EfficientNetB0), or a function of yours that builds a Keras
-    functional model. `auto` is lenet for classification, unet for segmentation, bag for text,
-    factors or two_tower for recommendation."""
+    functional model. `auto` is lenet for classification and multilabel, unet for segmentation,
+    bag for text, piecewise for tabular, factors or two_tower for recommendation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
