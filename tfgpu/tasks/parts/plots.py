@@ -1,4 +1,4 @@
-"""Charts of a classification: the confusion matrix and the reliability diagram.
+"""Charts of an evaluation: confusion matrix and reliability diagram, or predicted over true.
 
 Importing this needs matplotlib (the extra `plots`).
 """
@@ -71,6 +71,24 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
                 )
     axes.set(xlabel="predicted", ylabel="label")
     figure.colorbar(image, ax=axes, label="share of the label's examples", shrink=0.8)
+    return figure
+
+
+def scatter(targets: np.ndarray, found: np.ndarray, *, name: str, title: str) -> Figure:
+    """Draws predicted over true numbers.
+
+    Args:
+        targets: (n,).
+        found: (n,).
+        name: Of the target.
+        title: Above the chart.
+    """
+    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(targets, found, ".", alpha=0.4)
+    ends = [float(targets.min()), float(targets.max())]
+    axes.plot(ends, ends, "--", color="grey")
+    axes.set(xlabel=name, ylabel="predicted", title=title)
     return figure
 
 
