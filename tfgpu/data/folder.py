@@ -3,7 +3,7 @@
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
 With directories `images` and `masks` in the place of those of classes it is
-`tfgpu.data.mask_folder`'s. Which of `train`, `test`, `validation` (or `val`) is the test split,
+`tfgpu.data.mask_folder`'s, and with WAV files and no images `tfgpu.data.wav_folder`'s. Which of `train`, `test`, `validation` (or `val`) is the test split,
 `tfgpu.tasks.loading` decides.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tfgpu.data import wav
 from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError
@@ -47,7 +48,8 @@ def open_folder(path: str) -> Source:
         path: Holds `train` (and `test`, `validation` or `val`) with one directory a class each, or
             the directories of the classes themselves. Images lie in them at any depth; files that
             are not images by their extension are left. With `images` and `masks` instead:
-            see `tfgpu.data.mask_folder`.
+            see `tfgpu.data.mask_folder`. With WAV files and no images: see
+            `tfgpu.data.wav_folder`.
 
     Raises:
         DataError: The directory or an image cannot be read, or there are fewer than two classes,
@@ -71,9 +73,14 @@ def open_folder(path: str) -> Source:
         from tfgpu.data.mask_folder import open_mask_folders
 
         return open_mask_folders(path, root, split_dirs)
-    found = {split: _find_classes(directory) for split, directory in split_dirs.items()}
+    unit, extensions = "images", EXTENSIONS
+    found = {split: _find_classes(each, extensions) for split, each in split_dirs.items()}
+    if not any(any(classes.values()) for classes in found.values()):
+        recordings = {s: _find_classes(each, wav.EXTENSIONS) for s, each in split_dirs.items()}
+        if any(any(classes.values()) for classes in recordings.values()):
+            unit, extensions, found = "WAV files", wav.EXTENSIONS, recordings
     class_names = tuple(found["train"])
-    _check_classes(found, split_dirs, class_names)
+    _check_classes(found, split_dirs, class_names, unit=unit, extensions=extensions)
 
     files: dict[str, tuple[list[str], list[int]]] = {
         split: (
@@ -82,6 +89,10 @@ def open_folder(path: str) -> Source:
         )
         for split, classes in found.items()
     }
+    if extensions is wav.EXTENSIONS:
+        from tfgpu.data.wav_folder import open_wav_folders
+
+        return open_wav_folders(path, root, files, class_names)
     every_path = [image for paths, _ in files.values() for image in paths]
     headers = read_headers(every_path)
     relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
@@ -182,13 +193,20 @@ def subdirectories(directory: str) -> list[str]:
         raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
 
 
-def _find_classes(directory: str) -> dict[str, list[str]]:
-    """Returns the sorted images of each class."""
-    return {name: find_images(os.path.join(directory, name)) for name in subdirectories(directory)}
+def _find_classes(directory: str, extensions: tuple[str, ...]) -> dict[str, list[str]]:
+    """Returns the sorted files of each class."""
+    return {
+        name: find_images(os.path.join(directory, name), extensions)
+        for name in subdirectories(directory)
+    }
 
 
-def find_images(directory: str) -> list[str]:
-    """Returns the image files below a directory, at any depth, sorted.
+def find_images(directory: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Returns the image files below a directory, or those of other kinds, at any depth, sorted.
+
+    Args:
+        directory: Where to look.
+        extensions: Of the files, in lower case.
 
     Raises:
         DataError: A directory cannot be read.
@@ -201,7 +219,7 @@ def find_images(directory: str) -> list[str]:
         os.path.join(parent, file)
         for parent, _, names in os.walk(directory, onerror=fail)
         for file in names
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        if file.lower().endswith(extensions) and not file.startswith(".")
     ]
     # By parts, so that the order does not depend on the separator of the system.
     return sorted(images, key=lambda image: pathlib.PurePath(image).parts)
@@ -211,11 +229,14 @@ def _check_classes(
     found: dict[str, dict[str, list[str]]],
     directories: dict[str, str],
     class_names: tuple[str, ...],
+    *,
+    unit: str,
+    extensions: tuple[str, ...],
 ) -> None:
     where = directories["train"]
     if not class_names:
         raise DataError(
-            f"the folder {where} holds no folder of a class: images belong in "
+            f"the folder {where} holds no folder of a class: {unit} belong in "
             f"{os.path.join(where, 'CLASS')}"
         )
     if len(class_names) == 1:
@@ -232,7 +253,7 @@ def _check_classes(
                     f"{', '.join(class_names)}"
                 )
             if not images:
-                raise DataError(f"the folder {directory} holds no images ({', '.join(EXTENSIONS)})")
+                raise DataError(f"the folder {directory} holds no {unit} ({', '.join(extensions)})")
         if not classes:
             raise DataError(f"the folder {directories[split]} holds no folder of a class")
 

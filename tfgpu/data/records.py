@@ -185,11 +185,13 @@ class Schema:
         requested: How the user named the data set, for messages.
         features: By name.
         supervised: The features that the set itself has for input and target, if it says so.
+        notes: Lines for the user: what is unusual about the stored data.
     """
 
     requested: str
     features: Mapping[str, Feature]
     supervised: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
     def of_kind(self, *kinds: str) -> list[str]:
         """The names of the features of these kinds."""

@@ -1,0 +1,113 @@
+"""`folder:PATH` with recordings: WAV files, one directory a class.
+
+    PATH/{train,test}/CLASS/*.wav      or      PATH/CLASS/*.wav
+
+Recordings are mono at one rate: channels are mixed down, and files of another rate than most have
+are resampled. Both are said.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow as tf
+
+from tfgpu.data import wav
+from tfgpu.data.examples import python_op
+from tfgpu.data.records import Feature, Records, Schema, Source
+
+
+def open_wav_folders(
+    path: str, root: str, files: Mapping[str, tuple[Sequence[str], Sequence[int]]],
+    class_names: tuple[str, ...],
+) -> Source:
+    """Opens a directory of recordings.
+
+    Args:
+        path: As the user wrote it.
+        root: The directory.
+        files: The files of each split, and the numbers of their classes.
+        class_names: In the order of their numbers.
+
+    Raises:
+        DataError: A file cannot be read, has no sample, or is encoded as nothing that is read here.
+    """
+    every = [file for paths, _ in files.values() for file in paths]
+    # Threads because opening waits for the disk.
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        headers = list(pool.map(wav.read_header, every, chunksize=64))
+    rates = collections.Counter(header.rate for header in headers[: len(files["train"][0])])
+    rate = max(rates, key=lambda each: (rates[each], each))
+    audio = Feature(
+        kind="audio",
+        shape=(None,),
+        dtype="int16",
+        sample_rate=rate,
+        described=f"WAV files at {rate} Hz",
+    )
+    features = {
+        "audio": audio,
+        "label": Feature(
+            kind="class", dtype="int32", class_names=class_names, described="the folder of a class"
+        ),
+    }
+    named = sorted((os.path.relpath(file, root), os.path.getsize(file)) for file in every)
+
+    def split(split_name: str, label: str | None = None) -> Records | None:
+        return _records(*files[split_name], rate=rate) if split_name in files else None
+
+    return Source(
+        name=f"folder:{path}",
+        fingerprint=hashlib.sha256(json.dumps(named).encode()).hexdigest(),
+        schema=Schema(
+            requested=f"folder:{path}",
+            features=features,
+            supervised=("audio", "label"),
+            notes=_notes(headers, rate),
+        ),
+        split=split,
+    )
+
+
+def _notes(headers: Sequence[wav.Header], rate: int) -> tuple[str, ...]:
+    """What is unusual about the files."""
+    said = []
+    other = collections.Counter(header.rate for header in headers if header.rate != rate)
+    if other:
+        shown = ", ".join(f"{count:,} of {each} Hz" for each, count in sorted(other.items()))
+        verb = "is" if sum(other.values()) == 1 else "are"
+        said.append(f"{shown} {verb} resampled to {rate} Hz, the rate of most of the files")
+    several = sum(header.channels > 1 for header in headers)
+    if several:
+        verb = "has" if several == 1 else "have"
+        said.append(f"{several:,} {verb} several channels, which are mixed down to one")
+    return tuple(f"WAV files: of {len(headers):,}, {each}" for each in said)
+
+
+def _records(paths: Sequence[str], labels: Sequence[int], *, rate: int) -> Records:
+    with tf.device("CPU"):
+        all_paths = tf.constant(list(paths))
+        all_labels = tf.constant(list(labels), tf.int32)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.device("CPU"):
+            return tf.gather(all_paths, positions), tf.gather(all_labels, positions)
+
+    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        def decode(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = {"label": label}
+            if "audio" in names:
+                samples = python_op(
+                    lambda file: wav.read_wav(os.fsdecode(file), rate), [path], tf.int16
+                )
+                found["audio"] = tf.ensure_shape(samples, [None])
+            return {name: found[name] for name in names}
+
+        return decode
+
+    return Records(len(paths), read, select)
