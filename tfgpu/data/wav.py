@@ -46,9 +46,12 @@ class Header(NamedTuple):
 def read_header(path: str) -> Header:
     """Reads the header of a WAV file.
 
+    Returns:
+        The header, which may say that there is no sample.
+
     Raises:
-        DataError: It cannot be read, is no WAV file or cut off, has no sample, or an encoding that
-            is not read here.
+        DataError: It cannot be read, is no WAV file or cut off, or has an encoding that is not read
+            here.
     """
     try:
         size = os.path.getsize(path)
@@ -70,7 +73,7 @@ def read_header(path: str) -> Header:
                 file.seek(count % 2, os.SEEK_CUR)  # Chunks begin at even places.
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    raise DataError(f"{path} is a WAV file that holds no samples")
+    raise DataError(f"{path} is a WAV file with a damaged header: it has no part of samples")
 
 
 def _format(path: str, chunk: bytes) -> tuple[int, ...]:
@@ -99,8 +102,6 @@ def _header(path: str, fields: tuple[int, ...], count: int, offset: int, size: i
         count = there
     if count > there:
         raise DataError(f"{path} is cut off: {there:,} of {count:,} bytes of samples are there")
-    if count < frame:
-        raise DataError(f"{path} has a length of zero: it holds no sample; take it away")
     return Header(rate, channels, count // frame, tag == _FLOAT, bits, offset)
 
 
@@ -116,9 +117,11 @@ def read_wav(path: str, rate: int) -> np.ndarray:
         range of 16 bits.
 
     Raises:
-        DataError: See `read_header`; or a sample is not finite.
+        DataError: See `read_header`; or there is no sample, or one is not finite.
     """
     header = read_header(path)
+    if not header.samples:
+        raise DataError(f"{path} has a length of zero: it holds no sample")
     frames = header.samples * header.channels
     try:
         with open(path, "rb") as file:

@@ -3,7 +3,7 @@
     PATH/{train,test}/CLASS/*.wav      or      PATH/CLASS/*.wav
 
 Recordings are mono at one rate: channels are mixed down, and files of another rate than most have
-are resampled. Both are said.
+are resampled. Files without a sample are left out. All of it is said.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ import tensorflow as tf
 from tfgpu.data import wav
 from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.errors import DataError
+
+
+_SHOWN = 3  # Names in a line about many.
 
 
 def open_wav_folders(
-    path: str, root: str, files: Mapping[str, tuple[Sequence[str], Sequence[int]]],
+    path: str,
+    root: str,
+    files: Mapping[str, tuple[Sequence[str], Sequence[int]]],
     class_names: tuple[str, ...],
 ) -> Source:
     """Opens a directory of recordings.
@@ -35,13 +41,15 @@ def open_wav_folders(
         class_names: In the order of their numbers.
 
     Raises:
-        DataError: A file cannot be read, has no sample, or is encoded as nothing that is read here.
+        DataError: A file cannot be read, or is encoded as nothing that is read here; or no file of
+            a split has a sample.
     """
     every = [file for paths, _ in files.values() for file in paths]
     # Threads because opening waits for the disk.
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(wav.read_header, every, chunksize=64))
-    rates = collections.Counter(header.rate for header in headers[: len(files["train"][0])])
+        found = dict(zip(every, pool.map(wav.read_header, every, chunksize=64), strict=True))
+    kept = {split: _with_samples(*of, found, split=split) for split, of in files.items()}
+    rates = collections.Counter(found[file].rate for file in kept["train"][0])
     rate = max(rates, key=lambda each: (rates[each], each))
     audio = Feature(
         kind="audio",
@@ -59,7 +67,7 @@ def open_wav_folders(
     named = sorted((os.path.relpath(file, root), os.path.getsize(file)) for file in every)
 
     def split(split_name: str, label: str | None = None) -> Records | None:
-        return _records(*files[split_name], rate=rate) if split_name in files else None
+        return _records(*kept[split_name], rate=rate) if split_name in kept else None
 
     return Source(
         name=f"folder:{path}",
@@ -68,21 +76,38 @@ def open_wav_folders(
             requested=f"folder:{path}",
             features=features,
             supervised=("audio", "label"),
-            notes=_notes(headers, rate),
+            notes=_notes(found, rate),
         ),
         split=split,
     )
 
 
-def _notes(headers: Sequence[wav.Header], rate: int) -> tuple[str, ...]:
+def _with_samples(
+    paths: Sequence[str], labels: Sequence[int], headers: Mapping[str, wav.Header], *, split: str
+) -> tuple[list[str], list[int]]:
+    """The files that have a sample, and their classes."""
+    kept = [(path, label) for path, label in zip(paths, labels, strict=True) if headers[path].samples]
+    if not kept:
+        raise DataError(f"no WAV file of the {split} split has a sample, such as {paths[0]}")
+    return [path for path, _ in kept], [label for _, label in kept]
+
+
+def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
     """What is unusual about the files."""
     said = []
-    other = collections.Counter(header.rate for header in headers if header.rate != rate)
+    empty = [path for path, header in headers.items() if not header.samples]
+    if empty:
+        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        verb = "has a length of zero and is" if len(empty) == 1 else "have a length of zero and are"
+        said.append(f"{len(empty):,} {verb} left out: {shown}")
+    other = collections.Counter(
+        header.rate for header in headers.values() if header.rate != rate and header.samples
+    )
     if other:
         shown = ", ".join(f"{count:,} of {each} Hz" for each, count in sorted(other.items()))
         verb = "is" if sum(other.values()) == 1 else "are"
         said.append(f"{shown} {verb} resampled to {rate} Hz, the rate of most of the files")
-    several = sum(header.channels > 1 for header in headers)
+    several = sum(header.channels > 1 for header in headers.values())
     if several:
         verb = "has" if several == 1 else "have"
         said.append(f"{several:,} {verb} several channels, which are mixed down to one")

@@ -188,10 +188,11 @@ class Input:
         if self.spectrogram is None:
             values = keras.Input((self.length, self.features), dtype="float32", name="features")
             real = _real(length, self.length)
-            scale = np.maximum(np.asarray(self.deviation, np.float32), 1e-6)
-            x = layers.Normalization(
-                mean=list(self.mean),
-                variance=[float(each) ** 2 for each in scale],
+            mean = np.asarray(self.mean, np.float64)
+            deviation = np.maximum(np.asarray(self.deviation, np.float64), 1e-6)
+            x = layers.Rescaling(
+                (1 / deviation).tolist(),
+                offset=(-mean / deviation).tolist(),
                 dtype="float32",
                 name="standardize",
             )(values)
@@ -225,7 +226,8 @@ def convolution(
 
     Source: Choi et al., "Temporal Convolution for Real-time Keyword Spotting on Mobile Devices",
     Interspeech 2019: the bands are the channels of the first convolution. With layer normalisation
-    over the channels of a frame in place of their batch normalisation, and without their strides.
+    over the channels of a frame in place of their batch normalisation. Of a spectrogram the first
+    convolution makes one frame of two; ready features keep their frames.
 
     Args:
         input: What is taken.
@@ -244,14 +246,19 @@ def convolution(
     inputs, x, real = input.frames()
     there = ops.expand_dims(real, -1)
 
-    def conv(x: Any, name: str, size: int = KERNEL) -> Any:
-        x = x * ops.cast(there, x.dtype)  # Or padding would reach into the last frames.
-        return layers.Conv1D(units, size, padding="same", use_bias=False, name=name)(x)
+    def conv(x: Any, name: str, strides: int = 1) -> Any:
+        # Or padding would reach into the last frames.
+        x = x * ops.cast(there, x.dtype)
+        # Not "same", which begins elsewhere for an even number of frames than for an odd one.
+        x = ops.pad(x, ((0, 0), (KERNEL // 2, KERNEL // 2), (0, 0)))
+        return layers.Conv1D(units, KERNEL, strides=strides, use_bias=False, name=name)(x)
 
     def norm(x: Any, name: str) -> Any:
         return layers.LayerNormalization(name=name)(x)
 
-    x = conv(x, "stem")
+    strides = 1 if input.spectrogram is None else 2
+    x = conv(x, "stem", strides)
+    there = there[:, ::strides]
     for number in range(1, depth + 1):
         y = layers.Activation("relu")(norm(x, f"block{number}_norm1"))
         y = conv(y, f"block{number}_conv1")
@@ -286,10 +293,20 @@ def recurrent(
     units = max(8, round(RECURRENT_UNITS * width / 8) * 8)
     inputs, x, real = input.frames()
     for number in range(1, depth + 1):
-        # The mask: the direction that comes from the end begins with the last real frame.
-        x = layers.Bidirectional(
-            layers.GRU(units, return_sequences=True), name=f"recurrent{number}"
-        )(x, mask=real)
+        # The mask: the direction that comes from the end begins with the last real frame. Not
+        # cuDNN's kernel, which XLA does not compile; not `Bidirectional`, which reverses the mask
+        # of its outputs where it is unrolled (Keras 3.15).
+        both = [
+            layers.GRU(
+                units,
+                return_sequences=True,
+                go_backwards=backwards,
+                use_cudnn=False,
+                name=f"{'backward' if backwards else 'forward'}{number}",
+            )(x, mask=real)
+            for backwards in (False, True)
+        ]
+        x = ops.concatenate([both[0], ops.flip(both[1], axis=1)], axis=-1)
         x = layers.LayerNormalization(name=f"norm{number}")(x)
     return _classifier(inputs, x, ops.expand_dims(real, -1), num_classes, name="recurrent")
 

@@ -34,7 +34,9 @@ OPTIONS: Mapping[str, Any] = {
 MOST_RATE = 16000
 """Samples a second that are taken where nothing is asked: speech has little above 8 kHz."""
 
-_LONG_ENOUGH = 99  # Percent of the training recordings that fit, where nothing is asked.
+# Where nothing is asked: as long as so many percent of the training recordings, and no longer than
+# so many times their median. What is padded takes as long as what is not.
+_LONG_ENOUGH, _TIMES_MEDIAN = 99, 4
 _MEASURED = 4096  # Training recordings that lengths, means and deviations are taken of.
 _OF_SAMPLES = ("rate", "seconds", "frame_ms", "hop_ms", "mels", "low", "high")
 
@@ -177,7 +179,7 @@ def _fit(request: Request, x: str, feature: Feature) -> dict[str, Any]:
         length = options["frames"]
         if not length:
             # To a multiple of 8, which kernels like.
-            length = -(-int(np.percentile(lengths, _LONG_ENOUGH)) // 8) * 8
+            length = -(-_enough(lengths) // 8) * 8
         statistics = {"mean": mean.tolist(), "deviation": deviation.tolist()}
         return {
             **common,
@@ -195,7 +197,7 @@ def _fit(request: Request, x: str, feature: Feature) -> dict[str, Any]:
     lengths = -(-lengths * rate // known)
     length = round(options["seconds"] * rate)
     if not length:
-        length = int(np.percentile(lengths, _LONG_ENOUGH))
+        length = _enough(lengths)
     spectrogram = _spectrogram(options, rate)
     return {
         **common,
@@ -204,6 +206,11 @@ def _fit(request: Request, x: str, feature: Feature) -> dict[str, Any]:
         "rate": rate,
         "spectrogram": spectrogram,
     }
+
+
+def _enough(lengths: np.ndarray) -> int:
+    """The length that recordings are cut or padded to, where nothing is asked."""
+    return int(min(np.percentile(lengths, _LONG_ENOUGH), _TIMES_MEDIAN * np.median(lengths)))
 
 
 def _check_options(options: Mapping[str, Any], ready: bool) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.models.audio import FULL_SCALE
-from tfgpu.tasks.audio.reading import FEATURES, LENGTH, SAMPLES
+from tfgpu.tasks.audio.reading import FEATURES, LENGTH, SAMPLES, model_input
 from tfgpu.tasks.parts.serving import Serving
 from tfgpu.tasks.task import DataSpec
 
 OUTPUT = "probabilities"
 
 MOST_UNROLLED = 400
-"""Steps of a recurrent layer in a LiteRT file, each of which is written out."""
+"""Steps of a recurrent layer in a LiteRT file, each of which is written out. Of more there is none."""
 
 _RECURRENT = ("GRU", "LSTM", "SimpleRNN")
 
@@ -64,6 +64,8 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     ready = fitted["input"] == FEATURES
     name = FEATURES if ready else SAMPLES
     given = spec.x[FEATURES] if ready else tf.TensorSpec(spec.x[SAMPLES].shape, tf.float32)
+    spectrogram = model_input(spec).spectrogram
+    steps = fitted["length"] if spectrogram is None else spectrogram.frames(fitted["length"])
     inputs = {name: given, LENGTH: spec.x[LENGTH]}
 
     def model(trained: keras.Model) -> keras.Model:
@@ -71,7 +73,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
             each: keras.Input(one.shape, dtype=one.dtype.name, name=each)
             for each, one in inputs.items()
         }
-        if kind.startswith("litert"):
+        if kind.startswith("litert") and steps <= MOST_UNROLLED:
             trained = unrolled(trained)
         values = raw[name]
         if not ready:
