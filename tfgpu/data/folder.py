@@ -25,7 +25,7 @@ from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+EXTENSIONS: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _SPLIT_DIRS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
@@ -75,10 +75,11 @@ def open_folder(path: str) -> Source:
         return open_mask_folders(path, root, split_dirs)
     unit, extensions = "images", EXTENSIONS
     found = {split: _find_classes(each, extensions) for split, each in split_dirs.items()}
+    recorded = False
     if not any(any(classes.values()) for classes in found.values()):
         recordings = {s: _find_classes(each, wav.EXTENSIONS) for s, each in split_dirs.items()}
         if any(any(classes.values()) for classes in recordings.values()):
-            unit, extensions, found = "WAV files", wav.EXTENSIONS, recordings
+            unit, extensions, found, recorded = "WAV files", wav.EXTENSIONS, recordings, True
     class_names = tuple(found["train"])
     _check_classes(found, split_dirs, class_names, unit=unit, extensions=extensions)
 
@@ -89,7 +90,7 @@ def open_folder(path: str) -> Source:
         )
         for split, classes in found.items()
     }
-    if extensions is wav.EXTENSIONS:
+    if recorded:
         from tfgpu.data.wav_folder import open_wav_folders
 
         return open_wav_folders(path, root, files, class_names)

@@ -17,32 +17,25 @@ Examples of different length are told by an array `lengths` (or `NAME_lengths`),
 each: either the rows of all examples lie one after another, so that `lengths` adds up to them, or
 each example is padded at its end. `class_names` may name the classes 0, 1, ...
 
-No array is unpickled. The file is read an array at a time, those that are used, into memory; one
-above `MAPPED` bytes that is not compressed is mapped, and read a batch at a time.
+How arrays are read: `tfgpu.data.npz_file`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import python_op
+from tfgpu.data.npz_file import Array, read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError, RequestError
-
-MAPPED = 256 << 20
-"""Bytes above which an array is mapped, where it is not compressed."""
 
 MOST_CLASSES = 1000
 """Different values of an array that may be a class."""
@@ -60,71 +53,6 @@ _ID = re.compile(r"(.*_)?(id|user|item|movie|film|book|product|customer|article)
 _LENGTHS = re.compile(r"(?:(?P<of>.+)_)?(lengths?|lens?)")
 _CLASS_NAMES = ("class_names", "label_names", "target_names", "classes")
 _RATES = ("sample_rate", "sampling_rate", "rate", "sr")
-_CHECKED = 1 << 22  # Values that are looked at at once for NaN.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    """One array of the file, of which the header has been read.
-
-    Attributes:
-        path: Of the file.
-        name: In the file, without ".npy".
-        shape: Of all of it.
-        dtype: Of its values.
-        fortran: Whether its first axis is that which varies fastest.
-        offset: Where its values begin in the file; None where they are compressed.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    offset: int | None
-
-    @functools.cached_property
-    def values(self) -> np.ndarray:
-        """All of it: in memory, or mapped.
-
-        Raises:
-            DataError: It cannot be read, or has a value that is not finite.
-        """
-        order: Any = "F" if self.fortran else "C"
-        try:
-            if self.mapped:
-                assert self.offset is not None
-                found: np.ndarray = np.memmap(
-                    self.path, self.dtype, "r", self.offset, self.shape, order
-                )
-            else:
-                with np.load(self.path, allow_pickle=False) as file:
-                    found = file[self.name]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{self.path}: the array {self.name!r} cannot be read: {_line(error)}"
-            ) from None
-        if self.dtype.kind == "f":
-            self._refuse_not_finite(found)
-        return found
-
-    @property
-    def mapped(self) -> bool:
-        """Whether the values stay in the file."""
-        return self.offset is not None and math.prod(self.shape) * self.dtype.itemsize > MAPPED
-
-    def _refuse_not_finite(self, found: np.ndarray) -> None:
-        rows = max(1, _CHECKED // max(1, math.prod(self.shape[1:])))
-        for start in range(0, len(found), rows):
-            fine = np.isfinite(found[start : start + rows])
-            if not fine.all():
-                place = tuple(int(i) for i in np.argwhere(~fine)[0])
-                value = found[start : start + rows][place]
-                shown = ", ".join(map(str, (start + place[0], *place[1:])))
-                raise DataError(
-                    f"{self.path}: {self.name}[{shown}] is {value}: mend it, or take the example "
-                    "away"
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +65,7 @@ class _Column:
         packed: Whether the rows of all examples lie one after another; else they are padded.
     """
 
-    array: _Array
+    array: Array
     lengths: np.ndarray | None = None
     packed: bool = False
 
@@ -163,7 +91,7 @@ def open_source(rest: str) -> Source:
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "is not there"
         raise RequestError(f"{path!r} {what}: npz: needs the path of a file of NumPy arrays")
-    arrays, fingerprint = _headers(path)
+    arrays, fingerprint = read_headers(path)
     splits = _splits(path, arrays)
     columns = {
         split: _columns(path, {**arrays, **of_split}, of_split)
@@ -201,55 +129,10 @@ def open_source(rest: str) -> Source:
     )
 
 
-def _headers(path: str) -> tuple[dict[str, _Array], str]:
-    """The arrays by name, and a SHA-256 over the names, sizes and checksums of all."""
-    arrays: dict[str, _Array] = {}
-    content = []
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            for member in archive.infolist():
-                content.append([member.filename, member.file_size, member.CRC])
-                name = member.filename.removesuffix(".npy")
-                if name != member.filename:
-                    with archive.open(member) as opened:
-                        arrays[name] = _header(path, name, member, opened, file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is no file of NumPy arrays ({_line(error)}): write it with numpy.savez"
-        ) from None
-    if not arrays:
-        raise DataError(f"{path} holds no array: write it with numpy.savez(FILE, x=..., y=...)")
-    return arrays, hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _header(
-    path: str, name: str, member: zipfile.ZipInfo, opened: IO[bytes], file: IO[bytes]
-) -> _Array:
-    version = np.lib.format.read_magic(opened)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
-    else:
-        raise ValueError(f"the array {name!r} is of the unknown version {version}")
-    if dtype.hasobject:
-        raise DataError(
-            f"{path}: the array {name!r} holds Python objects, and to read them would run what the "
-            "file says: write numbers or strings; rows of different length one after another, "
-            "with an array 'lengths' beside"
-        )
-    offset = None
-    if member.compress_type == zipfile.ZIP_STORED:
-        file.seek(member.header_offset + 26)  # The lengths of the name and of what follows it.
-        sizes = np.frombuffer(file.read(4), "<u2")
-        offset = member.header_offset + 30 + int(sizes.sum()) + opened.tell()
-    return _Array(path, name, shape, dtype, fortran, offset)
-
-
-def _splits(path: str, arrays: Mapping[str, _Array]) -> dict[str, dict[str, _Array]]:
+def _splits(path: str, arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     """The arrays of each split, by their names without its."""
-    found: dict[str, dict[str, _Array]] = {}
-    plain: dict[str, _Array] = {}
+    found: dict[str, dict[str, Array]] = {}
+    plain: dict[str, Array] = {}
     for name, array in arrays.items():
         match = _OF_SPLIT.fullmatch(name)
         if not array.shape or name in _CLASS_NAMES or name in _RATES:
@@ -260,14 +143,14 @@ def _splits(path: str, arrays: Mapping[str, _Array]) -> dict[str, dict[str, _Arr
             split = _SPLITS[match["before"] or match["after"]]
             found.setdefault(split, {})[match["base"] or match["name"]] = array
     # What is there without the name of a split is the training's, unless that has arrays.
-    found.setdefault("train", plain)
+    found = {"train": found.get("train", plain), **found}
     if not found["train"]:
         raise DataError(f"{path} has no arrays to train on; it has {', '.join(arrays)}")
     return found
 
 
 def _columns(
-    path: str, arrays: Mapping[str, _Array], of_split: Mapping[str, _Array]
+    path: str, arrays: Mapping[str, Array], of_split: Mapping[str, Array]
 ) -> dict[str, _Column]:
     """The features of a split: its arrays, with the lengths of those that vary."""
     lengths = {
@@ -300,12 +183,12 @@ def _columns(
     return columns
 
 
-def _rows(array: _Array) -> str:
+def _rows(array: Array) -> str:
     """Rows of an array, for messages."""
     return f"{array.shape[0]:,}"
 
 
-def _with_lengths(path: str, array: _Array, lengths: _Array) -> _Column | None:
+def _with_lengths(path: str, array: Array, lengths: Array) -> _Column | None:
     """An array of examples of different length; None where it is of none."""
     values = lengths.values.astype(np.int64)
     if values.size and values.min() < 1:
@@ -354,7 +237,9 @@ def _few(name: str, found: Mapping[str, _Column], rows: int) -> np.ndarray | Non
     first = next(iter(found.values())).array.dtype.kind
     if first in "iu" and _ID.fullmatch(name.lower()):
         return None
-    values: np.ndarray = np.unique(np.concatenate([np.unique(c.array.values) for c in found.values()]))
+    values: np.ndarray = np.unique(
+        np.concatenate([np.unique(c.array.values) for c in found.values()])
+    )
     target = _TARGET.fullmatch(name.lower()) is not None
     if len(values) > (MOST_CLASSES if target else min(MOST_CLASSES, max(2, rows // 2))):
         return None
@@ -518,7 +403,7 @@ def _reader(
     return cut_one
 
 
-def _class_names(arrays: Mapping[str, _Array]) -> tuple[str, ...]:
+def _class_names(arrays: Mapping[str, Array]) -> tuple[str, ...]:
     """The names of classes 0, 1, ..., where the file has them."""
     for name in _CLASS_NAMES:
         array = arrays.get(name)
@@ -527,7 +412,7 @@ def _class_names(arrays: Mapping[str, _Array]) -> tuple[str, ...]:
     return ()
 
 
-def _sample_rate(path: str, arrays: Mapping[str, _Array]) -> int | None:
+def _sample_rate(path: str, arrays: Mapping[str, Array]) -> int | None:
     """Of recordings, in Hz, where the file has it."""
     for name in _RATES:
         array = arrays.get(name)
@@ -541,7 +426,3 @@ def _sample_rate(path: str, arrays: Mapping[str, _Array]) -> int | None:
 
 def _shown(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

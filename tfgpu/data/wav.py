@@ -1,9 +1,9 @@
 """WAV files: what they say of themselves, and their samples as 16-bit numbers of one channel.
 
-PCM of 8, 16, 24 and 32 bits and floats of 32 and 64 are read, by the header of the file: "Multimedia
-Programming Interface and Data Specifications 1.0", IBM and Microsoft 1991, and the format tags of
-RFC 2361. The header is read here since Python's `wave` knows no floats, and SciPy's reader has none
-for the header alone.
+PCM of 8, 16, 24 and 32 bits and floats of 32 and 64 are read, by the header of the file: IBM and
+Microsoft, "Multimedia Programming Interface and Data Specifications 1.0", 1991, and the format tags
+of RFC 2361. The header is read here since Python's `wave` knows no floats, and SciPy's reader has
+no way to read the header alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from tfgpu.errors import DataError
 
-EXTENSIONS = (".wav", ".wave")
+EXTENSIONS: tuple[str, ...] = (".wav", ".wave")
 
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _OTHERS = {

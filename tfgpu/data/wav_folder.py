@@ -22,7 +22,6 @@ from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError
 
-
 _SHOWN = 3  # Names in a line about many.
 
 
@@ -86,7 +85,9 @@ def _with_samples(
     paths: Sequence[str], labels: Sequence[int], headers: Mapping[str, wav.Header], *, split: str
 ) -> tuple[list[str], list[int]]:
     """The files that have a sample, and their classes."""
-    kept = [(path, label) for path, label in zip(paths, labels, strict=True) if headers[path].samples]
+    kept = [
+        (path, label) for path, label in zip(paths, labels, strict=True) if headers[path].samples
+    ]
     if not kept:
         raise DataError(f"no WAV file of the {split} split has a sample, such as {paths[0]}")
     return [path for path, _ in kept], [label for _, label in kept]

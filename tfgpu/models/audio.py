@@ -23,8 +23,8 @@ CONVOLUTION_UNITS, CONVOLUTION_BLOCKS, KERNEL = 64, 3, 5
 RECURRENT_UNITS, RECURRENT_LAYERS = 64, 1
 FULL_SCALE = 2.0**15
 """Of 16-bit samples: what 1 is in floats."""
-FLOOR = 1e-10
-"""Added to a power before its logarithm, -100 dB of full scale."""
+FLOOR = 1e-8
+"""Added to a power before its logarithm: -80 dB of full scale, above the rounding of float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -332,4 +332,6 @@ def _classifier(
     most = ops.max(x * floats - (1 - floats) * 1e4, axis=1)
     x = ops.concatenate([mean, most], axis=-1)
     # Softmax and its gradient lose too much in 16 bits.
-    return tfgpu.Model(inputs, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=name)
+    return tfgpu.Model(
+        inputs, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=name
+    )

@@ -38,9 +38,7 @@ def _mixup(
     theirs: tf.Tensor,
 ) -> tuple[Any, Any]:
     name = _values(x)
-    values, length = mixup_recordings(
-        x[name], x["length"], draws, others[name], others["length"]
-    )
+    values, length = mixup_recordings(x[name], x["length"], draws, others[name], others["length"])
     return {name: values, "length": length}, draws * y + (1 - draws) * theirs
 
 

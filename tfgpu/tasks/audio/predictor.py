@@ -26,8 +26,10 @@ class _Row:
     number: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.number}" if self.split == "train" else (
-            f"{self.file}:{self.split}:{self.number}"
+        return (
+            f"{self.file}:{self.number}"
+            if self.split == "train"
+            else (f"{self.file}:{self.split}:{self.number}")
         )
 
 
@@ -68,7 +70,7 @@ class AudioPredictor(ClassLines, Predictor):
         found = {split: source.split(split, None) for split in ("train", "validation", "test")}
         return {split: records for split, records in found.items() if records is not None}
 
-    def load(self, item: Any) -> dict[str, np.ndarray]:
+    def load(self, item: Any) -> dict[str, Any]:
         """See `Predictor.load`: x without the batch."""
         fitted = self.spec.fitted
         length = fitted["length"]

@@ -83,7 +83,7 @@ def read(request: Request) -> Reading:
         )
     ready = feature.kind != "audio"
     fitted = dict(request.fitted) if request.fitted is not None else _fit(request, x, feature)
-    rate = feature.sample_rate or fitted.get("rate")
+    rate: int = feature.sample_rate or fitted.get("rate", 0)
     length = fitted["length"]
 
     def cut(found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -220,7 +220,7 @@ def _check_options(options: Mapping[str, Any], ready: bool) -> None:
             raise RequestError(
                 f"--task_options={name}={options[name]} has no meaning for {what}; leave it out"
             )
-    for name, default in OPTIONS.items():
+    for name in OPTIONS:
         least = 1 if name in ("mels", "frame_ms", "hop_ms") else 0
         if options[name] < least:
             raise RequestError(f"--task_options={name}={options[name]}: must be at least {least}")
@@ -305,7 +305,7 @@ def model_input(spec: DataSpec) -> Input:
     )
 
 
-def _notes(spec: DataSpec, rate: int | None) -> tuple[str, ...]:
+def _notes(spec: DataSpec, rate: int) -> tuple[str, ...]:
     fitted = spec.fitted
     longer = f"{fitted['longer']:.1%} of the training recordings are longer"
     if fitted["input"] == FEATURES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class AudioReport(ClassReport):
             shown["mistakes"] = Picture(pictures.grid(drawn, captions), description)
         return shown
 
-    def _drawn(self, recordings: list[Mapping[str, np.ndarray]]) -> np.ndarray:
+    def _drawn(self, recordings: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         """uint8 (n, features, time, 3): low features at the bottom, padding black."""
         return np.stack([self._picture(each) for each in recordings])
 

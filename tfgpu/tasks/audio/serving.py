@@ -17,13 +17,13 @@ from tfgpu.tasks.task import DataSpec
 OUTPUT = "probabilities"
 
 MOST_UNROLLED = 400
-"""Steps of a recurrent layer in a LiteRT file, each of which is written out. Of more there is none."""
+"""Steps of a recurrent layer in a LiteRT file, each of which is written out."""
 
 _RECURRENT = ("GRU", "LSTM", "SimpleRNN")
 
 
 def unrolled(model: keras.Model) -> keras.Model:
-    """The same model with its recurrent layers unrolled: LiteRT has no loop for a batch of any size.
+    """The same model with its recurrent layers unrolled: LiteRT has no loop for any batch.
 
     Args:
         model: A functional model.
@@ -73,6 +73,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
             each: keras.Input(one.shape, dtype=one.dtype.name, name=each)
             for each, one in inputs.items()
         }
+        # With more the file would be large: then the converter refuses the loop, and says so.
         if kind.startswith("litert") and steps <= MOST_UNROLLED:
             trained = unrolled(trained)
         values = raw[name]
