@@ -1,4 +1,4 @@
-"""Files of arrays: what each array is, splits, examples of different length, and what is refused."""
+"""Files of arrays: what an array is, splits, examples of different length, and what is refused."""
 
 import zipfile
 

@@ -148,6 +148,11 @@ def padded(dtype, *, rest=()):
     return values, lengths
 
 
+def mixed(values, lengths, draws, others, theirs):
+    tensors = map(tf.constant, (values, lengths, draws, others, theirs))
+    return [part.numpy() for part in mixup_recordings(*tensors)]
+
+
 @pytest.mark.parametrize(("dtype", "rest"), [("int16", ()), ("float32", (3,))])
 def test_a_shift_is_that_of_numpy(dtype, rest):
     values, lengths = padded(dtype, rest=rest)
@@ -171,17 +176,17 @@ def test_samples_are_mixed_by_adding_them_up():
     values, lengths = padded("int16")
     others, theirs = values[::-1].copy(), lengths[::-1].copy()
     draws = np.array([[0.0], [0.25], [0.5], [0.9]], np.float32)
-    found, longer = mixup_recordings(values, lengths, draws, others, theirs)
+    found, longer = mixed(values, lengths, draws, others, theirs)
     np.testing.assert_allclose(found, draws * values + (1 - draws) * others, atol=0.5)
     np.testing.assert_array_equal(longer, np.maximum(lengths, theirs))
-    assert found.dtype == tf.int16
+    assert found.dtype == np.int16
 
 
 def test_of_mixed_features_the_longer_goes_on_alone():
     values, lengths = padded("float32", rest=(3,))
     others, theirs = values[::-1].copy(), lengths[::-1].copy()
     draws = np.full((4, 1), 0.25, np.float32)
-    found = mixup_recordings(values, lengths, draws, others, theirs)[0].numpy()
+    found = mixed(values, lengths, draws, others, theirs)[0]
     np.testing.assert_allclose(found[0, 0], 0.25 * values[0, 0] + 0.75 * others[0, 0], rtol=1e-5)
     np.testing.assert_allclose(found[0, 1:], values[0, 1:], rtol=1e-5)
     np.testing.assert_allclose(found[3, 1:], others[3, 1:], rtol=1e-5)
@@ -190,10 +195,10 @@ def test_of_mixed_features_the_longer_goes_on_alone():
 
 def test_classes_are_mixed_in_the_same_shares():
     values, lengths = padded("int16")
-    x, y = {"samples": values, "length": lengths}, np.eye(4, dtype=np.float32)
-    draws = RANDOM.uniform(size=(4, 1)).astype(np.float32)
-    _, mixed = AUGMENT["mixup"].function(x, y, draws, x, y[::-1])
-    np.testing.assert_allclose(mixed, draws * y + (1 - draws) * y[::-1])
+    x = {"samples": tf.constant(values), "length": tf.constant(lengths)}
+    y, draws = np.eye(4, dtype=np.float32), RANDOM.uniform(size=(4, 1)).astype(np.float32)
+    _, found = AUGMENT["mixup"].function(x, y, tf.constant(draws), x, y[::-1])
+    np.testing.assert_allclose(found, draws * y + (1 - draws) * y[::-1])
 
 
 # ---- what is read --------------------------------------------------------------------------

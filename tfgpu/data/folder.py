@@ -3,8 +3,8 @@
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
 With directories `images` and `masks` in the place of those of classes it is
-`tfgpu.data.mask_folder`'s, and with WAV files and no images `tfgpu.data.wav_folder`'s. Which of `train`, `test`, `validation` (or `val`) is the test split,
-`tfgpu.tasks.loading` decides.
+`tfgpu.data.mask_folder`'s, and with WAV files and no images `tfgpu.data.wav_folder`'s. Which of
+`train`, `test`, `validation` (or `val`) is the test split, `tfgpu.tasks.loading` decides.
 """
 
 import concurrent.futures
