@@ -28,7 +28,7 @@ def test_the_folders_are_classes_and_the_files_recordings(tmp_path):
     assert [int(one(records, i, "label")) for i in range(6)] == [0, 0, 0, 1, 1, 1]
     content = (tmp_path / "a" / "low" / "01.wav").read_bytes()
     np.testing.assert_array_equal(one(records, 4), np.frombuffer(content[44:], np.int16))
-    assert source.schema.notes == ()
+    assert source.notes == ()
 
 
 def test_what_is_unusual_is_said(tmp_path):
@@ -40,7 +40,7 @@ def test_what_is_unusual_is_said(tmp_path):
     (place / "stereo.wav").write_bytes(wav(both, channels=2))
     (place / "none.wav").write_bytes(wav(b""))
     source = open_folder(str(tmp_path))
-    nothing, rates, channels = source.schema.notes
+    nothing, rates, channels = source.notes
     assert nothing.startswith("WAV files: of 13, 1 has a length of zero and is left out")
     assert str(place / "none.wav") in nothing
     assert "1 of 8000 Hz is resampled to 4000 Hz" in rates
@@ -62,6 +62,11 @@ def test_a_class_without_a_file_and_a_split_without_a_sample_are_named(tmp_path)
     (tmp_path / "a" / "none").mkdir()
     with pytest.raises(DataError, match="none holds no WAV files"):
         open_folder(str(tmp_path / "a"))
+    write(tmp_path / "c", 1)
+    (tmp_path / "c" / "low" / "00.wav").rename(tmp_path / "c" / "high" / "01.wav")
+    (tmp_path / "c" / "low").rmdir()
+    with pytest.raises(DataError, match="holds 1 folder of a class, 'high': WAV files belong in"):
+        open_folder(str(tmp_path / "c"))
     for name in "xy":
         (tmp_path / "b" / name).mkdir(parents=True)
         (tmp_path / "b" / name / "a.wav").write_bytes(wav(b""))

@@ -3,7 +3,7 @@
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
 With directories `images` and `masks` in the place of those of classes it is
-`tfgpu.data.mask_folder`'s, and with WAV files and no images `tfgpu.data.wav_folder`'s. Which of
+`tfgpu.data.mask_folder`'s, with WAV files and no images `tfgpu.data.wav_folder`'s. Which of
 `train`, `test`, `validation` (or `val`) is the test split, `tfgpu.tasks.loading` decides.
 """
 
@@ -20,12 +20,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfgpu.data import wav
 from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.data.wav_folder import holds_recordings, open_wav_folders
 from tfgpu.errors import DataError
 
-EXTENSIONS: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _SPLIT_DIRS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
@@ -73,15 +73,11 @@ def open_folder(path: str) -> Source:
         from tfgpu.data.mask_folder import open_mask_folders
 
         return open_mask_folders(path, root, split_dirs)
-    unit, extensions = "images", EXTENSIONS
-    found = {split: _find_classes(each, extensions) for split, each in split_dirs.items()}
-    recorded = False
-    if not any(any(classes.values()) for classes in found.values()):
-        recordings = {s: _find_classes(each, wav.EXTENSIONS) for s, each in split_dirs.items()}
-        if any(any(classes.values()) for classes in recordings.values()):
-            unit, extensions, found, recorded = "WAV files", wav.EXTENSIONS, recordings, True
+    if holds_recordings(split_dirs["train"], others=EXTENSIONS):
+        return open_wav_folders(path, root, split_dirs)
+    found = {split: _find_classes(directory) for split, directory in split_dirs.items()}
     class_names = tuple(found["train"])
-    _check_classes(found, split_dirs, class_names, unit=unit, extensions=extensions)
+    _check_classes(found, split_dirs, class_names)
 
     files: dict[str, tuple[list[str], list[int]]] = {
         split: (
@@ -90,10 +86,6 @@ def open_folder(path: str) -> Source:
         )
         for split, classes in found.items()
     }
-    if recorded:
-        from tfgpu.data.wav_folder import open_wav_folders
-
-        return open_wav_folders(path, root, files, class_names)
     every_path = [image for paths, _ in files.values() for image in paths]
     headers = read_headers(every_path)
     relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
@@ -194,20 +186,13 @@ def subdirectories(directory: str) -> list[str]:
         raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
 
 
-def _find_classes(directory: str, extensions: tuple[str, ...]) -> dict[str, list[str]]:
-    """Returns the sorted files of each class."""
-    return {
-        name: find_images(os.path.join(directory, name), extensions)
-        for name in subdirectories(directory)
-    }
+def _find_classes(directory: str) -> dict[str, list[str]]:
+    """Returns the sorted images of each class."""
+    return {name: find_images(os.path.join(directory, name)) for name in subdirectories(directory)}
 
 
-def find_images(directory: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Returns the image files below a directory, or those of other kinds, at any depth, sorted.
-
-    Args:
-        directory: Where to look.
-        extensions: Of the files, in lower case.
+def find_images(directory: str) -> list[str]:
+    """Returns the image files below a directory, at any depth, sorted.
 
     Raises:
         DataError: A directory cannot be read.
@@ -220,7 +205,7 @@ def find_images(directory: str, extensions: tuple[str, ...] = EXTENSIONS) -> lis
         os.path.join(parent, file)
         for parent, _, names in os.walk(directory, onerror=fail)
         for file in names
-        if file.lower().endswith(extensions) and not file.startswith(".")
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
     ]
     # By parts, so that the order does not depend on the separator of the system.
     return sorted(images, key=lambda image: pathlib.PurePath(image).parts)
@@ -230,14 +215,11 @@ def _check_classes(
     found: dict[str, dict[str, list[str]]],
     directories: dict[str, str],
     class_names: tuple[str, ...],
-    *,
-    unit: str,
-    extensions: tuple[str, ...],
 ) -> None:
     where = directories["train"]
     if not class_names:
         raise DataError(
-            f"the folder {where} holds no folder of a class: {unit} belong in "
+            f"the folder {where} holds no folder of a class: images belong in "
             f"{os.path.join(where, 'CLASS')}"
         )
     if len(class_names) == 1:
@@ -254,7 +236,7 @@ def _check_classes(
                     f"{', '.join(class_names)}"
                 )
             if not images:
-                raise DataError(f"the folder {directory} holds no {unit} ({', '.join(extensions)})")
+                raise DataError(f"the folder {directory} holds no images ({', '.join(EXTENSIONS)})")
         if not classes:
             raise DataError(f"the folder {directories[split]} holds no folder of a class")
 

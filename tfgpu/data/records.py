@@ -185,13 +185,11 @@ class Schema:
         requested: How the user named the data set, for messages.
         features: By name.
         supervised: The features that the set itself has for input and target, if it says so.
-        notes: Lines for the user: what is unusual about the stored data.
     """
 
     requested: str
     features: Mapping[str, Feature]
     supervised: tuple[str, str] | None = None
-    notes: tuple[str, ...] = ()
 
     def of_kind(self, *kinds: str) -> list[str]:
         """The names of the features of these kinds."""
@@ -211,10 +209,12 @@ class Source(Description):
         schema: The features.
         split: Opens the split of a name; None where there is none. Where a second argument names
             a feature of the kind "class", a split without labels is none.
+        notes: Lines for the user: what the storage holds that is left, or odd.
     """
 
     schema: Schema
     split: Callable[[str, str | None], Records | None]
+    notes: tuple[str, ...] = ()
 
 
 def image_shape(

@@ -13,6 +13,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
@@ -25,24 +26,40 @@ from tfgpu.errors import DataError
 _SHOWN = 3  # Names in a line about many.
 
 
-def open_wav_folders(
-    path: str,
-    root: str,
-    files: Mapping[str, tuple[Sequence[str], Sequence[int]]],
-    class_names: tuple[str, ...],
-) -> Source:
+def holds_recordings(directory: str, *, others: tuple[str, ...]) -> bool:
+    """Whether there are WAV files below a directory, and no files with other extensions."""
+    found = False
+    for _, _, names in os.walk(directory):
+        for name in names:
+            if name.lower().endswith(others) and not name.startswith("."):
+                return False
+            found = found or _is_recording(name)
+    return found
+
+
+def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str]) -> Source:
     """Opens a directory of recordings.
 
     Args:
         path: As the user wrote it.
         root: The directory.
-        files: The files of each split, and the numbers of their classes.
-        class_names: In the order of their numbers.
+        split_dirs: The directory of each split, which holds one for each class.
 
     Raises:
-        DataError: A file cannot be read, or is encoded as nothing that is read here; or no file of
-            a split has a sample.
+        DataError: A file cannot be read, or is encoded as nothing that is read here; there are
+            fewer than two classes, or a class has no file or is unknown to the training split; or
+            no file of a split has a sample.
     """
+    classes = {split: _find_classes(directory) for split, directory in split_dirs.items()}
+    class_names = tuple(classes["train"])
+    _check_classes(classes, split_dirs)
+    files = {
+        split: (
+            [file for name in class_names for file in of.get(name, [])],
+            [i for i, name in enumerate(class_names) for _ in of.get(name, [])],
+        )
+        for split, of in classes.items()
+    }
     every = [file for paths, _ in files.values() for file in paths]
     # Threads because opening waits for the disk.
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -75,10 +92,61 @@ def open_wav_folders(
             requested=f"folder:{path}",
             features=features,
             supervised=("audio", "label"),
-            notes=_notes(found, rate),
         ),
         split=split,
+        notes=_notes(found, rate),
     )
+
+
+def _is_recording(name: str) -> bool:
+    return name.lower().endswith(wav.EXTENSIONS) and not name.startswith(".")
+
+
+def _find_classes(directory: str) -> dict[str, list[str]]:
+    """The sorted WAV files of each class, at any depth below its folder."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+    found: dict[str, list[str]] = {}
+    try:
+        names = sorted(e.name for e in os.scandir(directory) if e.is_dir())
+    except OSError as error:
+        raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
+    for name in names:
+        if not name.startswith("."):
+            below = os.walk(os.path.join(directory, name), onerror=fail)
+            files = [os.path.join(p, f) for p, _, some in below for f in some if _is_recording(f)]
+            # By parts, so that the order does not depend on the separator of the system.
+            found[name] = sorted(files, key=lambda file: pathlib.PurePath(file).parts)
+    return found
+
+
+def _check_classes(
+    classes: Mapping[str, Mapping[str, Sequence[str]]], split_dirs: Mapping[str, str]
+) -> None:
+    known, where = classes["train"], split_dirs["train"]
+    if len(known) < 2:
+        only = f", {next(iter(known))!r}" if known else ""
+        raise DataError(
+            f"the folder {where} holds {len(known) or 'no'} folder{'' if only else 's'} of a "
+            f"class{only}: WAV files belong in {os.path.join(where, 'CLASS')}, and there must be "
+            "at least two classes to tell apart"
+        )
+    for split, of_split in classes.items():
+        if not of_split:
+            raise DataError(f"the folder {split_dirs[split]} holds no folder of a class")
+        for name, files in of_split.items():
+            directory = os.path.join(split_dirs[split], name)
+            if name not in known:
+                raise DataError(
+                    f"the class {name!r} of {directory} is unknown to {where}, which has "
+                    f"{', '.join(known)}"
+                )
+            if not files:
+                raise DataError(
+                    f"the folder {directory} holds no WAV files ({', '.join(wav.EXTENSIONS)})"
+                )
 
 
 def _with_samples(

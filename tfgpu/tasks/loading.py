@@ -176,7 +176,7 @@ def load(
         validation=None if validation is None else reading.examples("validation", validation),
         test=reading.examples("test", test),
         test_split=test_split,
-        notes=(*source.schema.notes, *reading.notes),
+        notes=(*source.notes, *reading.notes),
     )
 
 

@@ -64,7 +64,7 @@ def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
         "learning_rate": 2e-3,
         "weight_decay": 0.05,
         "batch_size": 32 if few else 128,
-        "epochs": 30 if few else 15,
+        "epochs": 20 if few else 15,
         "augment": "shift",
     }
 
