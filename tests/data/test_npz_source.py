@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfgpu.data import npz_file
 from tfgpu.data.npz_source import open_source
 from tfgpu.errors import DataError, RequestError
+from tfgpu.tasks import loading
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (6, 4, 5, 3)).astype(np.uint8)
@@ -186,3 +187,34 @@ def test_other_files_are_refused(tmp_path):
         open_source(str(tmp_path))
     with pytest.raises(RequestError, match="is not there"):
         open_source(str(tmp_path / "b.npz"))
+
+
+# ---- through the tasks ---------------------------------------------------------------------
+
+MASKS = (IMAGES[..., 0] > 100).astype(np.int64)
+TEXTS = np.array([f"film {word} seen" for word in ("good", "bad", "fine", "dull", "new", "old")])
+
+
+@pytest.mark.parametrize(
+    ("task", "arrays", "features"),
+    [
+        ("classification", {"x": IMAGES, "y": LABELS}, {}),
+        ("classification", {"a": IMAGES, "b": LABELS, "z": LABELS}, {"x": "a", "y": "b"}),
+        ("segmentation", {"images": IMAGES, "masks": MASKS}, {}),
+        ("text", {"x": TEXTS, "y": LABELS}, {}),
+        ("audio", {"x": PADDED, "y": LABELS, "lengths": LENGTHS}, {}),
+        ("recommendation", {"user": LABELS, "item": LABELS[::-1], "rating": LABELS / 2}, {}),
+    ],
+)
+def test_a_task_whose_x_and_y_are_arrays_takes_them(tmp_path, task, arrays, features):
+    np.savez(tmp_path / "a.npz", **{f"{name}_train": array for name, array in arrays.items()})
+    settings = {"data_dir": None, "validation_fraction": 0.0, "image_size": None, "seed": 0}
+    given = {"features": features, "options": lambda found: {**found.options, "tokens": None}}
+    data = loading.load(f"npz:{tmp_path / 'a.npz'}", **settings, **given)
+    assert data.task_name == task
+    x, y = data.train.load_arrays()
+    assert data.train.num_examples + data.test.num_examples == 6
+    if task == "classification":
+        found = np.concatenate([x, data.test.load_arrays()[0]])
+        assert sorted(map(bytes, found)) == sorted(map(bytes, IMAGES))
+        assert data.class_names == ("2", "7") and set(y) <= {0, 1}
