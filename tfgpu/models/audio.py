@@ -177,6 +177,13 @@ class Input:
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 
+    @property
+    def scale(self) -> np.ndarray:
+        """What each ready feature is divided by: its deviation, or 1 where it is constant."""
+        deviation = np.asarray(self.deviation, np.float64)
+        least = 1e-6 * np.maximum(np.abs(np.asarray(self.mean, np.float64)), 1e-6)
+        return np.where(deviation > least, deviation, 1.0)
+
     def frames(self) -> tuple[dict[str, keras.KerasTensor], keras.KerasTensor, keras.KerasTensor]:
         """Inputs by name, frames (batch, time, features), and which are real, (batch, time).
 
@@ -188,11 +195,9 @@ class Input:
         if self.spectrogram is None:
             values = keras.Input((self.length, self.features), dtype="float32", name="features")
             real = _real(length, self.length)
-            mean = np.asarray(self.mean, np.float64)
-            deviation = np.maximum(np.asarray(self.deviation, np.float64), 1e-6)
             x = layers.Rescaling(
-                (1 / deviation).tolist(),
-                offset=(-mean / deviation).tolist(),
+                (1 / self.scale).tolist(),
+                offset=(-np.asarray(self.mean) / self.scale).tolist(),
                 dtype="float32",
                 name="standardize",
             )(values)
@@ -327,7 +332,7 @@ def _classifier(
     """Logits of the mean and the maximum over the real frames."""
     x = ops.cast(x, "float32")
     floats = ops.cast(there, "float32")
-    mean = ops.sum(x * floats, axis=1) / ops.sum(floats, axis=1)
+    mean = ops.sum(x * floats, axis=1) / ops.maximum(ops.sum(floats, axis=1), 1.0)
     # Where padding is, far below what a normalised frame can be.
     most = ops.max(x * floats - (1 - floats) * 1e4, axis=1)
     x = ops.concatenate([mean, most], axis=-1)

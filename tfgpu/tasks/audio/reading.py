@@ -43,7 +43,8 @@ _OF_SAMPLES = ("rate", "seconds", "frame_ms", "hop_ms", "mels", "low", "high")
 
 def is_input(feature: Feature) -> bool:
     """Whether a feature is a recording, or frames of one."""
-    return feature.kind == "audio" or (feature.kind == "numbers" and len(feature.shape) == 2)
+    frames = len(feature.shape) == 2 and feature.shape[-1] is not None
+    return feature.kind == "audio" or (feature.kind == "numbers" and frames)
 
 
 def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
@@ -85,6 +86,14 @@ def read(request: Request) -> Reading:
     fitted = dict(request.fitted) if request.fitted is not None else _fit(request, x, feature)
     rate: int = feature.sample_rate or fitted.get("rate", 0)
     length = fitted["length"]
+    if ready != (fitted["input"] == FEATURES) or (
+        ready and feature.shape[-1] != len(fitted["mean"])
+    ):
+        taken = f"frames of {len(fitted['mean'])} features" if "mean" in fitted else "samples"
+        raise DataError(
+            f"{x!r} of {request.schema.requested!r} is {feature.described}, and the model takes "
+            f"{taken}"
+        )
 
     def cut(found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         values = found[x]

@@ -55,7 +55,7 @@ class AudioReport(ClassReport):
         made = model_input(self.spec)
         length = int(x[LENGTH])
         if made.spectrogram is None:
-            values = (x[FEATURES] - np.asarray(made.mean)) / np.maximum(made.deviation, 1e-6)
+            values = (x[FEATURES] - np.asarray(made.mean)) / made.scale
             real = length
         else:
             values = made.spectrogram.of(x[SAMPLES] / FULL_SCALE)
