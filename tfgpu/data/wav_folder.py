@@ -185,7 +185,7 @@ def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
 
 def _records(paths: Sequence[str], labels: Sequence[int], *, rate: int) -> Records:
     with tf.device("CPU"):
-        all_paths = tf.constant(list(paths))
+        all_paths = tf.constant(list(map(os.fsencode, paths)))
         all_labels = tf.constant(list(labels), tf.int32)
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
