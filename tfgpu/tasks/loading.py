@@ -176,7 +176,7 @@ def load(
         validation=None if validation is None else reading.examples("validation", validation),
         test=reading.examples("test", test),
         test_split=test_split,
-        notes=reading.notes,
+        notes=(*source.notes, *reading.notes),
     )
 
 
@@ -232,7 +232,8 @@ def split_at_random(
     """
     requested = source.schema.requested
     y = roles.get("y")
-    label = y if y is not None and source.schema.features[y].kind == "class" else None
+    labels = ("class", "boxes")
+    label = y if y is not None and source.schema.features[y].kind in labels else None
     train = source.split("train", label)
     if train is None:
         raise RequestError(f"{requested!r} has no training split with labels")

@@ -143,6 +143,18 @@ class ImagePredictor(Predictor):
                 "`predict`"
             )
         super().__init__(spec, settings)
+        self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
+
+    def name_of(self, item: str) -> str:
+        """A name for the files of an item, which no other item has."""
+        if item not in self._names:
+            stem = os.path.splitext(os.path.basename(item))[0]
+            taken, name, number = set(self._names.values()), stem, 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            self._names[item] = name
+        return self._names[item]
 
     def load(self, item: Any) -> np.ndarray:
         """See `Predictor.load`: uint8 (height, width, channels)."""
