@@ -94,8 +94,8 @@ def _inference_model(
     scores = ops.sigmoid(logits) * ops.cast(ops.greater_equal(logits, peaks), "float32")
     scores = ops.reshape(scores, (-1, rows * columns * classes))
     scores, places = ops.top_k(scores, min(count, rows * columns * classes))
-    row = np.arange(rows, dtype=np.float32)[:, None] + 0.5
-    column = np.arange(columns, dtype=np.float32)[None, :] + 0.5
+    # Of the full shape: Keras 3.15 adds (rows, 1) to (batch, rows, rows) along the last axis.
+    row, column = np.indices((rows, columns), np.float32) + np.float32(0.5)
     down, right = cells[..., classes] + row, cells[..., classes + 1] + column
     half = ops.exp(ops.clip(cells[..., classes + 2 :], -MOST_LOG, MOST_LOG)) / 2
     high, wide = half[..., 0], half[..., 1]
