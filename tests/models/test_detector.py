@@ -189,7 +189,7 @@ def voc_average_precision(detections, truth):
         detections: [(image, score, box)].
         truth: {image: [(box, crowd)]}.
     """
-    taken, right, wrong = set(), [], []
+    taken, right = set(), []
     for image, _, box in sorted(detections, key=lambda one: -one[1]):
         own = [iou(box, other) for other, _ in truth[image]]
         best = int(np.argmax(own)) if own else -1
