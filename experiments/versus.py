@@ -313,11 +313,15 @@ def task_worker(
     engine: str,
     task: str,
     model: str,
-    table: str,
     batch_size: int,
+    table: str | None = None,
+    dataset: str | None = None,
+    image_size: Sequence[int] | None = None,
     task_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """A task on a table, with `fit` of "keras" or of "tfgpu": one model, the same examples.
+    """A task on a table or another set, with `fit` of "keras" or of "tfgpu".
+
+    One model and the same examples.
 
     Stock Keras runs over a `tf.data` pipeline, in TensorFlow's default environment. Nothing is
     augmented.
@@ -340,10 +344,10 @@ def task_worker(
 
         strategy = runtime.start().strategy
     data = loading.load(
-        f"csv:{table}",
+        dataset or f"csv:{table}",
         data_dir=None,
         validation_fraction=0.0,
-        image_size=None,
+        image_size=None if image_size is None else (image_size[0], image_size[1]),
         seed=0,
         task=task,
         options=lambda found: {**found.options, **(task_options or {})},

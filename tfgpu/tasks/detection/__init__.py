@@ -26,14 +26,15 @@ def _outputs(spec: DataSpec) -> Any:
 
 
 def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
-    few = num_examples < 1000
     return {
         "optimizer": "adamw",
         "learning_rate": 2e-3,
         "weight_decay": 0.05,
-        "batch_size": 8 if few else 16,
-        "epochs": 40 if few else 20,
-        "augment": "crop,flip,resize",
+        # Few images are few updates.
+        "batch_size": 4 if num_examples < 200 else 8 if num_examples < 1000 else 16,
+        # As many images as 400 of generated shapes take to be learnt, however few there are.
+        "epochs": min(max(8000 // num_examples, 20), 60),
+        "augment": "crop,flip,resize,color_jitter",
     }
 
 
