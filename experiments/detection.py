@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import table_tasks
+import tasks
 from PIL import Image, ImageDraw
 from versus import machine, write
 
@@ -196,7 +196,7 @@ def measure_speed(rounds: int) -> dict[str, Any]:
         coco(Path(place), "train", SHAPES, [shapes(random) for _ in range(128)])
         coco(Path(place), "test", SHAPES, [shapes(random) for _ in range(4)])
         options = {"task": "detection", "model": "centernet", "dataset": f"coco:{place}"}
-        return table_tasks.throughput({**options, "batch_size": 8}, rounds=rounds)
+        return tasks.throughput({**options, "batch_size": 8}, rounds=rounds)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import table_tasks
+import tasks
 from versus import machine, write
 
 SEEDS = (0, 1, 2)
@@ -41,7 +41,7 @@ K = 10
 def split(rows: list[dict[str, str]], share: float, seed: int, folder: Path) -> tuple[Any, Any]:
     """Writes train.csv and test.csv; returns both as arrays (n, 3) of user, item and rating."""
     count = round(len(rows) * share)
-    parts = table_tasks.split(rows, count, seed, folder, columns=list(rows[0]))
+    parts = tasks.split(rows, count, seed, folder, columns=list(rows[0]))
     every = np.array([[float(row[n]) for n in ("user", "item", "rating")] for row in rows])
     train, test = (every[part] for part in parts)
     return train, test
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     table = options.folder / "ratings.csv"
-    rows = table_tasks.read(table)
+    rows = tasks.read(table)
     result: dict[str, Any] = {"machine": machine(), "ratings": len(rows), "goals": {}}
     for goal, about in GOALS.items():
         yardsticks: list[dict[str, float]] = []
@@ -118,7 +118,7 @@ def main() -> None:
                 print(f"{goal} seed {seed}: {shown}", flush=True)
                 for model in about["models"]:
                     flags = [f"--model={model}", f"--task_options=goal={goal}"]
-                    run = table_tasks.train(folder, flags, seed)
+                    run = tasks.train(f"csv:{folder}", flags, seed)
                     kept = {name: run[name] for name in run if name.startswith("test_")}
                     kept["process_seconds"] = run["process_seconds"]
                     runs[model].append({"seed": seed, **kept})
@@ -128,9 +128,9 @@ def main() -> None:
         for model in about["models"]:
             names = (about["metric"], "process_seconds")
             median = {name: statistics.median(run[name] for run in runs[model]) for name in names}
-            speed = table_tasks.throughput(
+            speed = tasks.throughput(
                 {
-                    **{"task": "recommendation", "model": model, "table": str(table)},
+                    **{"task": "recommendation", "model": model, "dataset": f"csv:{table}"},
                     **{"batch_size": BATCH[goal], "task_options": {"goal": goal}},
                 },
                 rounds=options.rounds,

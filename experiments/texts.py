@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import table_tasks
+import tasks
 from versus import machine, write
 
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ def linear(folder: Path, tokens: str) -> float:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    parts = {name: table_tasks.read(folder / f"{name}.csv") for name in ("train", "test")}
+    parts = {name: tasks.read(folder / f"{name}.csv") for name in ("train", "test")}
     texts = {name: [row["text"] for row in rows] for name, rows in parts.items()}
     labels = {name: [row["label"] for row in rows] for name, rows in parts.items()}
     analyzer = "word" if tokens == "word" else "char"
@@ -63,7 +63,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "tables": {}}
     for name in options.tables.split(","):
         path = options.folder / f"{name}.csv"
-        rows = table_tasks.read(path)
+        rows = tasks.read(path)
         models = [model for model in options.models.split(",") if (name, model) in FLAGS]
         found: dict[str, Any] = {"texts": len(rows), "models": {}}
         runs: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
@@ -71,12 +71,12 @@ def main() -> None:
         for seed in SEEDS:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
-                table_tasks.split(rows, len(rows) // 5, seed, folder, columns=("text", "label"))
+                tasks.split(rows, len(rows) // 5, seed, folder, columns=("text", "label"))
                 accuracies.append(linear(folder, TABLES[name]))
                 print(f"{name} seed {seed}: scikit-learn {accuracies[-1]:.4f}", flush=True)
                 for model in models:
                     flags = [f"--model={model}", *FLAGS[name, model]]
-                    run = table_tasks.train(folder, flags, seed)
+                    run = tasks.train(f"csv:{folder}", flags, seed)
                     runs[model].append({"seed": seed, **{key: run[key] for key in KEPT}})
                     accuracy, seconds = (
                         runs[model][-1][key] for key in ("test_accuracy", "process_seconds")
@@ -88,8 +88,8 @@ def main() -> None:
                 key: statistics.median(run[key] for run in runs[model])
                 for key in ("test_accuracy", "process_seconds")
             }
-            speed = table_tasks.throughput(
-                {"task": "text", "model": model, "table": str(path), "batch_size": 128},
+            speed = tasks.throughput(
+                {"task": "text", "model": model, "dataset": f"csv:{path}", "batch_size": 128},
                 rounds=options.rounds,
             )
             ratio = speed["ratio"]

@@ -299,7 +299,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion():
         (EvaluateSettings, {"devices": "TPU:0"}, "'TPU:0' is not a device"),
         (EvaluateSettings, {"dataset": " "}, "--dataset= : is empty"),
         (EvaluateSettings, {"model": "lenet"}, "--model=lenet: must be package.module:function"),
-        (PredictSettings, {"paths": ()}, "no images"),
+        (PredictSettings, {"paths": ()}, "nothing to predict"),
         (PredictSettings, {"paths": ("a",), "format": "xml"}, "--format=xml: must be one of"),
         (PredictSettings, {"paths": ("a",), "top_k": 0}, "--top_k=0: must be at least 1"),
         (ExportSettings, {}, "--run_dir is missing"),

@@ -49,5 +49,5 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
             self.refuse("users", "and files exclude each other; give one of them")
         if not self.paths and self.users is None:
             raise RequestError(
-                "no images: name files or folders, or - to read their paths from standard input"
+                "nothing to predict: name files or folders, or - to read from standard input"
             )

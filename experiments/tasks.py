@@ -1,4 +1,4 @@
-"""What the experiments on tables share: a random split, a training, and the rate beside Keras."""
+"""What the experiments on tasks share: a random split, a training, and the rate beside Keras."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def split(
     return parts["train"], parts["test"]
 
 
-def train(folder: Path, flags: Sequence[str], seed: int) -> dict[str, Any]:
+def train(dataset: str, flags: Sequence[str], seed: int) -> dict[str, Any]:
     """One training in a process of its own: its result.json, with "process_seconds"."""
     with tempfile.TemporaryDirectory() as place:
         command = [
-            *(sys.executable, "-m", "tfgpu.train", f"--dataset=csv:{folder}"),
+            *(sys.executable, "-m", "tfgpu.train", f"--dataset={dataset}"),
             *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
         ]
         start = time.perf_counter()
