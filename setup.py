@@ -57,6 +57,8 @@ TUNE = [
 
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
+DETECTION = ["pycocotools>=2.0.11"]
+
 KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
@@ -73,6 +75,7 @@ TEST = [
     *EXPORT,
     *TUNE,
     *RECOMMENDATION,
+    *DETECTION,
     *KUBERNETES,
     *RAY,
 ]
@@ -87,6 +90,8 @@ EXTRAS_REQUIRE = {
     "export": EXPORT,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
+    # `tfgpu evaluate` of detections.
+    "detection": DETECTION,
     # The manifest of `tfgpu launch --backend=kubernetes`.
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.

@@ -65,9 +65,10 @@ def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     extra = {
         name: declared | _modules(setup_call["extras_require"][name])
-        for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
+        for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation", "detection")
     }
     extra["recommenders"] = extra["recommendation"]
+    extra["coco_evaluation"] = extra["detection"]
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):

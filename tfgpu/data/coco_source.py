@@ -98,20 +98,20 @@ def open_source(rest: str) -> Source:
     for each in found.values():
         _take_names(each, names, found["train"].path)
     images = {
-        split: _find_images(each, split, os.path.abspath(os.path.expanduser(folder or "")), folder)
-        for split, each in found.items()
+        part: _find_images(each, part, os.path.abspath(os.path.expanduser(folder or "")), folder)
+        for part, each in found.items()
     }
     every = [image for some in images.values() for image in some]
     headers = read_headers(every)
     feature = image_feature(every, headers)
     sizes = dict(zip(every, (header.size for header in headers), strict=True))
     records = {}
-    for split, each in found.items():
-        fractions = _fractions(each, images[split], sizes)
-        records[split] = _records(each, images[split], fractions, feature)
+    for part, each in found.items():
+        fractions = _fractions(each, images[part], sizes)
+        records[part] = _records(each, images[part], fractions, feature)
     relative = [
-        [split, os.path.basename(image), os.path.getsize(image)]
-        for split, some in images.items()
+        [part, os.path.basename(image), os.path.getsize(image)]
+        for part, some in images.items()
         for image in some
     ]
     content = [relative, [each.digest for each in found.values()]]
@@ -351,13 +351,13 @@ def _fractions(
     """
     per_box = np.zeros((len(found.boxes), 2))
     for at, (image, said) in enumerate(zip(images, found.sizes, strict=True)):
-        height, width = sizes[image]
-        if said is not None and said != (height, width):
+        size = sizes[image]
+        if said is not None and said != size:
             raise DataError(
-                f"{image} is {height}x{width} (height x width) and {found.path} says "
+                f"{image} is {size[0]}x{size[1]} (height x width) and {found.path} says "
                 f"{said[0]:g}x{said[1]:g}: its boxes would be of another image"
             )
-        per_box[found.offsets[at] : found.offsets[at + 1]] = height, width
+        per_box[found.offsets[at] : found.offsets[at + 1]] = size
     left, top, wide, high = found.boxes.T
     height, width = per_box.T
     empty = (wide <= 0) | (high <= 0)
