@@ -1,13 +1,13 @@
 """The task `detection` on generated shapes and on trees from the air, beside plain Keras.
 
-    python experiments/detection.py FOLDER [--parts=shapes,trees,speed]
+    python experiments/detection.py FOLDER [--parts=shapes,trees,speed] [--held_out=IMAGE]
 
 Shapes: circles, squares and triangles in random colours on noise, 96x96 pixels, 1 to 4 on an image;
 400 to train on, 100 to test. Trees: FOLDER holds the images that come with deepforest 2.1.0 (MIT)
-and `boxes.json`, their hand-drawn boxes as COCO: four images, each in turn held out while the other
-three are trained on, all cut to tiles of 400x400 pixels. The AP is that of pycocotools. Writes
-`experiments/results/detection.json` and, beside the held-out tiles of the first seed, their boxes;
-takes about a quarter of an hour on two quiet cores.
+and `boxes.json`, their hand-drawn boxes as COCO: four images, of which one is held out and the
+other three are trained on, all cut to tiles of 400x400 pixels. The AP is that of pycocotools, over
+the tiles. Writes `experiments/results/detection.json` after each run, and draws the detections of
+the first seed on the held-out tiles; takes about a quarter of an hour on two quiet cores.
 
 What it cannot show: how good the detector is on photographs. Three images of trees are no training
 set, two of the four show the same valley, and a figure of one image is no more than a sign that it
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ VISIBLE = 0.3
 """The share of a tree that a tile must have for it to have a box."""
 
 TREES = ["--image_size=192x192"]
+HELD_OUT = "2019_YELL_2_541000_4977000_image_crop.png"
 KEPT = ("map", "map_50", "voc_map", "recall", "loss")
 
 
@@ -143,50 +144,38 @@ def _cpu_seconds() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
-def of_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Runs and their medians."""
+def with_runs(known: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The runs that are known, those of the same seed replaced by `runs`, and their medians."""
+    by_seed = {run["seed"]: run for run in [*known.get("runs", []), *runs]}
+    every = [by_seed[seed] for seed in sorted(by_seed)]
     names = (*KEPT, "process_seconds", "user_cpu_seconds")
-    return {
-        "median": {name: statistics.median(run[name] for run in runs) for name in names},
-        "runs": runs,
-    }
+    median = {name: statistics.median(run[name] for run in every) for name in names}
+    return {**known, "median": median, "runs": every}
 
 
-def measure_shapes() -> dict[str, Any]:
-    """Three seeds, of the data too."""
-    runs = []
-    for seed in SEEDS:
-        with tempfile.TemporaryDirectory() as place:
-            random = np.random.RandomState(seed)
-            for split, count in (("train", 400), ("test", 100)):
-                coco(Path(place), split, SHAPES, [shapes(random) for _ in range(count)])
-            runs.append(measured(Path(place), [], seed, None))
-            print(f"shapes: {runs[-1]}", flush=True)
-    return of_seeds(runs)
+def measure_shapes(seed: int) -> dict[str, Any]:
+    """One training; the seed is that of the data too."""
+    with tempfile.TemporaryDirectory() as place:
+        random = np.random.RandomState(seed)
+        for split, count in (("train", 400), ("test", 100)):
+            coco(Path(place), split, SHAPES, [shapes(random) for _ in range(count)])
+        return measured(Path(place), [], seed, None)
 
 
-def measure_trees(folder: Path, drawn: Path, held_out: Sequence[str]) -> dict[str, Any]:
-    """Each image held out in turn."""
+def measure_trees(folder: Path, name: str, seed: int, drawn: Path) -> dict[str, Any]:
+    """One training, without the image of that name."""
     content = json.loads((folder / "boxes.json").read_text())
-    parts = {}
+    parts: dict[str, list[Any]] = {"train": [], "test": []}
     for image in content["images"]:
         own = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
         pixels = np.asarray(Image.open(folder / image["file_name"]).convert("RGB"))
-        parts[image["file_name"]] = tiles(pixels, np.array(own))
-    found = {}
-    for name in held_out or parts:
-        with tempfile.TemporaryDirectory() as place:
-            train = [one for other, some in parts.items() if other != name for one in some]
-            coco(Path(place), "train", ("tree",), train)
-            coco(Path(place), "test", ("tree",), parts[name])
-            runs = []
-            for seed in SEEDS:
-                where = drawn / Path(name).stem if seed == SEEDS[0] else None
-                runs.append(measured(Path(place), TREES, seed, where))
-                print(f"trees, {name}: {runs[-1]}", flush=True)
-        counts = {"train_tiles": len(train), "test_tiles": len(parts[name])}
-        found[name] = {**counts, **of_seeds(runs)}
-    return found
+        parts["test" if image["file_name"] == name else "train"] += tiles(pixels, np.array(own))
+    with tempfile.TemporaryDirectory() as place:
+        for split, pictures in parts.items():
+            coco(Path(place), split, ("tree",), pictures)
+        where = drawn / Path(name).stem if seed == SEEDS[0] else None
+        found = measured(Path(place), TREES, seed, where)
+    return {**found, "train_tiles": len(parts["train"]), "test_tiles": len(parts["test"])}
 
 
 def measure_speed(rounds: int) -> dict[str, Any]:
@@ -200,27 +189,42 @@ def measure_speed(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures what is named."""
+    """Measures what is named, and writes it after each run: what is not measured now stays."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parts", default="shapes,trees,speed")
-    parser.add_argument("--held_out", default="", help="images, joined by commas; all")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--held_out", default=HELD_OUT, help="an image of trees")
     parser.add_argument("--drawn", type=Path, default=Path("runs/trees"))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     file = Path(__file__).resolve().parent / "results" / "detection.json"
-    held_out = [name for name in options.held_out.split(",") if name]
-    for part in options.parts.split(","):
-        if part == "shapes":
-            found = measure_shapes()
-        elif part == "trees":
-            found = measure_trees(options.folder, options.drawn, held_out)
-        else:
-            found = measure_speed(options.rounds)
-        # What is not measured now stays as it was.
-        result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        result[part] = {**(result.get(part, {}) if held_out else {}), **found, "machine": machine()}
+
+    def keep(part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        result = json.loads(file.read_text()) if file.exists() else {}
+        result[part] = change(result.get(part, {})) | {"machine": machine()}
         write("detection.json", result)
+
+    for part in options.parts.split(","):
+        if part == "speed":
+            speed = measure_speed(options.rounds)
+            keep(part, lambda known, speed=speed: speed)
+            continue
+        for seed in map(int, options.seeds.split(",")):
+            if part == "shapes":
+                run = measure_shapes(seed)
+                keep(part, lambda known, run=run: with_runs(known, [run]))
+            else:
+                name = options.held_out
+                run = measure_trees(options.folder, name, seed, options.drawn)
+                keep(
+                    part,
+                    lambda known, run=run, name=name: {
+                        **known,
+                        name: with_runs(known.get(name, {}), [run]),
+                    },
+                )
+            print(f"{part}: {run}", flush=True)
 
 
 if __name__ == "__main__":
