@@ -424,5 +424,39 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(place, run):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
+def test_two_replicas_train_in_16_bits_with_xla(place):
+    flags = ["--precision=mixed_float16", "--jit_compile=on", "--devices=CPU:0,CPU:1"]
+    out = trained(place, "float16", *flags, "--tensorboard=none", "--epochs=1")
+    assert np.isfinite(result_of(out)["test_loss"])
+    assert all(np.isfinite(weight).all() for weight in weights(out))
+
+
+def tfgpu(command, *flags):
+    """A command in a process of its own, as it starts others."""
+    argv = [sys.executable, "-m", f"tfgpu.{command}", *flags]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_search_compares_by_the_metric_and_bench_times_the_task(place, tmp_path):
+    flags = [f"--dataset=coco:{place / 'boxes.json'}", "--width=0.25", "--depth=1"]
+    search = [
+        f"--run_dir={tmp_path / 'search'}",
+        "--tuner=random",
+        "--max_trials=2",
+        "--final_seeds=1",
+    ]
+    tfgpu("tune", *flags, *search, "--epochs=1", "--devices=CPU:0")
+    result = json.loads((tmp_path / "search" / "result.json").read_text())
+    assert result["objective"] == "val_voc_map" and 0 <= result["test_voc_map"] <= 1
+    bench = [f"--run_dir={tmp_path / 'bench'}", "--factors=precision", "--rounds=1"]
+    tfgpu("bench", *flags, *bench, "--batch_size=8", "--devices=CPU:0")
+    told = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert [cell["error"] for cell in told["cells"]] == [None] * 3
+
+
 def test_the_objective_of_a_search_is_the_metric_and_rises():
     assert TASK.objective == TASK.metrics(spec())[0].name and TASK.maximize

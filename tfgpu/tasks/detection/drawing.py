@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 def colour(label: int) -> tuple[int, int, int]:
     """A colour for a class, far in hue from that of the next."""
-    red, green, blue = colorsys.hsv_to_rgb((0.33 + label * 0.381966) % 1.0, 0.9, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb((0.33 + label * 0.381966) % 1.0, 0.6, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
