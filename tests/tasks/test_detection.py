@@ -426,7 +426,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(place, run):
 
 @pytest.mark.slow
 def test_two_replicas_train_in_16_bits_with_xla(place):
-    flags = ["--precision=mixed_float16", "--jit_compile=on", "--devices=CPU:0,CPU:1"]
+    flags = ["--precision=mixed_float16", "--jit_compile=true", "--devices=CPU:0,CPU:1"]
     out = trained(place, "float16", *flags, "--tensorboard=none", "--epochs=1")
     assert np.isfinite(result_of(out)["test_loss"])
     assert all(np.isfinite(weight).all() for weight in weights(out))
