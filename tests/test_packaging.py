@@ -20,10 +20,21 @@ MODULE_OF = {
     "grpcio": "grpc",
     "keras-rs": "keras_rs",
     "keras-tuner": "keras_tuner",
+    "nvidia-ml-py": "pynvml",
     "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
     "PyYAML": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
+}
+
+# Modules that import what an extra brings, and that extra.
+OPTIONAL = {
+    "coco_evaluation": "detection",
+    "hardware_monitor": "hardware",
+    "image_files": "heic",
+    "parquet_source": "parquet",
+    "recommenders": "recommendation",
 }
 
 
@@ -65,10 +76,10 @@ def test_every_import_of_the_package_is_declared(setup_call):
     declared = _modules(setup_call["install_requires"])
     extra = {
         name: declared | _modules(setup_call["extras_require"][name])
-        for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation", "detection")
+        for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
     }
-    extra["recommenders"] = extra["recommendation"]
-    extra["coco_evaluation"] = extra["detection"]
+    for module, name in OPTIONAL.items():
+        extra[module] = declared | _modules(setup_call["extras_require"][name])
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):
@@ -91,12 +102,20 @@ def test_no_version_of_tensorflow_without_an_upper_bound(setup_call):
             assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
 
 
+def test_the_upper_bounds_are_the_newest_versions_that_were_tried(setup_call):
+    from tfgpu.engine.private_names import NEWEST
+
+    for name, (major, minor) in NEWEST.items():
+        (bound,) = [each for each in setup_call["install_requires"] if each.startswith(f"{name}>")]
+        assert bound.endswith(f",<{major}.{minor + 1}")
+
+
 def test_lowest_prints_every_lower_bound(setup_call):
     script = ROOT / ".ci" / "lowest"
     printed = subprocess.run(
         [sys.executable, str(script)], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*", line) for line in printed), printed
+    assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*(\.\*)?", line) for line in printed), printed
     assert {line.partition("==")[0] for line in printed} >= {
         requirement.partition(">=")[0] for requirement in setup_call["install_requires"]
     }
@@ -105,6 +124,11 @@ def test_lowest_prints_every_lower_bound(setup_call):
 def test_types_are_shipped(setup_call):
     assert (ROOT / "tfgpu" / "py.typed").exists()
     assert "py.typed" in setup_call["package_data"]["tfgpu"]
+
+
+def test_templates_are_shipped(setup_call):
+    (pattern,) = setup_call["package_data"]["tfgpu.report"]
+    assert len(list((ROOT / "tfgpu" / "report").glob(pattern))) >= 4
 
 
 def test_console_script_names_a_function(setup_call):
@@ -155,3 +179,30 @@ def test_actions_are_pinned_by_commit():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 50
+
+
+def test_the_citation_has_the_version(setup_call):
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", text, re.MULTILINE)[1] == setup_call["version"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("--tag=v0.0.0", "the tag is v0.0.0"), ("--tags", "the only argument is --tag=vX.Y.Z")],
+)
+def test_a_distribution_of_another_version_is_not_built(argument, said):
+    command = [str(ROOT / ".ci" / "distribution"), argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_the_lock_of_ci_holds_what_is_declared(setup_call):
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    locked = {
+        re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", text, re.M)
+    }
+    declared = [*setup_call["install_requires"], *setup_call["extras_require"]["dev"]]
+    names = {re.split(r"[\[<>=!~; ]", each)[0].lower().replace("_", "-") for each in declared}
+    assert names <= locked, "run .ci/lock"
+    assert text.count("--hash=sha256:") > len(locked)

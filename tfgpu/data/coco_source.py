@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.folder import decode_image, image_feature, read_headers
+from tfgpu.data.folder import decode_image, image_feature
+from tfgpu.data.image_files import read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError, RequestError
 

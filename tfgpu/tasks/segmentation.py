@@ -21,10 +21,10 @@ from tfgpu.data.augment import (
     resize_positions,
 )
 from tfgpu.data.examples import Examples, data_errors, python_op
-from tfgpu.data.folder import read_image
+from tfgpu.data.image_files import read_image
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
-from tfgpu.errors import DataError, RequestError
+from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.machine import hardware
 from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
 from tfgpu.tasks.parts.image_serving import (
@@ -93,8 +93,9 @@ def read(request: Request) -> Reading:
     def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
             raise DataError(
-                f"{os.fsdecode(place)} has the value {values[mask == _UNKNOWN].flat[0]}, and the "
-                f"classes are {describe(fitted)}: mend the mask, or train on masks that have it"
+                f"{shown(os.fsdecode(place))} has the value {values[mask == _UNKNOWN].flat[0]}, "
+                f"and the classes are {describe(fitted)}: mend the mask, or train on masks that "
+                "have it"
             )
 
         return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])
@@ -187,7 +188,7 @@ def _file(request: Request, position: int) -> str:
         return f"the mask of training example {position}"
     parts = request.train.read(tf.constant([position], tf.int64))
     found = request.train.select(("file",))(*(part[0] for part in parts))
-    return os.fsdecode(found["file"].numpy())
+    return shown(os.fsdecode(found["file"].numpy()))
 
 
 def _crop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tfgpu.data.folder import read_image
+from tfgpu.data.image_files import read_image
 from tfgpu.tasks.detection.drawing import Box, draw
 from tfgpu.tasks.detection.reading import most_detections
 from tfgpu.tasks.detection.report import detected
