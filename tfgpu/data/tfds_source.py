@@ -364,17 +364,14 @@ def _of_sequence(inner: Any) -> tuple[str, tuple[str, ...], dict[str, str]]:
     if isinstance(inner, known.FeaturesDict):
         parts = dict(inner.items())
         boxes = [name for name, part in parts.items() if isinstance(part, known.BBoxFeature)]
+        labels = [name for name, part in parts.items() if isinstance(part, known.ClassLabel)]
+        # Others say how well an object is seen, or from where: `occluded`, `pose`.
+        label = [name for name in _OF_CLASSES if name in labels] or labels * (len(labels) == 1)
+        crowd = [name for name in _OF_CROWDS if name in parts]
         if boxes:
-            found = {"box": boxes[0]}
-            labels = [name for name, part in parts.items() if isinstance(part, known.ClassLabel)]
-            # Others say how well an object is seen, or from where: `occluded`, `pose`.
-            label = next((name for name in _OF_CLASSES if name in labels), None)
-            if label is None and len(labels) == 1:
-                label = labels[0]
-            crowd = next((name for name in _OF_CROWDS if name in parts), None)
-            found |= {"class": label} if label else {}
-            found |= {"crowd": crowd} if crowd else {}
-            return "boxes", tuple(parts[label].names or ()) if label else (), found
+            names = tuple(parts[label[0]].names or ()) if label else ()
+            found = {"box": boxes, "class": label, "crowd": crowd}
+            return "boxes", names, {role: some[0] for role, some in found.items() if some}
     if isinstance(inner, known.BBoxFeature):
         return "boxes", (), {}
     return "other", (), {}
