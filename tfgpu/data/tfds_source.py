@@ -45,8 +45,7 @@ _NAME = re.compile(
 # A machine without network is told so after this time; TFDS itself retries for minutes.
 _NETWORK_SECONDS = 6.0
 
-# A split is taken to have no labels when one of its first examples has TFDS's mark for that, -1, or
-# when none of them has a box.
+# A split has no labels when one of its first examples has TFDS's mark for that, -1, or none a box.
 _LABELS_LOOKED_AT = 32
 
 # What the class of a box is called, and what marks those that are not to count.
@@ -370,8 +369,8 @@ def _of_sequence(inner: Any) -> tuple[str, tuple[str, ...], dict[str, str]]:
         crowd = [name for name in _OF_CROWDS if name in parts]
         if boxes:
             names = tuple(parts[label[0]].names or ()) if label else ()
-            found = {"box": boxes, "class": label, "crowd": crowd}
-            return "boxes", names, {role: some[0] for role, some in found.items() if some}
+            found = zip(("box", "class", "crowd"), (boxes, label, crowd), strict=True)
+            return "boxes", names, {role: some[0] for role, some in found if some}
     if isinstance(inner, known.BBoxFeature):
         return "boxes", (), {}
     return "other", (), {}
