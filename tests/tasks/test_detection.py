@@ -351,6 +351,7 @@ def weights(run):
     return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
+@pytest.mark.slow
 def test_streaming_gives_the_same_bits(place, run):
     other = trained(
         place, "streaming", "--devices=CPU:0", "--input=streaming", "--tensorboard=none"
