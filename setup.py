@@ -68,6 +68,8 @@ HEIC = ["pillow-heif>=1.8.1"]
 
 RECOMMENDATION = ["keras-rs>=0.4.0"]
 
+DETECTION = ["pycocotools>=2.0.11"]
+
 PARQUET = ["pyarrow>=17.0.0"]
 
 HARDWARE = ["nvidia-ml-py>=13.590.48", "psutil>=7.0.0"]
@@ -88,6 +90,7 @@ TEST_BUT_EXPORT = [
     *HARDWARE,
     *TUNE,
     *RECOMMENDATION,
+    *DETECTION,
     *PARQUET,
     *HEIC,
     *KUBERNETES,
@@ -108,6 +111,8 @@ EXTRAS_REQUIRE = {
     "heic": HEIC,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
+    # `tfgpu evaluate` of detections.
+    "detection": DETECTION,
     # `--dataset=parquet:FILE`.
     "parquet": PARQUET,
     # The manifest of `tfgpu launch --backend=kubernetes`.

@@ -5,11 +5,14 @@ import tensorflow_datasets as tfds
 from tfgpu.data import tfds_source
 
 
-def mocked(name, root, count, *, splits=("train", "test")):
-    """Lays the fake examples of a TFDS set out as a prepared one, of the set's own features."""
+def mocked(name, root, count, *, splits=("train", "test"), change=lambda example: example):
+    """Lays the fake examples of a TFDS set out as a prepared one, of the set's own features.
+
+    `change` makes one what the features can hold, where it is not.
+    """
     with tfds.testing.mock_data(num_examples=count):
         builder = tfds.builder(name, data_dir=str(root / "none"))
-        rows = list(tfds.as_numpy(builder.as_dataset(split="train")))
+        rows = [change(row) for row in tfds.as_numpy(builder.as_dataset(split="train"))]
     info = builder.info
 
     def _info(self):

@@ -30,6 +30,7 @@ MODULE_OF = {
 
 # Modules that import what an extra brings, and that extra.
 OPTIONAL = {
+    "coco_evaluation": "detection",
     "hardware_monitor": "hardware",
     "image_files": "heic",
     "parquet_source": "parquet",

@@ -40,6 +40,9 @@ class Feature:
         varies: What to say where its shape varies and one is needed; "" for a line in general.
         described: As the storage names its type, for messages.
         sample_rate: Of "audio", in Hz; None where it is not known.
+        parts: Of "boxes" that are decoded to a dict, the names in it: of "box", (n, 4) top, left,
+            bottom, right as fractions of the image's sides; of "class", (n,), and of "crowd", (n,),
+            those which count neither for nor against, where there are such. {}: boxes alone.
         stray: Where a column of mostly numbers has the first cell that is none, and what it holds;
             "" where there is no such.
     """
@@ -51,6 +54,7 @@ class Feature:
     varies: str = ""
     described: str = ""
     sample_rate: int | None = None
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     stray: str = ""
 
 
@@ -224,7 +228,7 @@ class Source(Description):
     Attributes:
         schema: The features.
         split: Opens the split of a name; None where there is none. Where a second argument names
-            a feature of the kind "class", a split without labels is none.
+            a feature of the kind "class" or "boxes", a split without labels is none.
         notes: Lines for the user: what the storage holds that is left, or odd.
     """
 

@@ -45,8 +45,12 @@ _NAME = re.compile(
 # A machine without network is told so after this time; TFDS itself retries for minutes.
 _NETWORK_SECONDS = 6.0
 
-# A split is taken to have no labels when one of its first examples has TFDS's mark for that, -1.
+# A split has no labels when one of its first examples has TFDS's mark for that, -1, or none a box.
 _LABELS_LOOKED_AT = 32
+
+# What the class of a box is called, and what marks those that are not to count.
+_OF_CLASSES = ("label", "type", "class", "category")
+_OF_CROWDS = ("is_crowd", "is_difficult")
 
 
 def default_data_dir(data_dir: str | None) -> str:
@@ -318,6 +322,7 @@ def feature_of(feature: Any) -> Feature:
     known = tfds.features
     kind, rate = "other", None
     class_names: tuple[str, ...] = ()
+    parts: dict[str, str] = {}
     if isinstance(feature, known.ClassLabel):
         kind, class_names = "class", tuple(feature.names or ())
     elif isinstance(feature, known.LabeledImage):
@@ -331,7 +336,7 @@ def feature_of(feature: Any) -> Feature:
     elif isinstance(feature, known.Text):
         kind = "text"
     elif isinstance(feature, known.Sequence):
-        kind, class_names = _of_sequence(feature.feature)
+        kind, class_names, parts = _of_sequence(feature.feature)
     elif type(feature) in (known.Scalar, known.Tensor):
         kind = "id" if np.dtype(feature.np_dtype).kind in "OSU" else _of_numbers(feature.shape)
     shape = feature.shape if isinstance(feature.shape, tuple) else ()
@@ -342,6 +347,7 @@ def feature_of(feature: Any) -> Feature:
         class_names=class_names,
         described=f"{type(feature).__name__}{tuple(shape) if shape else ''}",
         sample_rate=rate,
+        parts=parts,
     )
 
 
@@ -349,20 +355,25 @@ def _of_numbers(shape: tuple[int | None, ...]) -> str:
     return "numbers" if shape else "number"
 
 
-def _of_sequence(inner: Any) -> tuple[str, tuple[str, ...]]:
-    """The kind of a sequence, and the names of the classes in it."""
+def _of_sequence(inner: Any) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """The kind of a sequence, the names of the classes in it, and the names of its parts."""
     known = tfds.features
     if isinstance(inner, known.ClassLabel):
-        return "classes", tuple(inner.names or ())
+        return "classes", tuple(inner.names or ()), {}
     if isinstance(inner, known.FeaturesDict):
-        parts = dict(inner.items()).values()
-        boxes = any(isinstance(part, known.BBoxFeature) for part in parts)
-        labels = [part for part in parts if isinstance(part, known.ClassLabel)]
+        parts = dict(inner.items())
+        boxes = [name for name, part in parts.items() if isinstance(part, known.BBoxFeature)]
+        labels = [name for name, part in parts.items() if isinstance(part, known.ClassLabel)]
+        # Others say how well an object is seen, or from where: `occluded`, `pose`.
+        label = [name for name in _OF_CLASSES if name in labels] or labels * (len(labels) == 1)
+        crowd = [name for name in _OF_CROWDS if name in parts]
         if boxes:
-            return "boxes", tuple(labels[0].names or ()) if labels else ()
+            names = tuple(parts[label[0]].names or ()) if label else ()
+            found = zip(("box", "class", "crowd"), (boxes, label, crowd), strict=True)
+            return "boxes", names, {role: some[0] for role, some in found if some}
     if isinstance(inner, known.BBoxFeature):
-        return "boxes", ()
-    return "other", ()
+        return "boxes", (), {}
+    return "other", (), {}
 
 
 def _dtype_name(feature: Any) -> str:
@@ -390,7 +401,7 @@ def _split_files(split: Any, directory: str) -> list[tuple[str, int]]:
 def _open_split(
     split: Any, paths: list[str], *, format_name: str, features: Any, label: str | None
 ) -> Records | None:
-    """Indexes a split; None when `label` names a class and there are none."""
+    """Indexes a split; None when `label` names a class or boxes and there are none."""
     if format_name == "tfrecord":
         read_records = TFRecordFiles(paths, shard_lengths=split.shard_lengths).read
     elif format_name == "array_record":
@@ -420,15 +431,24 @@ def _open_split(
         first = read_records(np.arange(min(_LABELS_LOOKED_AT, split.num_examples)))
         label_alone = select((label,))
         try:
-            labels = [int(label_alone(record)[label]) for record in first]
+            labels = [_label(label_alone(record)[label]) for record in first]
         except (tf.errors.OpError, ValueError) as error:
             raise DataError(
                 f"{paths[0]} does not hold what its dataset_info.json and features.json say: "
                 f"{_one_line(error)}"
             ) from None
-        if min(labels) < 0:
+        # An image may well be without boxes.
+        some = max(labels) if isinstance(features[label], tfds.features.Sequence) else min(labels)
+        if some < 0:
             return None
     return Records(split.num_examples, read, select)
+
+
+def _label(found: Any) -> int:
+    """The class of an example; of boxes, how many there are less one."""
+    if isinstance(found, dict):
+        found = next(iter(found.values()))
+    return int(found) if found.shape.rank == 0 else len(found) - 1
 
 
 def _array_record_reader(paths: list[str]) -> Any:

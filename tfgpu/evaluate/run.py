@@ -35,7 +35,10 @@ BATCH = 256
 """Examples per batch, over all replicas; the results do not depend on it."""
 
 PREDICTED = 4096
-"""Examples whose outputs are held at once, for reports that read them."""
+"""Examples whose outputs are held at once, for reports that read them: at most."""
+
+PREDICTED_BYTES = 2**28
+"""Bytes that those outputs may take, but for a batch, which is always held."""
 
 NO_PLOTS = "no pictures are drawn without matplotlib: pip install 'tfgpu[plots]'"
 
@@ -238,8 +241,12 @@ def _read_outputs(
     model: keras.Model, examples: Examples, report: Report, *, batch_size: int
 ) -> None:
     """Gives a report the outputs for a split, some of them at a time."""
-    for first in range(0, examples.num_examples, PREDICTED):
-        last = min(first + PREDICTED, examples.num_examples)
+    # Of a map, an image may have megabytes.
+    shapes = [tensor.shape[1:] for tensor in tf.nest.flatten(model.outputs)]
+    each = 4 * sum(math.prod(side or 1 for side in shape) for shape in shapes)
+    held = min(max(PREDICTED_BYTES // each, batch_size), PREDICTED)
+    for first in range(0, examples.num_examples, held):
+        last = min(first + held, examples.num_examples)
         batches = evaluation_batches(examples.take(np.arange(first, last)), batch_size=batch_size)
         for x, y, outputs in outputs_of(model, batches):
             report.add(x, y, outputs)

@@ -249,7 +249,8 @@ def split_at_random(
     """
     requested = source.schema.requested
     y = roles.get("y")
-    label = y if y is not None and source.schema.features[y].kind == "class" else None
+    labels = ("class", "boxes")
+    label = y if y is not None and source.schema.features[y].kind in labels else None
     train = source.split("train", label)
     if train is None:
         raise RequestError(f"{requested!r} has no training split with labels")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -223,8 +222,6 @@ class MaskPredictor(ImagePredictor):
 
     def __init__(self, spec: Any, settings: Any):
         super().__init__(spec, settings)
-        self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
-        self._taken: set[str] = set()  # As a file system sees them that ignores case and form.
         self._values = np.asarray(spec.fitted["values"], np.uint8)
 
     def raw(self, item: Any) -> np.ndarray:
@@ -239,23 +236,11 @@ class MaskPredictor(ImagePredictor):
             classes = np.asarray(logits).argmax(axis=-1).astype(np.uint8)
             size = image.shape[1], image.shape[0]
             grown = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
-            name = self._name(str(item))
+            name = self.name_of(str(item))
             yield [
                 Written(f"{name}.mask.png", _png(self._values[grown])),
                 Written(f"{name}.overlay.png", _png(overlay(image[None], grown[None])[0])),
             ]
-
-    def _name(self, item: str) -> str:
-        """A name for the files of an item, which no other item has."""
-        if item not in self._names:
-            stem = os.path.splitext(os.path.basename(item))[0]
-            name, number = stem, 1
-            while (alike := unicodedata.normalize("NFC", name).casefold()) in self._taken:
-                number += 1
-                name = f"{stem}-{number}"
-            self._names[item] = name
-            self._taken.add(alike)
-        return self._names[item]
 
     def rows(self, items: Sequence[Any], outputs: Any) -> Iterator[Mapping[str, Any]]:
         """See `Predictor.rows`: the files, and the share of each class among the pixels."""
@@ -264,7 +249,7 @@ class MaskPredictor(ImagePredictor):
         for item, logits in zip(items, outputs, strict=True):
             counts = np.bincount(np.asarray(logits).argmax(axis=-1).ravel(), minlength=len(names))
             shares = (counts / counts.sum()).tolist()
-            name = self._name(str(item))
+            name = self.name_of(str(item))
             yield {
                 "path": str(item),
                 "mask": str(self.folder / f"{name}.mask.png"),

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,20 @@ class ImagePredictor(Predictor):
                 "`predict`"
             )
         super().__init__(spec, settings)
+        self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
+        self._taken: set[str] = set()  # As a file system sees them that ignores case and form.
+
+    def name_of(self, item: str) -> str:
+        """A name for the files of an item, which no other item has."""
+        if item not in self._names:
+            stem = os.path.splitext(os.path.basename(item))[0]
+            name, number = stem, 1
+            while (alike := unicodedata.normalize("NFC", name).casefold()) in self._taken:
+                number += 1
+                name = f"{stem}-{number}"
+            self._names[item] = name
+            self._taken.add(alike)
+        return self._names[item]
 
     def load(self, item: Any) -> np.ndarray:
         """See `Predictor.load`: uint8 (height, width, channels)."""
