@@ -10,6 +10,7 @@ from tfgpu.errors import RequestError
 NEEDS = {
     "onnx": ("onnx", "tf2onnx", "onnxruntime"),
     "litert": ("ai_edge_litert",),
+    "litert_float16": ("ai_edge_litert",),
     "litert_int8": ("ai_edge_litert",),
 }
 """Modules by format: what writes it, and the runtime that it is compared in."""

@@ -5,7 +5,7 @@ import dataclasses
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import names, number, text, whole
 
-EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8")
+EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_float16", "litert_int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
     )
     """Where the files and export.json go."""
     max_difference: float = number(1e-4, minimum=0, instead="1e-4 is the default")
-    """Between the probabilities of a float file and those of the Keras model; a file with a
+    """Between the probabilities of a float32 file and those of the Keras model; a file with a
     greater one is kept as NAME.rejected."""
     max_accuracy_difference: float = number(
         0.01, minimum=0, instead="0.01 is one point, the default", values="FRACTION"
     )
-    """The same for an int8 file, between accuracies: 0.01 is one point."""
+    """The same for a float16 or an int8 file, between accuracies: 0.01 is one point."""
     calibration_examples: int = whole(256, 1, "256 is the default")
     """Training images from which the ranges of int8 values are taken."""
 
