@@ -61,6 +61,8 @@ KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
 
+DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
+
 # The tests draw every picture, write every format, search and launch. selenium: TensorBoard in a
 # real browser, where there is one.
 TEST = [
@@ -91,8 +93,10 @@ EXTRAS_REQUIRE = {
     "ray": RAY,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
+    # The site.
+    "docs": DOCS,
     "test": TEST,
-    "dev": [*TEST, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
+    "dev": [*TEST, *DOCS, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }
 
 

@@ -109,7 +109,9 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "(" + ", ".join(f"{name} {_value(each)}" for name, each in value.items()) + ")"
     if isinstance(value, list):
-        return "[" + " ".join(_value(each) for each in value) + "]"
+        # Two lists side by side would be a link.
+        between = ", " if any(isinstance(each, list) for each in value) else " "
+        return "[" + between.join(_value(each) for each in value) + "]"
     return str(value)
 
 

@@ -4,10 +4,10 @@ Each process is a process of its own, with its own environment, that stays alive
 trains for a fixed number of examples whenever it is told to. The driver tells them in
 turn and quotes ratios of neighbours (`tfgpu.bench.interleaved_timing`).
 
-All but the processes of `versus_keras_resnet50.py`, `texts.py` and `recommendations.py` train the
-same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD with
-Nesterov momentum 0.9, on the same number of examples, shuffled, held in memory. Compilation and the
-first pass are excluded.
+All but the processes of `versus_keras_resnet50.py` and of the tasks (`texts.py` and the like) train
+the same network (`lenet`: 62,006 parameters, 32x32x3 images, 10 classes) by cross-entropy and SGD
+with Nesterov momentum 0.9, on the same number of examples, shuffled, held in memory. Compilation
+and the first pass are excluded.
 """
 
 from __future__ import annotations
@@ -313,11 +313,11 @@ def task_worker(
     engine: str,
     task: str,
     model: str,
-    table: str,
+    dataset: str,
     batch_size: int,
     task_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """A task on a table, with `fit` of "keras" or of "tfgpu": one model, the same examples.
+    """A task on a data set, with `fit` of "keras" or of "tfgpu": one model, the same examples.
 
     Stock Keras runs over a `tf.data` pipeline, in TensorFlow's default environment. Nothing is
     augmented.
@@ -340,7 +340,7 @@ def task_worker(
 
         strategy = runtime.start().strategy
     data = loading.load(
-        f"csv:{table}",
+        dataset,
         data_dir=None,
         validation_fraction=0.0,
         image_size=None,

@@ -103,20 +103,31 @@ def test_two_with_one_index_are_told_to_all():
     assert any("is there twice" in str(p) or "differ" in str(p) for p in problems), results
 
 
-def test_a_second_chief_finds_the_first():
+def test_two_chiefs_of_the_same_workers_both_end():
     ports = free_ports(2)
-    first = threading.Thread(
-        target=lambda: (
-            contextlib.suppress(LostWorkerError).__enter__()
-            or each(1, lambda _: join(cluster_of(ports, 0), timeout=3))
-        ),
-        daemon=True,
-    )
-    first.start()
-    time.sleep(0.5)
-    with pytest.raises(RequestError, match="is taken"):
-        join(cluster_of(ports, 0))
-    first.join(10)
+
+    def work(number):
+        time.sleep(0.5 * number)
+        return join(cluster_of(ports, 0))
+
+    for error in _errors(2, work):
+        assert isinstance(error, RequestError)
+        assert f"worker 0 (127.0.0.1:{ports[0]}) is there twice" in str(error)
+
+
+def test_the_chief_of_other_workers_stops_nobody():
+    ports = free_ports(3)
+    clusters = [cluster_of(ports[:2], 0), cluster_of(ports[:2], 1), cluster_of(ports[::2], 0)]
+
+    def work(number):
+        # The stranger comes after the chief, and before the chief's other worker.
+        time.sleep((0, 1.0, 0.5)[number])
+        return join(clusters[number])
+
+    first, second, stranger = each(3, work)
+    assert (first.rank, second.rank) == (0, 1)
+    assert "the chief of other workers answers at this address" in str(stranger)
+    each(2, lambda rank: (first, second)[rank].close(0))
 
 
 def test_another_token_is_turned_away_and_stops_nobody_else():

@@ -158,7 +158,9 @@ def test_a_name_with_a_comma_or_quotes_stays_one_cell(capsys, tmp_path, place):
     assert rows[1][0] == str(odd)
 
 
-@pytest.mark.parametrize(("argv", "said"), [([], "nothing to predict"), (["empty"], "holds no images")])
+@pytest.mark.parametrize(
+    ("argv", "said"), [([], "nothing to predict"), (["empty"], "holds no images")]
+)
 def test_an_empty_list_is_refused(capsys, place, argv, said):
     (place / "empty").mkdir(exist_ok=True)
     code, line = refusal(capsys, predict.main, "--run_dir=run", "--devices=CPU:0", *argv)

@@ -148,9 +148,10 @@ def test_a_port_that_is_taken_is_said_by_both(place, folder, rank):
 
 def test_two_workers_with_one_index_do_not_start(place, folder):
     changes = {1: {"index": 0}}
-    ended = Workers(place, folder / "twice", FLAGS, changes=changes).ends(timeout=12)
-    codes = [end.code for end in ended.values()]
-    assert 2 in codes, ended
+    ended = Workers(place, folder / "twice", FLAGS, changes=changes).ends(timeout=40)
+    for end in ended.values():
+        assert end.code == 2, ended
+        assert "is there twice" in end.err
 
 
 def test_a_worker_that_never_comes_is_named_and_ctrl_c_ends_the_wait(place, folder):

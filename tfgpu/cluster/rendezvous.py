@@ -156,11 +156,16 @@ def _lead(
     ident = secrets.token_hex(8)
     arrivals: queue.Queue[Any] = queue.Queue()
     present: dict[int, tuple[wire.Connection, dict[str, Any]]] = {}
-    with _listening(cluster, own.names[0]) as listener:
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(_listening(cluster, own.names[0]))
+        except RequestError:
+            _refuse_two_chiefs(cluster, own, token, ident)
+            raise
         threading.Thread(
             target=_accept, args=(listener, token, ident, arrivals), daemon=True
         ).start()
-        _check_that_it_is_mine(cluster, token, ident, own.names[0])
+        _refuse_two_chiefs(cluster, own, token, ident)
         try:
             _gather(cluster, own, present, arrivals, timeout=timeout, say=say)
             hosts = [own.host, *(present[rank][1]["host"] for rank in sorted(present))]
@@ -209,8 +214,10 @@ def _accept(listener: socket.socket, token: bytes, ident: str, arrivals: queue.Q
         threading.Thread(target=greet, args=(sock, address[0]), daemon=True).start()
 
 
-def _check_that_it_is_mine(cluster: Cluster, token: bytes, ident: str, name: str) -> None:
-    """Refuses to be a second chief: whoever answers at the chief's address is to be this process.
+def _refuse_two_chiefs(cluster: Cluster, own: _Member, token: bytes, ident: str) -> None:
+    """Asks who answers at the chief's address: it is to be this process, or nobody.
+
+    Another chief of the same cluster refuses this one and stops, with all that came to it.
 
     Raises:
         RequestError: It is another one.
@@ -218,13 +225,33 @@ def _check_that_it_is_mine(cluster: Cluster, token: bytes, ident: str, name: str
     try:
         connection, found = wire.connect(split_address(cluster.address), token=token, timeout=2)
     except OSError:
-        return  # Behind a translated address it may not be reached from here.
-    connection.close()
-    if found != ident:
-        raise RequestError(
-            f"{name} is there already: another process answers at this address; give each process "
-            "its own task in TF_CONFIG"
-        )
+        return  # Nobody of ours; or behind a translated address, not to be reached from here.
+    with contextlib.closing(connection):
+        if found == ident:
+            return
+        answer = None
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            _introduce(connection, cluster, own, problem=None)
+            answer = connection.receive(5.0)
+        if answer is not None and answer.kind == "refused":
+            _raise_refusal(answer.fields["code"], answer.fields["line"])
+    raise RequestError(
+        f"{own.names[0]} is there already: the chief of other workers answers at this address; "
+        "name another port in TF_CONFIG"
+    )
+
+
+def _introduce(
+    connection: wire.Connection, cluster: Cluster, own: _Member, *, problem: str | None
+) -> None:
+    connection.send(
+        "join",
+        rank=cluster.rank,
+        size=cluster.num_workers,
+        identity=own.identity,
+        host=own.host,
+        problem=problem,
+    )
 
 
 def _gather(
@@ -274,9 +301,12 @@ def _take_in(
         return
     connection, fields = arrival
     rank, problem = fields["rank"], fields.get("problem")
-    if problem is None and rank in present:
+    if rank == 0 and fields["identity"].get("address") != own.identity["address"]:
+        connection.close()  # The chief of other workers, which has this address by mistake.
+        return
+    if problem is None and (rank == 0 or rank in present):
         problem = f"{own.names[rank]} is there twice; give each process its own task in TF_CONFIG"
-    if problem is None and (rank == 0 or rank >= cluster.num_workers):
+    if problem is None and rank >= cluster.num_workers:
         problem = (
             f"a process calls itself number {rank} of {fields['size']}, and TF_CONFIG of "
             f"{own.names[0]} names {cluster.num_workers}; give all of them the same cluster"
@@ -339,14 +369,7 @@ def _follow(
             problem = error  # Which the others are to hear of.
         connection = _reach_chief(cluster, own, token=token, timeout=timeout, say=say)
         try:
-            connection.send(
-                "join",
-                rank=cluster.rank,
-                size=cluster.num_workers,
-                identity=own.identity,
-                host=own.host,
-                problem=None if problem is None else str(problem),
-            )
+            _introduce(connection, cluster, own, problem=str(problem) if problem else None)
             sharing = _wait_for_go(connection, own.names[0], say)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
