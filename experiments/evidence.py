@@ -8,9 +8,9 @@ measures on whatever the machine has (a GPU where there is one, else the CPU), o
 in at most 15 minutes on two cores with nothing beside it. It needs tfgpu's extras `export` and
 `plots`. What it finds goes to `experiments/results/evidence.json`, and from there to
 `docs/evidence.md` and its pictures; --render measures nothing and writes these alone. A claim that
-is measured again replaces what was found before on that kind of device; the others stay. The rule of
-the verdicts is in `evidence_rows.py`. A claim that fails does not stop the others, and exit code 1
-says that one did. A claim that does not hold is no failure.
+is measured again replaces what was found before on that kind of device; the others stay. The rule
+of the verdicts is in `evidence_rows.py`. A claim that fails does not stop the others, and exit code
+1 says that one did. A claim that does not hold is no failure.
 
 --rounds is how often everything that is compared takes its turn, --seconds how long each time.
 --run_dir names a finished run whose model is exported, timed and ported; by default `lenet` is

@@ -46,7 +46,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     ),
     "latency": (
         "One image is classified within a frame of 33 ms",
-        "From pixels to probabilities, one image a call, warm, on all cores; up to 100 calls a round.",
+        "From pixels to probabilities, one image a call, warm, all cores; up to 100 calls a round.",
     ),
     "portability": (
         "The same file computes the same elsewhere",
@@ -54,8 +54,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
     ),
     "energy": (
         "What an image costs",
-        "Training as above. The cost of a million images is their hours times the price of an hour; "
-        "energy is that of the whole part, idling included.",
+        "Training as above. A million images cost their hours times the price of an hour; energy "
+        "is that of the whole part, idling included.",
     ),
 }
 """The statement, and how it is measured, by name."""

@@ -1,0 +1,255 @@
+"""experiments/evidence.py: the rule of its verdicts, its page, its meters, and a claim for real."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import evidence  # noqa: E402
+import evidence_meters  # noqa: E402
+import evidence_page  # noqa: E402
+import evidence_rows as rows  # noqa: E402
+
+STORED = ROOT / "experiments" / "results" / "evidence.json"
+
+
+# ---- the rule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "rank"),
+    # Ranks of the sign test's interval of at least 95 %, as tables of it have them.
+    [(6, 1), (8, 1), (9, 2), (11, 2), (12, 3), (15, 4), (20, 6), (25, 8)],
+)
+def test_the_interval_is_that_of_the_sign_test(count, rank):
+    values = [float(each) for each in range(1, count + 1)]
+    assert rows.interval(values[::-1]) == (rank, count + 1 - rank)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_too_few_measurements_have_no_interval(count):
+    assert rows.interval([1.0] * count) is None
+
+
+def test_the_interval_holds_the_median_of_skewed_measurements_as_often_as_it_says():
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        low, high = rows.interval(list(random.lognormal(size=9)))
+        held += low <= 1.0 <= high
+    assert held >= 0.95 * 2000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "found"),
+    [
+        (1.03, 1.2, "at least", rows.HOLDS),
+        (1.02, 1.2, "at least", rows.UNKNOWN),
+        (0.5, 1.03, "at least", rows.UNKNOWN),
+        (0.5, 1.02, "at least", rows.FAILS),
+        (0.5, 1.03, "at most", rows.HOLDS),
+        (0.5, 1.04, "at most", rows.UNKNOWN),
+        (1.03, 1.2, "at most", rows.UNKNOWN),
+        (1.04, 1.2, "at most", rows.FAILS),
+        (math.nan, 1.2, "at least", rows.UNKNOWN),
+        (None, None, "at least", rows.UNKNOWN),
+    ],
+)
+def test_the_verdict_is_that_of_the_whole_interval(low, high, side, found):
+    assert rows.verdict(low, high, side=side, bound=1.03) == found
+
+
+def test_ratios_are_of_the_same_rounds():
+    # The machine becomes ten times as slow: every ratio stays 2.
+    base = [100.0, 10.0] * 4
+    found = rows.ratios("a over b", [2 * each for each in base], base, rate_unit="images/s")
+    assert (found["low"], found["median"], found["high"]) == (2, 2, 2)
+    assert found["verdict"] == rows.HOLDS and found["n"] == 8
+
+
+def test_a_figure_without_a_claim_has_no_verdict():
+    assert rows.row("seconds", [1.0] * 9, unit="s")["verdict"] == rows.FIGURE
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def stored():
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def test_the_page_in_the_repository_is_that_of_the_stored_measurements():
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert page == evidence_page.page(stored()), "run experiments/evidence.py --render"
+
+
+def test_the_pictures_of_the_page_are_those_that_are_stored():
+    expected = {
+        f"evidence_{kind}_{name}.png"
+        for kind, found in stored()["devices"].items()
+        for name in evidence_page.pictures(kind, found)
+    }
+    assert {path.name for path in (ROOT / "docs").glob("evidence_*.png")} == expected
+
+
+def test_the_stored_verdicts_follow_from_the_stored_measurements():
+    judged = 0
+    for found in stored()["devices"].values():
+        for claim in found.values():
+            for each in claim["rows"]:
+                if each["side"] is None:
+                    continue
+                if len(each["values"]) > 1:
+                    low, high = rows.interval(each["values"]) or (None, None)
+                    assert (each["low"], each["high"]) == (low, high), each["what"]
+                found_again = rows.verdict(
+                    each["low"], each["high"], side=each["side"], bound=each["bound"]
+                )
+                assert each["verdict"] == found_again, each["what"]
+                judged += 1
+    assert judged > 20
+
+
+def record(*of_claim):
+    claim = {
+        "name": "graph",
+        "rows": list(of_claim),
+        "error": "",
+        "seconds": 12.0,
+        "load": [0.5, 1.5],
+        "time": "2026-01-01T00:00:00+00:00",
+        "hardware": "a GPU, compute capability 9.0",
+        "cpu": "a CPU, 16 cores",
+        "driver": "580.1",
+        "versions": {"python": "3.12", "tensorflow": "2.21.0", "keras": "3.15.1"},
+        "git": None,
+    }
+    return {"devices": {"gpu": {"graph": claim}}}
+
+
+def test_each_row_says_figure_interval_n_claim_and_verdict():
+    faster = rows.ratios("XLA over graph", [2.0] * 9, [1.0] * 9, rate_unit="images/s")
+    slower = rows.row("share", [0.1] * 9, unit="", side="at least", bound=0.5)
+    absent = rows.missing("TF32 | float32", "a CPU has\nno TF32")
+    page = evidence_page.page(record(faster, slower, absent))
+    assert (
+        "| XLA over graph | 2 times as fast: 2 and 1 images/s | 9 | at least 1.03 | holds |" in page
+    )
+    assert "| share | 0.1 | 9 | at least 0.5 | **does not hold here** |" in page
+    assert "| TF32 / float32 |  |  |  | cannot be shown here: a CPU has no TF32 |" in page
+    assert "a GPU, compute capability 9.0, driver 580.1; a CPU, 16 cores; Python 3.12" in page
+    assert "| 1 | 1 | 1 |" in page, "the counts of the claim"
+
+
+def test_a_claim_that_fails_says_why_and_stops_nothing():
+    def broken():
+        raise RuntimeError("no\nsuch thing")
+
+    environment = {
+        "devices": [{"description": "a CPU"}],
+        "cpu": {"model": "a CPU", "cores": 2},
+        **{"nvidia_driver": None, "versions": {}, "git": None},
+    }
+    claim = evidence.measure("graph", broken, environment)
+    assert claim["error"] == "RuntimeError: no such thing"
+    assert [each["verdict"] for each in claim["rows"]] == [rows.UNKNOWN]
+
+
+def test_a_claim_replaces_its_last_measurement_and_leaves_the_others(tmp_path):
+    path = tmp_path / "evidence.json"
+    found = evidence.read(path)
+    for name, seconds in (("graph", 1.0), ("batch", 2.0), ("graph", math.nan)):
+        claim = {"name": name, "rows": [], "seconds": seconds}
+        evidence.keep(found, "cpu", claim, path)
+    kept = json.loads(path.read_text())["devices"]["cpu"]
+    assert list(kept) == ["batch", "graph"], "in the order of the page"
+    assert kept["graph"]["seconds"] is None, "strict JSON has no NaN"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--claims=graph,grpah"], "--claims=grpah: the claims are device, batch"),
+        (["--rounds=5"], "--rounds=5: an interval needs 6"),
+        (["--price_per_hour=0"], "--price_per_hour=0.0: must be positive"),
+        (["--run_dir=/no/where"], "--run_dir=/no/where: no finished run there"),
+    ],
+)
+def test_a_request_that_cannot_be_done_is_refused(flags, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evidence.parse(flags)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# ---- energy --------------------------------------------------------------------------------------
+
+
+def zone(folder, name, *, energy, most=1_000_000):
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "energy_uj").write_text(f"{energy}\n")
+    (place / "max_energy_range_uj").write_text(f"{most}\n")
+    return place
+
+
+def test_rapl_adds_its_packages_and_not_their_parts(tmp_path):
+    first = zone(tmp_path, "intel-rapl:0", energy=100)
+    second = zone(tmp_path, "intel-rapl:1", energy=200)
+    part = zone(tmp_path, "intel-rapl:0:0", energy=0)
+    meters, _ = evidence_meters.find(powercap=tmp_path, library="no.so")
+    read = meters["RAPL"]
+    before = read()
+    for place, energy in ((first, 400_100), (second, 100_200), (part, 900_000)):
+        (place / "energy_uj").write_text(str(energy))
+    assert read() - before == pytest.approx(0.5)
+
+
+def test_rapl_goes_on_when_its_counter_begins_anew(tmp_path):
+    place = zone(tmp_path, "intel-rapl:0", energy=900_000)
+    read = evidence_meters.find(powercap=tmp_path, library="no.so")[0]["RAPL"]
+    before = read()
+    (place / "energy_uj").write_text("300000")
+    assert read() - before == pytest.approx(0.4)
+
+
+def test_a_machine_without_meters_says_which_and_why(tmp_path):
+    meters, reasons = evidence_meters.find(powercap=tmp_path / "none", library="libnone.so")
+    assert meters == {}
+    assert "libnone.so" in reasons["NVML"] and "none" in reasons["RAPL"]
+
+
+# ---- for real ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_claim_is_measured_and_written(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "evidence.py"), f"--out={tmp_path}"]
+    flags = ["--claims=batch,energy", "--rounds=6", "--seconds=0.05", "--price_per_hour=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *flags], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    (kind,) = json.loads((tmp_path / "experiments/results/evidence.json").read_text())["devices"]
+    found = json.loads((tmp_path / "experiments/results/evidence.json").read_text())["devices"]
+    batch, energy = found[kind]["batch"], found[kind]["energy"]
+    curve = batch["rows"][0]["curve"]
+    assert list(map(int, curve)) == sorted(map(int, curve))
+    # Of 1 and 64 images; on every machine that is a great deal more.
+    assert curve["64"]["median"] > curve["1"]["median"]
+    whats = {each["what"].partition(": ")[2]: each for each in energy["rows"]}
+    hours = whats["device time of a million images, float32"]
+    cost = whats["cost of a million images, float32"]
+    assert cost["median"] == pytest.approx(2 * hours["median"])
+    assert (tmp_path / "docs" / f"evidence_{kind}_batch.png").stat().st_size > 5_000
+    assert "Samples are computed in parallel" in (tmp_path / "docs" / "evidence.md").read_text()
