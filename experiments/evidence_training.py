@@ -113,11 +113,7 @@ def trials(place: Place, cells: Sequence[tuple[Cell, BenchSettings]], found: Seq
     alive: list[MeasuredProcess | None] = []
     try:
         for _, config in cells:
-            hidden = (
-                {}
-                if config.devices.startswith("GPU") or place.on_gpu
-                else {"CUDA_VISIBLE_DEVICES": "-1"}
-            )
+            hidden = {} if place.on_gpu else {"CUDA_VISIBLE_DEVICES": "-1"}
             alive.append(process.start("trial", config, hidden))
         for number, (cell, _) in enumerate(cells):
             started = alive[number]

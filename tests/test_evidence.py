@@ -16,6 +16,7 @@ import evidence  # noqa: E402
 import evidence_meters  # noqa: E402
 import evidence_page  # noqa: E402
 import evidence_rows as rows  # noqa: E402
+import evidence_training as training  # noqa: E402
 
 STORED = ROOT / "experiments" / "results" / "evidence.json"
 
@@ -189,6 +190,121 @@ def test_a_request_that_cannot_be_done_is_refused(flags, said, capsys):
         evidence.parse(flags)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+# ---- what is asked of the processes --------------------------------------------------------------
+
+
+class Answering:
+    """Stands for a trial: its requests are written down, and it trains at a rate of its own."""
+
+    started: list["Answering"] = []
+
+    def __init__(self, kind, config, environment=None):
+        assert kind == "trial"
+        self.config, self.environment, self.asked = config, environment, []
+        Answering.started.append(self)
+
+    def read(self):
+        return "ready"
+
+    def ask(self, request):
+        self.asked.append(request["kind"])
+        if request["kind"] in ("build", "run_eagerly", "allow_tensor_float_32"):
+            return None
+        if request["kind"] == "leave_out_exchange":
+            assert self.config.strategy == "mirrored"
+            return None
+        if request["kind"] == "train":
+            return 100.0 * len(Answering.started) + len(self.asked)
+        return {"data_alone": 0.01, "compute_alone": 0.02}[request["kind"]]
+
+    def close(self):
+        self.asked.append("close")
+
+
+CLAIMS_OF_TRAINING = (
+    training.device_over_cpu,
+    training.samples_in_parallel,
+    training.graph_and_xla,
+    training.mixed_precision,
+    training.replicas,
+    training.all_reduce,
+    training.overlap,
+    lambda place: training.energy_and_cost(place, price=None),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Runs a claim against processes that stand for trials; returns its rows and them."""
+    monkeypatch.setattr(training.process, "start", Answering)
+
+    def run(claim, gpus):
+        Answering.started = []
+        place = training.Place(gpus=gpus, rounds=7, seconds=0.1, limit=9.0, folder=tmp_path)
+        return claim(place), Answering.started
+
+    return run
+
+
+@pytest.mark.parametrize("gpus", [[], ["GPU:0"], ["GPU:0", "GPU:1"]], ids=["cpu", "gpu", "gpus"])
+def test_every_claim_asks_for_what_there_is(asked, gpus):
+    for claim in CLAIMS_OF_TRAINING:
+        found, processes = asked(claim, gpus)
+        assert found
+        for each in processes:
+            # Every setting is one that `tfgpu bench` takes: it was checked when it was made.
+            assert each.asked[-1] == "close" and each.asked.count("build") == 1
+            named = each.config.devices.split(",")
+            assert named == ["all"] or set(named) <= {"CPU:0", *gpus}
+            assert bool(gpus) == (each.environment == {})
+        measured = [each for each in found if each["verdict"] != rows.UNKNOWN]
+        assert all(each["n"] == 7 for each in measured)
+        if claim is not training.device_over_cpu:
+            assert measured
+
+
+def test_the_device_is_compared_where_there_is_a_gpu_alone(asked):
+    found, processes = asked(training.device_over_cpu, [])
+    assert not processes
+    assert {each["reason"] for each in found} == {"TensorFlow shows no GPU on this machine"}
+    found, processes = asked(training.device_over_cpu, ["GPU:0"])
+    assert [each.config.devices for each in processes] == ["CPU:0", "GPU:0"] * 2
+    assert [each["what"] for each in found] == [
+        "lenet, batch 128: GPU over CPU",
+        "resnet50, batch 128: GPU over CPU",
+    ]
+
+
+def test_tf32_is_measured_on_a_gpu_against_float32_without_it(asked):
+    _, (plain, tf32, *_) = asked(training.mixed_precision, ["GPU:0"])
+    assert "allow_tensor_float_32" in plain.asked
+    assert "allow_tensor_float_32" not in tf32.asked
+    found, _ = asked(training.mixed_precision, [])
+    assert "a CPU has no TF32" in {each["reason"] for each in found}
+
+
+def test_a_process_that_fails_leaves_the_others(asked, monkeypatch):
+    def ask(self, request):
+        if self.config.precision == "mixed_float16":
+            raise training.MeasurementFailed("out of memory")
+        return original(self, request)
+
+    original = Answering.ask
+    monkeypatch.setattr(Answering, "ask", ask)
+    found, _ = asked(training.mixed_precision, [])
+    by_name = {each["what"]: each for each in found}
+    assert by_name["lenet, batch 128: float16 over float32"]["reason"] == "out of memory"
+    assert by_name["lenet, batch 128: bfloat16 over float32"]["n"] == 7
+
+
+def test_the_share_that_is_hidden_is_that_of_the_shorter(asked):
+    found, (process,) = asked(training.overlap, [])
+    # 10 ms of input and 20 ms of computation; a step of 64 examples at 100 a second and a few.
+    step = found[3]["median"] / 1e3
+    assert found[0]["median"] == pytest.approx((0.01 + 0.02 - step) / 0.01)
+    assert process.config.dataset.startswith("folder:")
 
 
 # ---- energy --------------------------------------------------------------------------------------
