@@ -1,6 +1,6 @@
 """Runs each recipe here with three seeds and writes the figures that the documents quote.
 
-    python experiments/figures.py [digits] [cifar10] [cifar10_tuned] ...
+    python experiments/figures.py [digits] [cifar10] [cifar10_tuned] ... [--seeds=0,1,2]
 
 Writes `experiments/results/figures.json`: for each seed test accuracy, training time and
 the wall time of the whole process, TensorFlow's import included, with their medians. Recipes that
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ SEEDS = (0, 1, 2)
 RECIPES = ("digits", "cifar10", "cifar10_tuned", "cifar10_quick", "cifar10_augmented")
 
 
-def measure(recipe: str, *, views: str | None) -> dict[str, Any]:
-    """Trains a recipe with each seed, in processes of their own."""
+def measure(recipe: str, *, seeds: Sequence[int], views: str | None) -> Iterator[dict[str, Any]]:
+    """Trains a recipe with each seed, in processes of their own; yields what is known so far."""
     runs = []
     environment: dict[str, Any] = {}
-    for seed in SEEDS:
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder) / "run"
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -64,22 +65,21 @@ def measure(recipe: str, *, views: str | None) -> dict[str, Any]:
             if views is not None:
                 run["test_accuracy_of_views"] = _accuracy_of_views(directory, views)
         runs.append(run)
+        names = [name for name in run if name != "seed"]
         print(
-            f"{recipe:<10} seed {seed}  "
-            + "  ".join(f"{name} {value:.4f}" for name, value in run.items() if name != "seed"),
+            f"{recipe:<10} seed {seed}  " + "  ".join(f"{name} {run[name]:.4f}" for name in names),
             flush=True,
         )
-    names = [name for name in runs[0] if name != "seed"]
-    median = {name: statistics.median(run[name] for run in runs) for name in names}
-    return {
-        "command": f"python -m tfgpu.train --experiment=experiments/{recipe}.py",
-        "machine": machine(),
-        "dataset": {key: environment["dataset"][key] for key in ("name", "version", "fingerprint")},
-        "versions": environment["versions"],
-        **({} if views is None else {"views": views}),
-        "median": median,
-        "runs": runs,
-    }
+        dataset = environment["dataset"]
+        yield {
+            "command": f"python -m tfgpu.train --experiment=experiments/{recipe}.py",
+            "machine": machine(),
+            "dataset": {key: dataset[key] for key in ("name", "version", "fingerprint")},
+            "versions": environment["versions"],
+            **({} if views is None else {"views": views}),
+            "median": {name: statistics.median(each[name] for each in runs) for name in names},
+            "runs": runs,
+        }
 
 
 def _tfgpu(command: str, *flags: str) -> str:
@@ -126,22 +126,29 @@ def main() -> None:
     """Measures the recipes named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--views", help="also evaluate with these views of each image")
     parser.add_argument("--describe", action="store_true", help="train nothing")
     options = parser.parse_args()
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         parser.error(f"{unknown[0]}: the recipes are {', '.join(RECIPES)}")
-    found = json.loads(RESULT.read_text())["recipes"] if RESULT.exists() else {}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     for recipe in options.recipes:
         if options.describe:
-            if recipe in found:
-                found[recipe] = {**found[recipe], **describe(recipe)}
+            known = _stored().get(recipe)
+            entries: Iterable[dict[str, Any]] = [] if known is None else [known]
         else:
-            measured = measure(recipe, views=options.views)
-            found[recipe] = {**measured, **describe(recipe)}
-        ordered = {name: found[name] for name in RECIPES if name in found}
-        write("figures.json", {"recipes": ordered})
+            entries = measure(recipe, seeds=seeds, views=options.views)
+        for entry in entries:
+            # Read anew: another process may have added a recipe meanwhile.
+            found = _stored() | {recipe: {**entry, **describe(recipe)}}
+            write("figures.json", {"recipes": {n: found[n] for n in RECIPES if n in found}})
+
+
+def _stored() -> dict[str, Any]:
+    """The recipes in the file."""
+    return dict(json.loads(RESULT.read_text())["recipes"]) if RESULT.exists() else {}
 
 
 if __name__ == "__main__":

@@ -239,6 +239,7 @@ CLAIMS_OF_TRAINING = (
 def asked(monkeypatch, tmp_path):
     """Runs a claim against processes that stand for trials; returns its rows and them."""
     monkeypatch.setattr(training.process, "start", Answering)
+    monkeypatch.setattr(training, "make_jpegs", lambda folder, **_: folder)
 
     def run(claim, gpus):
         Answering.started = []
@@ -297,6 +298,17 @@ def test_a_process_that_fails_leaves_the_others(asked, monkeypatch):
     by_name = {each["what"]: each for each in found}
     assert by_name["lenet, batch 128: float16 over float32"]["reason"] == "out of memory"
     assert by_name["lenet, batch 128: bfloat16 over float32"]["n"] == 7
+
+
+def test_the_jpeg_files_are_in_folders_of_classes(tmp_path):
+    from PIL import Image
+
+    training.make_jpegs(tmp_path, count=30, side=24)
+    files = sorted((tmp_path / "train").glob("*/*.jpg"))
+    assert len(files) == 30 and len(list((tmp_path / "test").glob("*/*.jpg"))) == 40
+    assert {path.parent.name for path in files} == set("0123456789")
+    with Image.open(files[0]) as picture:
+        assert (picture.size, picture.mode) == ((24, 24), "RGB")
 
 
 def test_the_share_that_is_hidden_is_that_of_the_shorter(asked):
