@@ -2,8 +2,10 @@
 
 A lower bound is the oldest version that was installed with the other lower
 bounds and ran the tests (BUILD.md says when and on what). TensorFlow and Keras
-have upper bounds too: `tfgpu.Model` overrides how Keras' trainer runs one
-execution, and those methods are not part of Keras' stable interface.
+have upper bounds too, so that pip chooses versions that were tried: `tfgpu.Model`
+overrides how Keras' trainer runs one execution, and those methods are not part
+of Keras' stable interface. A newer one that is there anyway is warned about, and
+works where all that tfgpu needs of it is found.
 """
 
 import re
@@ -13,25 +15,27 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-TENSORFLOW_BOUND = ">=2.21.0,<2.22"
+TENSORFLOW_BOUND = ">=2.19,<2.22"
 
 INSTALL_REQUIRES = [
     f"tensorflow{TENSORFLOW_BOUND}",
-    "keras>=3.15.0,<3.16",
+    "keras>=3.10,<3.16",
     "tensorflow-datasets>=4.9.10",
     # tensorflow-datasets 4.9.10 imports it and declares it for Python < 3.9 alone.
     "importlib_resources>=6.4.0",
     # TensorFlow 2.21 no longer depends on it, and tf.summary raises without it.
-    "tensorboard>=2.20.0",
+    "tensorboard>=2.19.0",
     "absl-py>=2.1.0",
     # The checksums of TFRecord files.
     "google-crc32c>=1.7.1",
     # The weights in files of other runs.
     "h5py>=3.11.0",
+    # The page of `tfgpu report`.
+    "jinja2>=3.1.6",
     # bfloat16 in checkpoints.
     "ml_dtypes>=0.6.0",
     "numpy>=2.0.2",
-    "pillow>=10.4.0",
+    "pillow>=11.3.0",
     "rich>=13.7.0",
     # The images of the `digits` data set.
     "scikit-learn>=1.5.0",
@@ -55,7 +59,13 @@ TUNE = [
     "scipy>=1.13.1",
 ]
 
+HEIC = ["pillow-heif>=1.8.1"]
+
 RECOMMENDATION = ["keras-rs>=0.4.0"]
+
+PARQUET = ["pyarrow>=17.0.0"]
+
+HARDWARE = ["nvidia-ml-py>=13.590.48", "psutil>=7.0.0"]
 
 KUBERNETES = ["PyYAML>=6.0.4"]
 
@@ -64,18 +74,22 @@ RAY = ["ray>=2.60.0"]
 DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 
 # The tests draw every picture, write every format, search and launch. selenium: TensorBoard in a
-# real browser, where there is one.
-TEST = [
+# real browser, where there is one. Those of export cannot be installed beside TensorFlow 2.19.
+TEST_BUT_EXPORT = [
     "pytest>=8.2.0",
     "pytest-xdist>=3.6.0",
     "selenium>=4.30.0",
     *PLOTS,
-    *EXPORT,
+    *HARDWARE,
     *TUNE,
     *RECOMMENDATION,
+    *PARQUET,
+    *HEIC,
     *KUBERNETES,
     *RAY,
 ]
+
+TEST = [*TEST_BUT_EXPORT, *EXPORT]
 
 EXTRAS_REQUIRE = {
     "cuda": [f"tensorflow[and-cuda]{TENSORFLOW_BOUND}"],
@@ -85,17 +99,25 @@ EXTRAS_REQUIRE = {
     "plots": PLOTS,
     # What writes the files of `tfgpu export`, and the runtimes they are compared in.
     "export": EXPORT,
+    # The photographs of telephones (HEIC) in folders of images.
+    "heic": HEIC,
     # `--model=ranking`, of recommendation.
     "recommendation": RECOMMENDATION,
+    # `--dataset=parquet:FILE`.
+    "parquet": PARQUET,
     # The manifest of `tfgpu launch --backend=kubernetes`.
     "kubernetes": KUBERNETES,
     # `tfgpu launch --backend=ray`.
     "ray": RAY,
+    # How a run uses GPUs, processor and memory.
+    "hardware": HARDWARE,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     # The site.
     "docs": DOCS,
     "test": TEST,
+    # The same beside TensorFlow 2.19, without tests/export.
+    "test_oldest": TEST_BUT_EXPORT,
     "dev": [*TEST, *DOCS, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }
 
@@ -118,7 +140,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["tfgpu", "tfgpu.*"]),
-    package_data={"tfgpu": ["py.typed"]},
+    package_data={"tfgpu": ["py.typed"], "tfgpu.report": ["templates/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

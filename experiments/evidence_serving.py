@@ -27,6 +27,9 @@ from tfgpu.cli import startup
 BUDGET = 33.0
 """Milliseconds of a frame at 30 frames a second."""
 
+PATIENCE = 600.0
+"""Seconds that a process may take."""
+
 HERE = Path(__file__).resolve()
 FILES = {
     "keras": "model.keras",
@@ -105,13 +108,16 @@ def _python(*words: str, allowed: tuple[int, ...] = (0,), **variables: str) -> s
 def _interpreter(
     python: str, *words: str, allowed: tuple[int, ...] = (0,), **variables: str
 ) -> str:
-    done = subprocess.run(
-        [python, *words],
-        env=startup.child_environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    try:
+        done = subprocess.run(
+            [python, *words],
+            env=startup.child_environment() | variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {PATIENCE:.0f} s") from None
     if done.returncode not in allowed:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
         raise RuntimeError(f"exit code {done.returncode}: {said[-1][:300]}")
@@ -192,7 +198,7 @@ def latency(place: Place, model: Model) -> list[dict[str, Any]]:
         try:
             folder = files()
             found = _latency(place, {kind: folder / FILES[kind] for kind in kinds})
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except RuntimeError as error:
             rows.append(missing(f"{about}: one image", str(error)))
             continue
         for kind in ("predict", *kinds):
@@ -243,7 +249,7 @@ def portability(place: Place, model: Model, *, pythons: Mapping[str, str]) -> li
             continue
         try:
             found, versions = _backend(python, backend, model, examples)
-        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        except (RuntimeError, OSError) as error:
             rows.append(missing(what, str(error)))
             continue
         difference = float(abs(found - expected).max())

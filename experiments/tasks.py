@@ -39,15 +39,58 @@ def split(
 def train(dataset: str, flags: Sequence[str], seed: int) -> dict[str, Any]:
     """One training in a process of its own: its result.json, with "process_seconds"."""
     with tempfile.TemporaryDirectory() as place:
-        command = [
-            *(sys.executable, "-m", "tfgpu.train", f"--dataset={dataset}"),
-            *("--validation_fraction=0", f"--seed={seed}", f"--run_dir={place}/run", *flags),
-        ]
+        flags = _flags(dataset, flags, seed, f"{place}/run")
+        command = [sys.executable, "-m", "tfgpu.train", *flags]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         result = json.loads(Path(place, "run", "result.json").read_text())
     return {**result, "process_seconds": seconds}
+
+
+def _flags(dataset: str, flags: Sequence[str], seed: int, run_dir: str) -> list[str]:
+    return [
+        *(f"--dataset={dataset}", "--validation_fraction=0", f"--seed={seed}"),
+        *(f"--run_dir={run_dir}", *flags),
+    ]
+
+
+_WORKER = """
+import json, sys
+from tfgpu.cli import entry
+from tfgpu.evaluate import __main__ as evaluate
+from tfgpu.train import __main__ as train
+for command, argv in json.loads(sys.argv[1]):
+    try:
+        entry.run({"train": train, "evaluate": evaluate}[command].main, argv)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+"""
+
+
+def train_all(
+    datasets: Sequence[str], flags: Sequence[str], seed: int
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A training for each data set, one after another in one process, and its evaluation.
+
+    Returns:
+        The contents of result.json and of evaluation.json, which is of the test split.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        commands = []
+        for i, dataset in enumerate(datasets):
+            run_dir = f"{place}/{i}"
+            commands.append(["train", _flags(dataset, flags, seed, run_dir)])
+            commands.append(["evaluate", [f"--run_dir={run_dir}", f"--out={run_dir}/found"]])
+        worker = [sys.executable, "-c", _WORKER, json.dumps(commands)]
+        subprocess.run(worker, check=True, stdout=subprocess.DEVNULL)
+        files = ("result.json", "found/evaluation.json")
+        found = []
+        for i in range(len(datasets)):
+            result, evaluation = (Path(place, str(i), file).read_text() for file in files)
+            found.append((json.loads(result), json.loads(evaluation)))
+        return found
 
 
 def throughput(options: Mapping[str, Any], *, rounds: int) -> dict[str, Any]:

@@ -184,6 +184,7 @@ def tfgpu_worker(
     steps_per_execution: int = 16,
     steps: int | None = None,
     tensorboard: bool = False,
+    hardware_interval: float | None = None,
 ) -> None:
     """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
     from tfgpu.cli import startup
@@ -234,6 +235,10 @@ def tfgpu_worker(
 
         every = max(1, steps // POINTS_AN_EPOCH)
         callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]
+    if hardware_interval is not None:
+        from tfgpu.machine.hardware_monitor import HardwareMonitor
+
+        HardwareMonitor.of_devices(machine.devices, interval=hardware_interval).start()
     _serve_fit(model, batches, steps=steps, batch_size=batch_size, callbacks=callbacks)
 
 
@@ -316,6 +321,7 @@ def task_worker(
     dataset: str,
     batch_size: int,
     task_options: Mapping[str, Any] | None = None,
+    target: str | None = None,
 ) -> None:
     """A task on a data set, with `fit` of "keras" or of "tfgpu": one model, the same examples.
 
@@ -346,6 +352,7 @@ def task_worker(
         image_size=None,
         seed=0,
         task=task,
+        features={"y": target} if target else {},
         options=lambda found: {**found.options, **(task_options or {})},
     )
     steps = min(data.train.num_examples // batch_size, 64)

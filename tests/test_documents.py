@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tfgpu import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -144,6 +146,17 @@ def test_files_that_are_named_exist(page):
     for name in re.findall(pattern, _text(page)):
         if "FOLDER" not in name:
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_pages_that_errors_name_are_there():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tfgpu").rglob("*.py")]
+    named = {page for text in sources for page in re.findall(r"\bpage ?= ?\"([\w#-]+)\"", text)}
+    assert len(named) >= 6
+    for page in named:
+        file, _, anchor = page.partition("#")
+        place = ROOT / errors.PAGES.format(file)
+        assert place in DOCS, page
+        assert not anchor or anchor in _anchors(place), page
 
 
 def test_what_the_architecture_names_is_in_the_package():

@@ -1,5 +1,6 @@
-"""experiments/evidence.py: the rule of its verdicts, its page, its meters, and a claim for real."""
+"""experiments/evidence.py: the rule of its verdicts, its page, what it asks for, a real claim."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import evidence  # noqa: E402
-import evidence_meters  # noqa: E402
 import evidence_page  # noqa: E402
 import evidence_rows as rows  # noqa: E402
 import evidence_training as training  # noqa: E402
@@ -322,38 +322,44 @@ def test_the_share_that_is_hidden_is_that_of_the_shorter(asked):
 # ---- energy --------------------------------------------------------------------------------------
 
 
-def zone(folder, name, *, energy, most=1_000_000):
-    place = folder / name
-    place.mkdir(parents=True)
-    (place / "energy_uj").write_text(f"{energy}\n")
-    (place / "max_energy_range_uj").write_text(f"{most}\n")
-    return place
+class Counting(contextlib.nullcontext):
+    """Stands for the monitor of the hardware: two seconds, in which a part takes 500 J."""
+
+    def __init__(self, *, interval, gpus):
+        super().__init__()
+        self.gpus = gpus
+
+    def summary(self):
+        missing = [
+            {"what": "processor and memory", "why": "psutil is not installed"},
+            {"what": "energy of the processor", "why": "no RAPL"},
+        ]
+        energy = [{"of": "GPU 0", "joules": 500.0, "by": "its counter"}] if self.gpus else []
+        return {"seconds": 2.0, "energy": energy, "missing": missing}
 
 
-def test_rapl_adds_its_packages_and_not_their_parts(tmp_path):
-    first = zone(tmp_path, "intel-rapl:0", energy=100)
-    second = zone(tmp_path, "intel-rapl:1", energy=200)
-    part = zone(tmp_path, "intel-rapl:0:0", energy=0)
-    meters, _ = evidence_meters.find(powercap=tmp_path, library="no.so")
-    read = meters["RAPL"]
-    before = read()
-    for place, energy in ((first, 400_100), (second, 100_200), (part, 900_000)):
-        (place / "energy_uj").write_text(str(energy))
-    assert read() - before == pytest.approx(0.5)
+def test_energy_and_cost_are_those_of_an_image(asked, monkeypatch):
+    monkeypatch.setattr(training, "HardwareMonitor", Counting)
+    found, _ = asked(lambda place: training.energy_and_cost(place, price=3.0), ["GPU:0"])
+    by_name = {each["what"].removeprefix("resnet50, batch 128: "): each for each in found}
+    hours = by_name["device time of a million images, float32"]["values"]
+    rates = [1e6 / 3600 / each for each in hours]
+    assert by_name["energy of GPU 0, float32"]["values"] == pytest.approx(
+        [500 / (2 * rate) for rate in rates]
+    )
+    costs = by_name["cost of a million images, float32"]["values"]
+    assert costs == pytest.approx([3 * each for each in hours])
+    assert by_name["energy of GPU 0, float16 over float32"]["n"] == 7
+    assert by_name["energy of the processor"]["reason"] == "no RAPL"
+    assert "processor and memory" not in by_name
 
 
-def test_rapl_goes_on_when_its_counter_begins_anew(tmp_path):
-    place = zone(tmp_path, "intel-rapl:0", energy=900_000)
-    read = evidence_meters.find(powercap=tmp_path, library="no.so")[0]["RAPL"]
-    before = read()
-    (place / "energy_uj").write_text("300000")
-    assert read() - before == pytest.approx(0.4)
-
-
-def test_a_machine_without_meters_says_which_and_why(tmp_path):
-    meters, reasons = evidence_meters.find(powercap=tmp_path / "none", library="libnone.so")
-    assert meters == {}
-    assert "libnone.so" in reasons["NVML"] and "none" in reasons["RAPL"]
+def test_a_machine_without_meters_says_so(asked, monkeypatch):
+    monkeypatch.setattr(training, "HardwareMonitor", Counting)
+    found, _ = asked(lambda place: training.energy_and_cost(place, price=None), [])
+    by_name = {each["what"].removeprefix("resnet20, batch 32: "): each for each in found}
+    assert by_name["energy of the processor"]["verdict"] == rows.UNKNOWN
+    assert not any(name.startswith("cost") for name in by_name)
 
 
 # ---- for real ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ MODULE_OF = {
     "keras-rs": "keras_rs",
     "keras-tuner": "keras_tuner",
     "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
     "PyYAML": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
@@ -68,6 +69,7 @@ def test_every_import_of_the_package_is_declared(setup_call):
         for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
     }
     extra["recommenders"] = extra["recommendation"]
+    extra["image_files"] = declared | _modules(setup_call["extras_require"]["heic"])
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):
@@ -90,12 +92,20 @@ def test_no_version_of_tensorflow_without_an_upper_bound(setup_call):
             assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
 
 
+def test_the_upper_bounds_are_the_newest_versions_that_were_tried(setup_call):
+    from tfgpu.engine.private_names import NEWEST
+
+    for name, (major, minor) in NEWEST.items():
+        (bound,) = [each for each in setup_call["install_requires"] if each.startswith(f"{name}>")]
+        assert bound.endswith(f",<{major}.{minor + 1}")
+
+
 def test_lowest_prints_every_lower_bound(setup_call):
     script = ROOT / ".ci" / "lowest"
     printed = subprocess.run(
         [sys.executable, str(script)], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*", line) for line in printed), printed
+    assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*(\.\*)?", line) for line in printed), printed
     assert {line.partition("==")[0] for line in printed} >= {
         requirement.partition(">=")[0] for requirement in setup_call["install_requires"]
     }
@@ -104,6 +114,11 @@ def test_lowest_prints_every_lower_bound(setup_call):
 def test_types_are_shipped(setup_call):
     assert (ROOT / "tfgpu" / "py.typed").exists()
     assert "py.typed" in setup_call["package_data"]["tfgpu"]
+
+
+def test_templates_are_shipped(setup_call):
+    (pattern,) = setup_call["package_data"]["tfgpu.report"]
+    assert len(list((ROOT / "tfgpu" / "report").glob(pattern))) >= 4
 
 
 def test_console_script_names_a_function(setup_call):
@@ -154,3 +169,30 @@ def test_actions_are_pinned_by_commit():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 50
+
+
+def test_the_citation_has_the_version(setup_call):
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", text, re.MULTILINE)[1] == setup_call["version"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("--tag=v0.0.0", "the tag is v0.0.0"), ("--tags", "the only argument is --tag=vX.Y.Z")],
+)
+def test_a_distribution_of_another_version_is_not_built(argument, said):
+    command = [str(ROOT / ".ci" / "distribution"), argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_the_lock_of_ci_holds_what_is_declared(setup_call):
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8")
+    locked = {
+        re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", text, re.M)
+    }
+    declared = [*setup_call["install_requires"], *setup_call["extras_require"]["dev"]]
+    names = {re.split(r"[\[<>=!~; ]", each)[0].lower().replace("_", "-") for each in declared}
+    assert names <= locked, "run .ci/lock"
+    assert text.count("--hash=sha256:") > len(locked)

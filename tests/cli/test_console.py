@@ -2,7 +2,24 @@
 
 import io
 
-from tfgpu.cli.console import Console, Countdown
+from tfgpu.cli.console import Console, Countdown, summary
+
+
+def test_the_closing_lines_tell_how_gpus_were_used():
+    hardware = {
+        "energy_joules": 12345.6,
+        "figures": [
+            {"figure": "cpu", "mean": 50.0},
+            {"figure": "gpu0_utilization", "mean": 87.4},
+            {"figure": "gpu11_utilization", "mean": 3.0},
+        ],
+    }
+    said = summary({"hardware": hardware}, where={}, run_dir="runs/a").splitlines()
+    assert said[0] == (
+        "GPU 0 in use 87 % of the time, GPU 11 in use 3 % of the time, 12,346 J of energy"
+    )
+    nothing = {"energy_joules": None, "figures": [{"figure": "cpu", "mean": 50.0}]}
+    assert summary({"hardware": nothing}, where={}, run_dir="a") == "everything is in a"
 
 
 def test_the_time_left_follows_the_pace_so_far():

@@ -56,12 +56,14 @@ def test_the_command_gets_the_arguments_without_the_programs_name(monkeypatch):
     ("failure", "code", "line"),
     [
         (errors.RequestError("--epochs=0: no"), 2, "--epochs=0: no"),
-        (errors.DataError("no data"), 3, "no data"),
-        (errors.ModelFileError("no model"), 4, "no model"),
+        (errors.DataError("no data"), 3, "no data; see docs/data.md"),
+        (errors.ModelFileError("no model"), 4, "no model; see docs/checkpoints.md"),
+        (errors.RequestError("no", page="train#the-models"), 2, "no; see docs/train.md#the-models"),
+        (errors.DataError("no data", page=""), 3, "no data"),
         (errors.WorkError("not finite"), 5, "not finite"),
         (errors.Interrupted(15), 143, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
-        (errors.DataError("two\n  lines\n"), 3, "two lines"),
+        (errors.WorkError("two\n  lines\n"), 5, "two lines"),
     ],
 )
 def test_an_error_is_one_line_and_its_exit_code(capsys, failure, code, line):
@@ -102,7 +104,7 @@ def test_debugging_shows_the_traceback_of_an_error(capsys, monkeypatch):
     code, said = outcome(capsys, errors.DataError("no data"))
     assert code == 3
     assert "Traceback" in said
-    assert said.endswith("tfgpu: no data\n")
+    assert said.endswith("tfgpu: no data; see docs/data.md\n")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,8 @@ def test_help_and_version_exit_0(args):
         "predict --help",
         "export --help",
         "bench --help",
+        "report --help",
+        "runs --help",
         "launch --help",
         "doctor --help",
     ],
@@ -148,7 +152,7 @@ def test_help_and_version_import_nothing_heavy(command):
     )
     assert done.returncode == 0
     heavy = {"tensorflow", "keras", "numpy", "tensorflow_datasets", "sklearn", "rich"}
-    heavy |= {"matplotlib"}
+    heavy |= {"matplotlib", "jinja2"}
     assert heavy.isdisjoint(done.stderr.split())
 
 

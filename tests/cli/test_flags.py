@@ -32,6 +32,7 @@ EVERY_FLAG = """
     --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2
     --early_stopping=3 --seed=12
     --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full --profile=5:7
+    --hardware_interval=0.5 --report=true --dry_run=true
     --progress=plain --verbosity=1
 """.split()
 
@@ -319,6 +320,12 @@ def test_each_command_has_settings_of_its_own():
     assert flags.parse(["--run_dir=a", "--split=all"], command="evaluate") == EvaluateSettings(
         run_dir="a", split="all"
     )
+
+
+def test_a_repeated_flag_keeps_all_of_its_values():
+    argv = ["--run_dir=a", "--out=x", "--run_dir=b,c", "--out=y"]
+    settings = flags.parse(argv, command="report")
+    assert (settings.run_dir, settings.out) == (("a", "b,c"), "y")
 
 
 def test_predict_takes_paths_among_its_flags():

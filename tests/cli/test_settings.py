@@ -68,6 +68,9 @@ EVERYTHING = {
     "checkpoint_every": 100,
     "tensorboard": "full",
     "profile": "5:7",
+    "hardware_interval": 0.5,
+    "report": True,
+    "dry_run": True,
     "progress": "plain",
     "verbosity": 1,
 }
@@ -198,6 +201,10 @@ IMPOSSIBLE = [
     ("profile", "0:5"),
     ("profile", "5-7"),
     ("profile", 5),
+    ("hardware_interval", 0),
+    ("hardware_interval", math.nan),
+    ("report", "yes"),
+    ("dry_run", 1),
     ("progress", "fancy"),
     ("verbosity", -1),
 ]
@@ -328,12 +335,12 @@ def test_formats_are_written_in_one_order(formats, chosen):
 def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     """These words are in run directories that exist: a setting must not change sides unseen."""
     assert TrainSettings.names(on_resume="ignored") == {
-        *("run_dir", "resume", "verbosity", "progress", "join_timeout")
+        *("run_dir", "resume", "verbosity", "progress", "join_timeout", "report", "dry_run")
     }
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
         *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
-        *("checkpoint_every", "tensorboard", "profile", "task", "remat"),
+        *("checkpoint_every", "tensorboard", "profile", "hardware_interval", "task", "remat"),
     }
 
 
@@ -352,6 +359,7 @@ def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
         *("run_dir", "resume"),
         *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
+        *("hardware_interval", "report", "dry_run"),
     }
 
 

@@ -18,7 +18,7 @@ import tfgpu
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.batches import Batches
-from tfgpu.engine.private_names import Attribute, Method, require
+from tfgpu.engine.private_names import Attribute, Method, newer_than_tried, require
 from tfgpu.errors import VersionError
 
 PACKAGE = Path(tfgpu.__file__).parent
@@ -258,6 +258,42 @@ def test_what_does_not_fit_is_refused_with_the_versions(take):
 
 def test_attribute_that_a_method_sets_is_there():
     assert Attribute(Library, "_kept")(Library()) == 1
+
+
+@pytest.mark.parametrize(
+    ("library", "version", "said"),
+    [
+        ("keras", "3.16.0", "Keras 3.16.0 (tried up to 3.15) is newer"),
+        ("keras", "4.0.0", "Keras 4.0.0 (tried up to 3.15) is newer"),
+        ("tensorflow", "2.22.0-rc1", "TensorFlow 2.22.0-rc1 (tried up to 2.21) is newer"),
+        ("keras", "3.15.9", ""),
+        ("keras", "3.10.0", ""),
+    ],
+)
+def test_a_newer_version_than_was_tried_is_told(monkeypatch, library, version, said):
+    monkeypatch.setattr(sys.modules["keras"], "__version__", "3.15.0")
+    monkeypatch.setattr(sys.modules["tensorflow"], "__version__", "2.21.0")
+    monkeypatch.setattr(sys.modules[library], "__version__", version)
+    assert newer_than_tried().startswith(said) and bool(newer_than_tried()) == bool(said)
+
+
+def test_a_newer_keras_gives_one_warning_and_works():
+    script = """
+import keras, numpy as np
+keras.__version__ = "3.99.0"
+from tfgpu.cli import entry
+def work(argv):
+    import tfgpu
+    inputs = keras.Input((2,))
+    model = tfgpu.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((4, 2)), np.zeros((4, 1)), verbose=0)
+entry.run(work, [])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "3.99.0" in line]
+    assert line.startswith("tfgpu: warning: Keras 3.99.0 (tried up to 3.15) is newer")
 
 
 def test_command_ends_with_one_line_where_a_hook_is_gone():

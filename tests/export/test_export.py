@@ -13,6 +13,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from finished_run import CLASSES, build_model, command, refusal, write_images, write_run
 
+import tfgpu
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.export import __main__ as export
 from tfgpu.export import formats, gate, run
@@ -303,6 +304,33 @@ def test_a_model_of_mixed_precision_is_exported_under_float32(place, tmp_path, p
 
 def refused(capsys, place, *argv):
     return refusal(capsys, export.main, f"--run_dir={place / 'run'}", *argv)
+
+
+def test_a_model_that_augments_is_exported_for_inference(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "SECONDS", 0.05)  # How fast they are does not matter here.
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    for layer in (
+        keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.2)]),
+        layers.RandomContrast(0.5),
+        layers.RandomErasing(),
+        layers.GaussianNoise(0.5),
+        layers.Flatten(),
+        layers.Dropout(0.5),
+        layers.AlphaDropout(0.5),
+        layers.Dense(3),
+    ):
+        x = layer(x)
+    model = tfgpu.Model(inputs, x)
+    run = write_run(tmp_path / "run", model, dataset=f"folder:{place / 'images'}")
+    out = tmp_path / "out"
+    assert command(export.main, f"--run_dir={run}", f"--out={out}") == 0
+    images = np.random.RandomState(0).randint(0, 256, (4, 8, 8, 3), np.uint8)
+    expected = tf.nn.softmax(model(images, training=False)).numpy()
+    for kind, name in FLOAT_FILES.items():  # Nobody says `training` to them.
+        found = call(kind, out / name, images)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_run_without_a_model_is_refused(tmp_path, capsys):

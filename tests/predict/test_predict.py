@@ -1,5 +1,6 @@
 """Labels for images: any size and mode, broken files, standard input, refusals."""
 
+import base64
 import csv
 import io
 import json
@@ -127,6 +128,42 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(capsys, tmp_path, place):
     assert broken.startswith("tfgpu: ") and "broken.png" in broken
     assert gone.startswith("tfgpu: gone.png")
     assert count == "tfgpu: 2 of 4 could not be read"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are not bytes")
+def test_names_that_are_no_text_are_written_so_that_one_file_is_meant(capsys, tmp_path, place):
+    os.symlink(place / PATHS[0], os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"))
+    os.symlink(place / PATHS[1], tmp_path / "new\nline.png")
+    shown = [
+        f"$'{tmp_path}/caf\\xe9.png'",
+        f"$'{tmp_path}/new\\nline.png'",
+    ]
+    table = predicted(capsys, tmp_path).out
+    assert [line.split("  ")[0] for line in table.splitlines()] == shown
+    rows = list(csv.reader(io.StringIO(predicted(capsys, tmp_path, "--format=csv").out)))
+    assert [row[0] for row in rows[1:]] == shown
+    found = objects(capsys, tmp_path)
+    assert [each["path"] for each in found] == [shown[0], f"{tmp_path}/new\nline.png"]
+    bytes_of = base64.b64decode(found[0]["path_base64"])
+    assert bytes_of == os.fsencode(tmp_path) + b"/caf\xe9.png"
+
+
+def test_what_a_folder_holds_that_is_left_is_said_once(capsys, tmp_path, place):
+    with Image.open(place / PATHS[3]) as image:
+        image.save(tmp_path / "a.PNG")
+        image.save(tmp_path / "b.gif", save_all=True, append_images=[image.rotate(90)])
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png").write_bytes(b"x")
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    said = predicted(capsys, tmp_path)
+    assert len(said.out.splitlines()) == 2
+    assert said.err == (
+        "tfgpu: left out: 2 hidden or of a system (.ipynb_checkpoints, Thumbs.db); "
+        "1 a second time, by a link (loop)\n"
+        "tfgpu: images: 1 with transparency, which is dropped (a.PNG); "
+        "1 of several frames, of which the first is taken (b.gif)\n"
+    )
 
 
 def test_a_folder_without_images_is_named_and_the_rest_goes_on(capsys, tmp_path):

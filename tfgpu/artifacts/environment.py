@@ -29,7 +29,12 @@ _RECORDED_VARIABLES = re.compile(
 _LIBRARIES = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
 
 
-def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def record(
+    runtime: Runtime,
+    *,
+    dataset: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What environment.json holds: enough to say what a figure was measured on.
 
     Nothing here fails: what cannot be found out is None.
@@ -37,6 +42,7 @@ def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dic
     Args:
         runtime: What `runtime.start` gave.
         dataset: Name, version, fingerprint, licence and citation of the data set.
+        given: The settings that the user gave, by name; the others were decided.
     """
     import tensorflow as tf
 
@@ -83,6 +89,7 @@ def record(runtime: Runtime, *, dataset: Mapping[str, Any] | None = None) -> dic
             if _RECORDED_VARIABLES.fullmatch(name)
         },
         "dataset": dict(dataset) if dataset is not None else None,
+        "given": dict(given) if given is not None else None,
     }
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 import weakref
 from pathlib import Path
 
@@ -18,6 +19,10 @@ FLAG_BINARY = getattr(os, "O_BINARY", 0)  # Windows alone has it.
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF}
 _NO_LOCKS.add(getattr(errno, "EOPNOTSUPP", errno.ENOSYS))
+
+
+_LOOKED_AT = 0.02
+"""Seconds after which a lock that was refused is asked for once more."""
 
 
 class DirectoryLock:
@@ -107,7 +112,12 @@ class DirectoryLock:
             descriptor = os.open(self.path / ".lock", flags, 0o666)
         else:
             descriptor = os.open(self.path, os.O_RDONLY)
-        return descriptor, lock(descriptor)
+        locked = lock(descriptor)
+        if locked is False:
+            # `held` has a shared lock for some microseconds.
+            time.sleep(_LOOKED_AT)
+            locked = lock(descriptor)
+        return descriptor, locked
 
 
 def _forget(descriptor: int) -> None:
@@ -144,6 +154,28 @@ def in_use(file: Path) -> bool:
     locked = lock(descriptor)
     unlock(descriptor)
     return locked is not True
+
+
+def held(file: Path) -> bool:
+    """Whether a process holds the lock of a file; for who only looks, and may not write there.
+
+    False too where the file system has no locks.
+    """
+    if sys.platform == "win32":
+        return file.exists() and in_use(file)
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared: two who look are not in each other's way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(descriptor)
+    return False
 
 
 # A child made by fork shares its parent's locks: one that outlives a killed parent would keep the

@@ -287,7 +287,8 @@ class RunDirectory:
                 if self._log is None:
                     # Unbuffered: what did not fit must not be tried again later.
                     self._log = open(path, "ab", buffering=0)
-                self._log.write((text if text.endswith("\n") else text + "\n").encode())
+                line = text if text.endswith("\n") else text + "\n"
+                self._log.write(line.encode(errors="backslashreplace"))
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -303,7 +304,7 @@ class RunDirectory:
         # The terminal of that process has it too: no disk is to end a training over it.
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text if text.endswith("\n") else text + "\n")
 
     def close(self) -> None:
@@ -399,7 +400,8 @@ def _existing(
     if other and not longer:
         raise RequestError(
             f"run_dir {str(place)!r} holds a run with other settings ({'; '.join(other)}); "
-            "name another --run_dir, or give the same settings"
+            "name another --run_dir, or give the same settings",
+            page="checkpoints#what-may-change-on-the-way",
         )
     if resume == "never":
         raise RequestError(

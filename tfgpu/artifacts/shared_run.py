@@ -11,7 +11,7 @@ from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cluster.membership import Membership
 
 _PIECE = 1 << 20
-_LEFT_OUT = frozenset({"log.txt", "metrics.jsonl", ".lock"})
+_LEFT_OUT = frozenset({"log.txt", "metrics.jsonl", "report.html", ".lock"})
 """Files of a run that nothing but a training reads."""
 
 

@@ -80,7 +80,8 @@ class TrainedRun:
         if given is None and ":" in recorded:
             raise RequestError(
                 f"the run in {self.path} has a task of its own, {recorded}, whose module is "
-                f"imported only when it is named: give --task={recorded}"
+                f"imported only when it is named: give --task={recorded}",
+                page="evaluate#a-runs-files-are-data-not-code",
             )
         return find_task(given or recorded)
 
@@ -232,11 +233,9 @@ class TrainedRun:
                 image_size=shape[:2] if shape is not None else None,
                 seed=self.config["seed"],
                 task=task or str(self.dataset.get("task", "classification")),
-                features=(
-                    read_roles(self.config.get("features"), self.config.get("target"))
-                    if own
-                    else {}
-                ),
+                # Another set may call its features otherwise.
+                features=read_roles(self.config.get("features"), self.config.get("target")),
+                strict=own,
                 options=lambda task: read_options(self.config, task.options, task=task.name),
                 fitted=self.fitted,
             )

@@ -244,6 +244,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def _hardware(found: Any) -> str:
+    """How GPUs were used and what energy it took; "" where nothing is known of either."""
+    if not isinstance(found, Mapping):
+        return ""
+    means = {each["figure"]: each["mean"] for each in found["figures"]}
+    said = [
+        f"GPU {name[3:].partition('_')[0]} in use {mean:.0f} % of the time"
+        for name, mean in means.items()
+        if name.startswith("gpu") and name.endswith("_utilization")
+    ]
+    if found["energy_joules"] is not None:
+        said.append(f"{found['energy_joules']:,.0f} J of energy")
+    return ", ".join(said)
+
+
 def summary(
     result: Mapping[str, Any], *, where: Mapping[str, float], run_dir: str | os.PathLike[str]
 ) -> str:
@@ -278,6 +293,9 @@ def summary(
             f"{speed:,.0f} samples/s in training steps (without compilation, the first "
             "execution, validation, checkpoints)"
         )
+    used = _hardware(result.get("hardware"))
+    if used:
+        lines.append(used)
     spent = {name: seconds for name, seconds in where.items() if seconds >= 0.005}
     total = sum(where.values())
     if spent:

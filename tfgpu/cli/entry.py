@@ -4,14 +4,16 @@
 """
 
 import importlib
+import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tfgpu.cli import flags
-from tfgpu.errors import DISK_FULL, Error, RequestError, WorkError, did_you_mean
+from tfgpu.errors import DISK_FULL, Error, RequestError, VersionWarning, WorkError, did_you_mean
 
 # Each command is the module of that name in this package.
 COMMANDS = {
@@ -20,10 +22,28 @@ COMMANDS = {
     "tune": "search for better settings",
     "evaluate": "measure a finished run's model on a data set",
     "predict": "label images",
+    "runs": "list runs, and say in which settings they differ",
+    "report": "write one HTML file about a run, or about several side by side",
     "export": "write the model for other runtimes, and prove that nothing got lost",
     "bench": "measure where the time goes, and what would save some of it",
     "doctor": "say why training does not start, or does not use the GPU",
 }
+
+
+_format_warning = warnings.formatwarning
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What Python prints of a warning: for a user of the command, without a place in the code."""
+    if issubclass(category, VersionWarning):
+        return f"tfgpu: warning: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,6 +56,11 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         main: Takes the arguments without the program's name; returns an exit code, or None for 0.
         argv: The arguments; those of the process by default.
     """
+    warnings.formatwarning = _one_line
+    # The names of files need not be UTF-8, nor what a terminal can write.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code: object = main(list(sys.argv[1:] if argv is None else argv))
@@ -44,7 +69,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         # Here rather than at the interpreter's end, where a closed pipe can no longer be caught.
         sys.stdout.flush()
     except Error as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, see=error.see)
     except KeyboardInterrupt:
         _fail("stopped by SIGINT", 130)
     except BrokenPipeError:
@@ -113,12 +138,12 @@ def _help_text() -> str:
     )
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, see: str = "") -> NoReturn:
     if os.environ.get("TFGPU_DEBUG") == "1":
         traceback.print_exc()
     _flush_quietly()
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"tfgpu: {line}", file=sys.stderr)
+    print(f"tfgpu: {line}{see}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -203,7 +203,11 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
     # A positional argument ends absl's parsing otherwise, and hides the flags after it.
     values.set_gnu_getopt(True)
     for name, setting in settable.items():
-        flag = flags.Flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
+        flag: flags.Flag[Any]
+        if setting.repeated:
+            flag = flags.MultiFlag(_Parser(setting), None, name, None, "")
+        else:
+            flag = flags.Flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
         flags.DEFINE_flag(flag, flag_values=values)
     try:
         left = values(["tfgpu", *argv])[1:]
@@ -215,7 +219,10 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    found = {name: values[name].value for name in settable if values[name].present}
+    found: dict[str, Any] = {name: values[name].value for name in settable if values[name].present}
+    for name in found:
+        if settable[name].repeated:
+            found[name] = tuple(part for parts in found[name] for part in parts)
     if taken.arguments:
         found["paths"] = tuple(left)
     elif left:

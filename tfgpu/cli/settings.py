@@ -70,6 +70,8 @@ class Setting:
         word: What is typed for None, such as "auto"; it takes back what a file set.
         default: What the help page gives as the default, when the field's own says too little.
         boolean: Whether `--name` and `--noname` stand for true and false.
+        repeated: Whether the flag may be given several times; `parse` gives a tuple for each, and
+            the value is all of them.
         section: The section of the help page. None, here and below: that of the class.
         on_resume: Whether a run may be continued with another value: "refused", since it would be
             another run; "allowed", since it decides how the run is computed and not what, though
@@ -84,6 +86,7 @@ class Setting:
     word: str | None = None
     default: str | None = None
     boolean: bool = False
+    repeated: bool = False
     section: str | None = None
     on_resume: str | None = None
     tunable: bool | None = None

@@ -36,6 +36,12 @@ def joined(config: Any, *, console: Console) -> Iterator[membership.Membership]:
         Interrupted: A signal was received.
     """
     if config.strategy != "multi_worker_mirrored":
+        # TensorFlow reads it for other strategies too, and fails where it is no JSON.
+        if os.environ.pop("TF_CONFIG", "").strip():
+            console.say(
+                f"TF_CONFIG is not used: --strategy={config.strategy} takes this machine alone; "
+                "several machines need multi_worker_mirrored"
+            )
         yield membership.alone()
         return
     cluster = read_cluster(os.environ)

@@ -7,159 +7,20 @@ UTF-8 with or without a byte-order mark; comma, semicolon or tab, whichever the 
 quoted cells may hold line breaks. Rows lie in memory, without Python objects: a million rows of
 five short columns took 150 MB, and 250 once three were loaded as arrays.
 
-What a column is, is guessed from its cells and, where these leave it open, from its name:
-
-- `number`: every cell is a number. int64 where all are whole, else float64. Whole numbers in a
-  column that is called an id, a user or an item are an `id`; in one that is called a label, and few
-  in number, a `class`.
-- `class`: few different short cells: int64 positions among the sorted cells, which are the names.
-- `text`: cells with several words, or of a language that writes none apart.
-- `id`: other strings.
-
-A cell that is empty is refused when its column is used, and not before.
+What columns are, and what becomes of empty cells: `tfgpu.data.columns`.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
-import hashlib
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import tensorflow as tf
-
-from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError, RequestError
-
-MOST_CLASSES = 1000
-"""Different cells of a column that may be a class."""
+from tfgpu.data.columns import Column, columns_source, digest, table_files
+from tfgpu.data.records import Source
+from tfgpu.errors import DataError
 
 _CHUNK = 65536  # Rows that exist as Python objects at a time.
-_LONGEST_CLASS = 100  # Characters of a class' name.
-_SPLITS = ("train", "test", "validation")
-_TEXT_NAME = re.compile(r"(.*_)?(text|review|sentence|comment|content|body|message|document)s?")
-_CLASS_NAME = re.compile(r"(.*_)?(label|class|category|target|sentiment|polarity|y)")
-_ID_NAME = re.compile(r"(.*_)?(id|user|item|movie|film|book|product|customer|article)(_?ids?)?")
-# Of scripts that write no spaces between words: Thai to Khmer, kana, CJK ideographs.
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}")
-
-
-@dataclasses.dataclass
-class _Column:
-    """One column, as far as it has been read.
-
-    Attributes:
-        name: From the header.
-        strings: The cells, in chunks.
-        numbers: The same as numbers; None once a cell is none.
-        whole: Whether all numbers are whole and written as Python writes them.
-        distinct: The different cells; None once there are more than `MOST_CLASSES`.
-        longest: Characters of the longest cell.
-        several_words: Cells with several words.
-        empty: File and line of the first empty cell.
-    """
-
-    name: str
-    strings: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    numbers: list[np.ndarray] | None = dataclasses.field(default_factory=list)
-    whole: bool = True
-    distinct: set[str] | None = dataclasses.field(default_factory=set)
-    longest: int = 0
-    several_words: int = 0
-    empty: str = ""
-
-    def add(self, cells: Sequence[str]) -> None:
-        """Takes the cells of a chunk of rows."""
-        with tf.device("CPU"):
-            self.strings.append(tf.constant(cells))
-        self.longest = max(self.longest, max(map(len, cells)))
-        if self.distinct is not None:
-            self.distinct.update(cells)
-            if len(self.distinct) > MOST_CLASSES:
-                self.distinct = None
-        if self.numbers is not None:
-            found = self._numbers(cells)
-            if found is None:
-                self.numbers = None
-            else:
-                self.numbers.append(found)
-        self.several_words += sum(
-            " " in cell or (not cell.isascii() and UNSPACED.search(cell) is not None)
-            for cell in cells
-        )
-
-    def _numbers(self, cells: Sequence[str]) -> np.ndarray | None:
-        """The cells as numbers, 0 for empty ones; None where a cell is no number."""
-        kept = [cell or "0" for cell in cells]
-        # Plain Python: NumPy takes twice as long over strings.
-        if self.whole:
-            try:
-                whole = list(map(int, kept))
-                # What is written otherwise, such as 007, only looks like a number.
-                if list(map(str, whole)) == kept:
-                    return np.array(whole, np.int64)
-            except (ValueError, OverflowError):
-                pass
-            self.whole = False
-        try:
-            found = np.array(list(map(float, kept)))
-        except ValueError:
-            return None
-        otherwise = any(cell[0] == "0" and cell[1:2] not in ("", ".") for cell in kept)
-        return None if otherwise or not np.isfinite(found).all() else found
-
-    def feature(self, rows: int) -> Feature:
-        """What the column is, once every row has been read."""
-        name = self.name.lower()
-        cells = self.distinct
-        few = cells is not None and self.longest <= _LONGEST_CLASS
-        if self.numbers is not None:
-            names: tuple[str, ...] = ()
-            if self.whole and few and cells is not None:
-                names = tuple(map(str, sorted(int(cell) for cell in cells if cell)))
-            kind, dtype = "number", "int64" if self.whole else "float64"
-            if self.whole and _ID_NAME.fullmatch(name):
-                kind, names = "id", ()
-            elif names and _CLASS_NAME.fullmatch(name):
-                kind = "class"
-            described = {"id": "ids", "class": f"{len(names)} classes"}.get(kind, "numbers")
-            return Feature(kind=kind, dtype=dtype, class_names=names, described=described)
-        if _ID_NAME.fullmatch(name) and self.several_words <= rows // 2:
-            return Feature(kind="id", dtype="string", described="ids")
-        several = self.several_words > rows // 2
-        is_text = _TEXT_NAME.fullmatch(name) is not None
-        repeated = cells is not None and len(cells) <= max(1, rows // 2)
-        if few and not is_text and (repeated or _CLASS_NAME.fullmatch(name)):
-            assert cells is not None
-            names = tuple(sorted(cell for cell in cells if cell))
-            count = "1 class" if len(names) == 1 else f"{len(names)} classes"
-            return Feature(kind="class", dtype="int64", class_names=names, described=count)
-        if is_text or several:
-            return Feature(kind="text", dtype="string", described="text")
-        return Feature(kind="id", dtype="string", described="strings")
-
-    def values(self, feature: Feature) -> tf.Tensor:
-        """The cells of all rows as the feature has them, (rows,)."""
-        with tf.device("CPU"):
-            if feature.kind == "class":
-                table = {name: i for i, name in enumerate(feature.class_names)}
-                found = [
-                    np.array([table.get(cell.decode(), 0) for cell in some.numpy()], np.int64)
-                    for some in self.strings
-                ]
-                return tf.constant(np.concatenate(found))
-            if feature.dtype != "string":
-                assert self.numbers is not None
-                return tf.constant(np.concatenate(self.numbers).astype(feature.dtype))
-            return tf.concat(self.strings, axis=0)
-
-    def drop(self) -> None:
-        """Lets go of the chunks."""
-        self.strings, self.numbers = [], None
 
 
 def open_source(rest: str) -> Source:
@@ -170,106 +31,37 @@ def open_source(rest: str) -> Source:
 
     Raises:
         RequestError: There is no such file.
-        DataError: It is no table in UTF-8.
+        DataError: It is no table in UTF-8, or an image that it names is not there.
     """
-    requested = f"csv:{rest}"
-    files = _files(rest)
-    columns: list[_Column] = []
+    files = table_files(rest, "csv")
+    columns: list[Column] = []
     ends: dict[str, tuple[int, int]] = {}
     rows = 0
     for split_name, path in files.items():
         before = rows
         for names, some, lines in chunks(path):
             if not columns:
-                columns = [_Column(name) for name in names]
+                columns = [Column(name) for name in names]
             elif names != [column.name for column in columns]:
                 first = next(iter(files.values()))
                 raise DataError(f"{path} has other columns than {first}: {', '.join(names)}")
+
+            def place(row: int, path: str = path, lines: list[int] = lines) -> str:
+                return f"{path}, line {lines[row]}"
+
             for column, cells in zip(columns, zip(*some, strict=True), strict=True):
-                if not all(map(str.strip, cells)):
-                    row = next(i for i, cell in enumerate(cells) if not cell.strip())
-                    column.empty = column.empty or f"{path}, line {lines[row]}"
-                    cells = tuple(cell if cell.strip() else "" for cell in cells)
-                column.add(cells)
+                column.add(cells, place)
             rows += len(some)
         if rows == before:
             raise DataError(f"{path} has no row below its header")
         ends[split_name] = before, rows
-    features = {column.name: column.feature(rows) for column in columns}
-    by_name = {column.name: column for column in columns}
-    for name, feature in features.items():
-        if feature.kind != "class" and feature.dtype != "string":
-            by_name[name].strings = []  # The numbers are what is read.
-    values: dict[str, tf.Tensor] = {}
-
-    def column_of(name: str) -> tf.Tensor:
-        if name not in values:
-            if by_name[name].empty:
-                raise DataError(
-                    f"{by_name[name].empty}: the cell of the column {name!r} is empty; fill it in "
-                    "or take the row away"
-                )
-            with tf.init_scope():
-                values[name] = by_name[name].values(features[name])
-            by_name[name].drop()
-        return values[name]
-
-    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
-        found = {name: column_of(name) for name in names}
-
-        # Of one row and of many alike.
-        def decode(positions: tf.Tensor) -> dict[str, tf.Tensor]:
-            with tf.device("CPU"):
-                return {name: tf.gather(column, positions) for name, column in found.items()}
-
-        return decode
-
-    whole = Records(rows, lambda positions: (positions,), select, select_batch=select)
-
-    def split(split_name: str, label: str | None = None) -> Records | None:
-        if split_name not in ends:
-            return None
-        start, end = ends[split_name]
-        return whole if (start, end) == (0, rows) else whole.take(np.arange(start, end))
-
-    texts = [name for name, feature in features.items() if feature.kind == "text"]
-    classes = [name for name, feature in features.items() if feature.kind == "class"]
-    only = len(texts) == 1 and len(classes) == 1
-    return Source(
-        name=requested,
-        fingerprint=_digest(files),
-        schema=Schema(
-            requested=requested,
-            features=features,
-            supervised=(texts[0], classes[0]) if only else None,
-        ),
-        split=split,
+    return columns_source(
+        columns,
+        ends,
+        requested=f"csv:{rest}",
+        fingerprint=digest(files),
+        folder_of=files["train"],
     )
-
-
-def _files(rest: str) -> dict[str, str]:
-    """The file of each split."""
-    path = os.path.expanduser(rest)
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise RequestError(f"there is no file {path!r}: csv: needs the path of a table")
-        return {"train": path}
-    files = {name: os.path.join(path, f"{name}.csv") for name in _SPLITS}
-    found = {name: file for name, file in files.items() if os.path.isfile(file)}
-    if "train" not in found:
-        raise RequestError(f"the folder {path!r} has no train.csv: name the table itself")
-    return found
-
-
-def _digest(files: dict[str, str]) -> str:
-    """SHA-256 of the contents, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, path in files.items():
-        digest.update(f"{name} {os.path.getsize(path)}\n".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:

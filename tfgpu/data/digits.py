@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfgpu.data import tfds_source
+from tfgpu.data import preparation, tfds_source
 from tfgpu.data.records import Source
 from tfgpu.errors import DataError
 
@@ -176,6 +176,8 @@ def prepare(*, data_dir: str | None) -> str:
         # The file that is written last.
         if os.path.exists(os.path.join(final, "dataset_info.json")):
             return final
+    if (aside := preparation.instead()) is not None:
+        places = [aside]
     reasons = []
     for place in places:
         try:

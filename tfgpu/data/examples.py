@@ -50,6 +50,7 @@ class Examples:
             where that is not x; None: it is x.
         decode_batch: What `decode` does for the components of MANY raw records, batch-first, where
             that takes less than one after another; None: one after another.
+        notes: Lines for the user: what is unusual in this split.
     """
 
     num_examples: int
@@ -58,6 +59,7 @@ class Examples:
     decode_y: Callable[..., Any] | None = None
     decode_raw: Callable[..., dict[str, tf.Tensor]] | None = None
     decode_batch: Callable[..., tuple[Any, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(cls, x: Any, y: Any) -> "Examples":

@@ -7,35 +7,24 @@ With directories `images` and `masks` in the place of those of classes it is
 `tfgpu.tasks.loading` decides.
 """
 
-import concurrent.futures
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_notes import notes
+from tfgpu.data.file_tree import FileTree, Remarks, is_of_system, subdirectories
+from tfgpu.data.image_files import EXTENSIONS, Header, read_headers, read_image
 from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, shown
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _SPLIT_DIRS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
-_ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 are quarter turns.
-
-
-class Header(NamedTuple):
-    """What an image file says before it is decoded."""
-
-    size: tuple[int, int]  # height, width
-    grey: bool
 
 
 def open_folder(path: str) -> Source:
@@ -58,22 +47,31 @@ def open_folder(path: str) -> Source:
         raise DataError(f"the folder {path!r} does not exist")
     if not os.path.isdir(root):
         raise DataError(f"{path!r} is not a folder")
+    left = Remarks()
     split_dirs = {"train": root}
-    if "train" in subdirectories(root):
+    in_root = subdirectories(root)
+    if "train" in in_root:
         split_dirs = {
             split: os.path.join(root, name)
             for split, names in _SPLIT_DIRS.items()
             for name in names
-            if name in subdirectories(root)
+            if name in in_root
         }
+        for name in in_root:
+            if os.path.join(root, name) not in split_dirs.values():
+                left.add("beside the splits", shown(name))
     parts, found_there = {"images", "masks"}, set(subdirectories(split_dirs["train"]))
     if parts <= found_there or (found_there and found_there <= parts):
         from tfgpu.data.mask_folder import open_mask_folders
 
-        return open_mask_folders(path, root, split_dirs)
-    found = {split: _find_classes(directory) for split, directory in split_dirs.items()}
+        return open_mask_folders(path, root, split_dirs, left)
+    trees = {split: FileTree(EXTENSIONS, root=directory) for split, directory in split_dirs.items()}
+    found = {
+        split: _find_classes(directory, trees[split], left)
+        for split, directory in split_dirs.items()
+    }
     class_names = tuple(found["train"])
-    _check_classes(found, split_dirs, class_names)
+    _check_classes(found, split_dirs, class_names, trees)
 
     files: dict[str, tuple[list[str], list[int]]] = {
         split: (
@@ -98,11 +96,20 @@ def open_folder(path: str) -> Source:
             return None
         return _records(*files[split_name], image=images)
 
+    for tree in trees.values():
+        left.merge(tree.left.to_json())
     return Source(
         name=f"folder:{path}",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
         schema=Schema(requested=f"folder:{path}", features=features, supervised=("image", "label")),
         split=split,
+        notes=notes(
+            left,
+            {split: paths for split, (paths, _) in files.items()},
+            headers,
+            class_names=class_names,
+            linked=any(tree.has_links for tree in trees.values()),
+        ),
     )
 
 
@@ -120,99 +127,48 @@ def image_feature(paths: list[str], headers: list[Header]) -> Feature:
     )
 
 
-def read_headers(paths: list[str]) -> list[Header]:
-    """Reads size and kind of images, without decoding them.
-
-    Raises:
-        DataError: One cannot be read as an image.
-    """
-    # Threads because opening waits for the disk.
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return list(pool.map(_read_header, paths, chunksize=64))
-
-
-def read_image(path: str, *, channels: int) -> np.ndarray:
-    """Decodes one image file as every image of a folder is decoded.
-
-    Of an animation the first frame; a JPEG is turned upright by its EXIF tag; transparency is
-    dropped; 16 bits a value become 8 by dropping the lower ones.
-
-    Args:
-        path: The file.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        uint8 [H, W, channels].
-
-    Raises:
-        DataError: It cannot be read as an image.
-    """
-    with opened(path) as file:
-        file.load()
-        image = ImageOps.exif_transpose(file) if file.format in ("JPEG", "MPO") else file
-        if image.mode.startswith("I"):
-            grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], channels, axis=-1)
-        if image.mode == "P" and "transparency" in image.info:
-            # Pillow warns about the direct way.
-            image = image.convert("RGBA")
-        values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return values.reshape(*values.shape[:2], channels)
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[Image.Image]:
-    """Opens an image; what is found to be wrong with it is a DataError."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for broken PNG chunks.
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def subdirectories(directory: str) -> list[str]:
-    """The sorted names of the directories in one; those that begin with a dot are left."""
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
-
-
-def _find_classes(directory: str) -> dict[str, list[str]]:
-    """Returns the sorted images of each class."""
-    return {name: find_images(os.path.join(directory, name)) for name in subdirectories(directory)}
-
-
-def find_images(directory: str) -> list[str]:
+def find_images(directory: str, tree: FileTree) -> list[str]:
     """Returns the image files below a directory, at any depth, sorted.
 
     Raises:
         DataError: A directory cannot be read.
     """
+    return _sorted(path for _, path in tree.find([("", directory)]))
 
-    def fail(error: OSError) -> None:
-        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
-    images = [
-        os.path.join(parent, file)
-        for parent, _, names in os.walk(directory, onerror=fail)
-        for file in names
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-    ]
+def _sorted(paths: Iterable[str]) -> list[str]:
     # By parts, so that the order does not depend on the separator of the system.
-    return sorted(images, key=lambda image: pathlib.PurePath(image).parts)
+    return sorted(paths, key=lambda path: pathlib.PurePath(path).parts)
+
+
+def _find_classes(directory: str, tree: FileTree, left: Remarks) -> dict[str, list[str]]:
+    """Returns the sorted images of each class.
+
+    A class is called as its folder, in Unicode's composed form (NFC): macOS decomposes the names of
+    folders, and a class must not be two for it. Two folders of one name so are one class.
+    """
+    folders = [
+        (shown(unicodedata.normalize("NFC", name)), os.path.join(directory, name))
+        for name in subdirectories(directory, left)
+    ]
+    found: dict[str, list[str]] = {name: [] for name in sorted({name for name, _ in folders})}
+    for name, image in tree.find(folders):
+        found[name].append(image)
+    if found:
+        with os.scandir(directory) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not is_of_system(entry.name) and entry.name.lower().endswith(EXTENSIONS):
+                    left.add("in no folder of a class", shown(entry.name))
+    return {name: _sorted(images) for name, images in found.items()}
 
 
 def _check_classes(
     found: dict[str, dict[str, list[str]]],
     directories: dict[str, str],
     class_names: tuple[str, ...],
+    trees: Mapping[str, FileTree],
 ) -> None:
-    where = directories["train"]
+    where = shown(directories["train"])
     if not class_names:
         raise DataError(
             f"the folder {where} holds no folder of a class: images belong in "
@@ -225,26 +181,28 @@ def _check_classes(
         )
     for split, classes in found.items():
         for name, images in classes.items():
-            directory = os.path.join(directories[split], name)
+            directory = os.path.join(shown(directories[split]), name)
             if name not in class_names:
                 raise DataError(
                     f"the class {name!r} of {directory} is unknown to {where}, which has "
                     f"{', '.join(class_names)}"
                 )
             if not images:
-                raise DataError(f"the folder {directory} holds no images ({', '.join(EXTENSIONS)})")
+                left = trees[split].left
+                there = f"; left out: {left}" if left.counts else ""
+                raise DataError(
+                    f"the folder {directory} holds no images ({', '.join(EXTENSIONS)}){there}"
+                )
         if not classes:
-            raise DataError(f"the folder {directories[split]} holds no folder of a class")
-
-
-def _read_header(path: str) -> Header:
-    with opened(path) as image:
-        width, height = image.size
-        # Of a PNG, Pillow would read all to find EXIF, so only a JPEG is ever turned.
-        if image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5:
-            width, height = height, width
-        grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
-        return Header((height, width), grey)
+            raise DataError(f"the folder {shown(directories[split])} holds no folder of a class")
+        conflicts = trees[split].conflicts
+        if conflicts:
+            one, other = (os.path.relpath(each, directories[split]) for each in conflicts[0])
+            more = f" (and {len(conflicts) - 1:,} more such)" if len(conflicts) > 1 else ""
+            raise DataError(
+                f"{shown(one)} leads to {shown(other)} in {shown(directories[split])}, which is of "
+                f"another class{more}: take one of the two away"
+            )
 
 
 def _other_size(paths: list[str], headers: list[Header]) -> str:
@@ -253,16 +211,17 @@ def _other_size(paths: list[str], headers: list[Header]) -> str:
     for path, header in zip(paths, headers, strict=True):
         if header.size != size:
             return (
-                f"the images differ in size: {paths[0]} is {size[0]}x{size[1]} and {path} is "
-                f"{header.size[0]}x{header.size[1]} (height x width); say which size to bring "
-                f"them to with --image_size=HEIGHTxWIDTH, such as --image_size={size[0]}x{size[1]}"
+                f"the images differ in size: {shown(paths[0])} is {size[0]}x{size[1]} and "
+                f"{shown(path)} is {header.size[0]}x{header.size[1]} (height x width); say which "
+                "size to bring them to with --image_size=HEIGHTxWIDTH, such as "
+                f"--image_size={size[0]}x{size[1]}"
             )
     return ""
 
 
 def _records(paths: list[str], labels: list[int], *, image: Feature) -> Records:
     with tf.device("CPU"):
-        all_paths = tf.constant(paths)
+        all_paths = tf.constant(list(map(os.fsencode, paths)))
         all_labels = tf.constant(labels, tf.int32)
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -13,22 +13,19 @@ import hashlib
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import python_op
-from tfgpu.data.folder import (
-    EXTENSIONS,
-    decode_image,
-    find_images,
-    image_feature,
-    opened,
-    read_headers,
-)
+from tfgpu.data.file_notes import notes
+from tfgpu.data.file_tree import FileTree, Remarks
+from tfgpu.data.folder import decode_image, find_images, image_feature
+from tfgpu.data.image_files import EXTENSIONS, TURNED, opened, read_headers, upright
 from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, shown
 
 CLASSES = "classes.txt"
 
@@ -36,26 +33,34 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _SHOWN = 3  # Names in a message about many.
 
 
-def open_mask_folders(path: str, root: str, split_dirs: dict[str, str]) -> Source:
+def open_mask_folders(path: str, root: str, split_dirs: dict[str, str], left: Remarks) -> Source:
     """Opens a directory of images and masks.
 
     Args:
         path: As the user wrote it.
         root: The directory.
         split_dirs: The directory of each split, which holds `images` and `masks`.
+        left: What was left out so far.
 
     Raises:
         DataError: A file cannot be read, an image has no mask or a mask no image, or the two
             differ in size.
     """
-    pairs = {split: _pairs(directory) for split, directory in split_dirs.items()}
+    linked = []
+    pairs = {}
+    for split_name, directory in split_dirs.items():
+        pairs[split_name], trees = _pairs(directory)
+        for tree in trees:
+            left.merge(tree.left.to_json())
+            linked.append(tree.has_links)
     images = [image for of_split in pairs.values() for image, _ in of_split]
     masks = [mask for of_split in pairs.values() for _, mask in of_split]
     headers, mask_headers = read_headers(images), read_headers(masks)
     for image, mask, header, mask_header in zip(images, masks, headers, mask_headers, strict=True):
         if header.size != mask_header.size:
+            turned = f" {TURNED}" if header.turned else ""
             raise DataError(
-                f"{image} is {_size(header.size)} and its mask {mask} is "
+                f"{shown(image)} is {_size(header.size)}{turned} and its mask {shown(mask)} is "
                 f"{_size(mask_header.size)} (height x width): they must be of one size"
             )
     names = _class_names(root)
@@ -74,6 +79,19 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str]) -> Sourc
     named = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in [*images, *masks])
     fingerprint = hashlib.sha256(json.dumps([named, names]).encode()).hexdigest()
 
+    lines = notes(
+        left,
+        {name: [image for image, _ in of_split] for name, of_split in pairs.items()},
+        headers,
+        linked=any(linked),
+    )
+    turns = Remarks()
+    for image, header in zip(images, headers, strict=True):
+        if header.turned:
+            turns.add(TURNED, shown(os.path.basename(image)))
+    if turns.counts:
+        lines += (f"images: {turns}: their masks must be of the upright pictures",)
+
     def split(split_name: str, label: str | None = None) -> Records | None:
         return _records(pairs[split_name], feature) if split_name in pairs else None
 
@@ -82,6 +100,7 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str]) -> Sourc
         fingerprint=fingerprint,
         schema=Schema(requested=f"folder:{path}", features=features, supervised=("image", "mask")),
         split=split,
+        notes=lines,
     )
 
 
@@ -98,42 +117,42 @@ def read_mask(path: str) -> np.ndarray:
         DataError: It cannot be read, is a colour image, or has values above 255.
     """
     with opened(path) as file:
-        if file.format in ("JPEG", "MPO"):
+        if file.format in ("JPEG", "MPO", "JPEG2000"):
             raise DataError(
-                f"{path} is a JPEG, which changes the values of a mask: write it as a PNG"
+                f"{shown(path)} is a JPEG, which changes the values of a mask: write it as a PNG"
             )
         if file.mode not in _MASK_MODES:
             raise DataError(
-                f"{path} is a colour image ({file.mode}): the mask of an image has a class for "
-                "each pixel, as a grey or an indexed image"
+                f"{shown(path)} is a colour image ({file.mode}): the mask of an image has a class "
+                "for each pixel, as a grey or an indexed image"
             )
-        file.load()
-        values = np.asarray(file, np.int64)
+        values = np.asarray(upright(file), np.int64)
     if values.size and not 0 <= values.min() <= values.max() <= 255:
         raise DataError(
-            f"{path} has the value {int(values.max())}: a mask has values from 0 to 255, one for "
-            "each class"
+            f"{shown(path)} has the value {int(values.max())}: a mask has values from 0 to 255, "
+            "one for each class"
         )
     return values.astype(np.uint8)[..., None]
 
 
-def _pairs(directory: str) -> list[tuple[str, str]]:
-    """The images of a split with their masks, sorted by name.
+def _pairs(directory: str) -> tuple[list[tuple[str, str]], list[FileTree]]:
+    """The images of a split with their masks, sorted by name, and what they were found in.
 
     Raises:
         DataError: One has no partner.
     """
-    found = {}
+    found, trees = {}, []
     for part in ("images", "masks"):
         place = os.path.join(directory, part)
         if not os.path.isdir(place):
             raise DataError(
-                f"the folder {directory} holds no folder {part!r}: a mask for each image belongs "
-                "in masks/, the images in images/"
+                f"the folder {shown(directory)} holds no folder {part!r}: a mask for each image "
+                "belongs in masks/, the images in images/"
             )
-        found[part] = _by_name(place)
+        trees.append(FileTree(EXTENSIONS, root=place))
+        found[part] = _by_name(place, trees[-1])
         if not found[part]:
-            raise DataError(f"the folder {place} holds no images ({', '.join(EXTENSIONS)})")
+            raise DataError(f"the folder {shown(place)} holds no images ({', '.join(EXTENSIONS)})")
     images, masks = found["images"], found["masks"]
     for some, others, what, other in (
         (images, masks, "image", "mask"),
@@ -141,24 +160,30 @@ def _pairs(directory: str) -> list[tuple[str, str]]:
     ):
         alone = sorted(some.keys() - others.keys())
         if alone:
-            shown = ", ".join(some[name] for name in alone[:_SHOWN])
+            named = ", ".join(shown(some[name]) for name in alone[:_SHOWN])
             more = f" and {len(alone) - _SHOWN} more" if len(alone) > _SHOWN else ""
             plural = "has" if len(alone) == 1 else "have"
             raise DataError(
-                f"{shown}{more} {plural} no {other} of the same name; give each {what} one, or "
+                f"{named}{more} {plural} no {other} of the same name; give each {what} one, or "
                 "take it away"
             )
     ordered = sorted(images, key=lambda name: pathlib.PurePath(name).parts)
-    return [(images[name], masks[name]) for name in ordered]
+    return [(images[name], masks[name]) for name in ordered], trees
 
 
-def _by_name(place: str) -> dict[str, str]:
-    """Image files below a folder, by their path in it without the extension."""
+def _by_name(place: str, tree: FileTree) -> dict[str, str]:
+    """Image files below a folder, by their path in it without the extension.
+
+    Paths are compared in Unicode's composed form: macOS decomposes those of one of the two folders
+    where it has packed it.
+    """
     found: dict[str, str] = {}
-    for path in find_images(place):
-        name = os.path.splitext(os.path.relpath(path, place))[0]
+    for path in find_images(place, tree):
+        name = unicodedata.normalize("NFC", os.path.splitext(os.path.relpath(path, place))[0])
         if name in found:
-            raise DataError(f"{found[name]} and {path} have the same name; take one away")
+            raise DataError(
+                f"{shown(found[name])} and {shown(path)} have the same name; take one away"
+            )
         found[name] = path
     return found
 
@@ -183,8 +208,8 @@ def _size(size: tuple[int, int]) -> str:
 
 def _records(pairs: list[tuple[str, str]], image: Feature) -> Records:
     with tf.device("CPU"):
-        images = tf.constant([path for path, _ in pairs])
-        masks = tf.constant([path for _, path in pairs])
+        images = tf.constant([os.fsencode(path) for path, _ in pairs])
+        masks = tf.constant([os.fsencode(path) for _, path in pairs])
 
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with tf.device("CPU"):

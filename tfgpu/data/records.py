@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.examples import Examples, Read, read_subset, resize
+from tfgpu.data.examples import Examples, Read, data_errors, read_subset, resize
 from tfgpu.errors import RequestError
 
 KINDS = (
@@ -40,6 +40,8 @@ class Feature:
         varies: What to say where its shape varies and one is needed; "" for a line in general.
         described: As the storage names its type, for messages.
         sample_rate: Of "audio", in Hz; None where it is not known.
+        stray: Where a column of mostly numbers has the first cell that is none, and what it holds;
+            "" where there is no such.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Feature:
     varies: str = ""
     described: str = ""
     sample_rate: int | None = None
+    stray: str = ""
 
 
 Select = Callable[[tuple[str, ...]], Callable[..., dict[str, tf.Tensor]]]
@@ -68,12 +71,15 @@ class Records:
             inside a `tf.data` map.
         select_batch: The same for the components of MANY raw records, where that takes less than
             one after another; None where it does not.
+        select_missing: The same for both, with NaN, -1 and "" where a number, a class and a string
+            are missing, in storage whose `select` refuses them; None where nothing is missing.
     """
 
     num_examples: int
     read: Read
     select: Select
     select_batch: Select | None = None
+    select_missing: Select | None = None
 
     @classmethod
     def from_arrays(cls, features: Mapping[str, np.ndarray]) -> Records:
@@ -100,6 +106,14 @@ class Records:
         read = read_subset(self.read, self.num_examples, positions)
         return dataclasses.replace(self, num_examples=len(positions), read=read)
 
+    def with_missing(self) -> Records:
+        """These records, with missing values given and not refused; see `select_missing`."""
+        if self.select_missing is None:
+            return self
+        return dataclasses.replace(
+            self, select=self.select_missing, select_batch=self.select_missing
+        )
+
     def load(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Reads features of every record, in natural order, such as those a task is fitted on.
 
@@ -112,10 +126,12 @@ class Records:
         Raises:
             DataError: A record is damaged.
         """
-        examples = self.examples(names, lambda found: (found, ()))
         if self.select_batch is not None:
-            many = self.select_batch(tuple(names))
-            examples = dataclasses.replace(examples, decode_batch=lambda *parts: (many(*parts), ()))
+            with data_errors(), tf.device("CPU"):
+                parts = self.read(tf.range(self.num_examples, dtype=tf.int64))
+                many = self.select_batch(tuple(names))(*parts)
+            return {name: many[name].numpy() for name in names}
+        examples = self.examples(names, lambda found: (found, ()))
         found: dict[str, np.ndarray] = examples.load_arrays()[0]
         return found
 
@@ -209,10 +225,12 @@ class Source(Description):
         schema: The features.
         split: Opens the split of a name; None where there is none. Where a second argument names
             a feature of the kind "class", a split without labels is none.
+        notes: Lines for the user: what the storage holds that is left, or odd.
     """
 
     schema: Schema
     split: Callable[[str, str | None], Records | None]
+    notes: tuple[str, ...] = ()
 
 
 def image_shape(

@@ -31,6 +31,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
+from tfgpu.data import preparation
 from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.data.tfrecord_index import TFRecordFiles
@@ -172,6 +173,11 @@ def _prepare(name: str, root: str, check: Callable[[Schema], object]) -> str:
             f"{name!r} has files that must be downloaded by hand: follow "
             f"https://www.tensorflow.org/datasets/catalog/{builder.name}, then prepare it with "
             f"{by_hand}; the data set digits needs no download"
+        )
+    if preparation.instead() is not None:
+        raise DataError(
+            f"{name!r} is not prepared in {root}, and a dry run prepares nothing: run {by_hand} "
+            "first, or leave --dry_run out"
         )
     if not network_reachable(list(builder.url_infos or ())):
         raise DataError(

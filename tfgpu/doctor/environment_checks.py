@@ -53,6 +53,10 @@ def within(version: str, bound: str) -> bool:
     return all(compare[sign](here, numbers(limit)) for sign, limit in parts)
 
 
+def _lower(bound: str) -> str:
+    return ",".join(part for part in bound.split(",") if ">" in part)
+
+
 def check_software(framework: Framework, *, versions: Mapping[str, str | None]) -> list[Finding]:
     """Checks the versions of Python and packages, and whether TensorFlow can be imported."""
     pip = f"{shlex.quote(sys.executable)} -m pip install"
@@ -74,7 +78,11 @@ def check_software(framework: Framework, *, versions: Mapping[str, str | None]) 
         elif not within(version, bound):
             if name == "python":
                 remedy = f"make a virtual environment with a Python {bound}"
-            found.add(item, "problem", f"{version}, but tfgpu takes {bound}", remedy)
+            newer = name in ("tensorflow", "keras") and within(version, _lower(bound))
+            if newer:  # It may work: what tfgpu needs of it is checked when it starts.
+                found.add(item, "warning", f"{version}, newer than tried: {bound}", remedy)
+            else:
+                found.add(item, "problem", f"{version}, but tfgpu takes {bound}", remedy)
         else:
             found.add(item, "ok", version)
     if framework.error:

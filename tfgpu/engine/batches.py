@@ -150,7 +150,7 @@ class Batches:
         elif self.num_batches is None and not self.endless:
             yield from self._executions_as_read(epoch_iterator)
         else:
-            yield from private.enumerate_epoch.function(epoch_iterator)
+            yield from private.enumerated(epoch_iterator)
 
     def _exact_executions(self, epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
         if private.current_iterator(epoch_iterator) is None:

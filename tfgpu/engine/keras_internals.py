@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from tfgpu.engine.private_names import Attribute, Method, calling, require, versions
-from tfgpu.errors import VersionError
+from tfgpu.engine.private_names import (
+    Attribute,
+    Method,
+    calling,
+    newer_than_tried,
+    require,
+    versions,
+)
+from tfgpu.errors import VersionError, VersionWarning
 
 try:
     from keras.src import api_export, backend
@@ -34,7 +42,7 @@ try:
     from tensorflow.python.distribute import distribute_lib, mirrored_strategy
     from tensorflow.python.distribute import values as distribute_values
     from tensorflow.python.framework import config as framework_config
-    from tensorflow.python.framework import function_def_to_graph, kernels
+    from tensorflow.python.framework import function_def_to_graph, kernels, none_tensor
     from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 except ImportError as error:
     raise VersionError(f"tfgpu does not fit {versions()}: {error}") from error
@@ -113,6 +121,7 @@ current_iterator = Attribute(EpochIterator, "_current_iterator")
 known_batches = Attribute(EpochIterator, "_num_batches")
 enumerate_epoch = Method(EpochIterator, "_enumerate_iterator", "self", called_by="__iter__")
 warn_of_interruption = Method(EpochIterator, "_interrupted_warning", "self")
+NoneTensorSpec = require(none_tensor, "NoneTensorSpec")  # tf.NoneTensorSpec from 2.20 on.
 dataset_inputs = Method(tf.data.Dataset, "_inputs", "self")
 create_device_dataset = Method(multi_device_iterator_ops, "_create_device_dataset")
 
@@ -148,6 +157,59 @@ def _get_iterator(self: Any) -> Any:
 
 
 TFEpochIterator.__init__, TFEpochIterator._get_iterator = _init, _get_iterator
+
+
+# From 3.11 on Keras enumerates (first step, last step, data) of executions; 3.10 (step, data), and
+# its callbacks hear of the first step at the end of an execution too. Here they hear of the last.
+
+_HAS_LAST_STEP = "begin_step" in EpochIterator.__next__.__code__.co_varnames
+
+
+class _Steps(int):
+    """The first step of an execution, with the last one."""
+
+    last: int
+
+
+def enumerated(epoch_iterator: Any) -> Iterator[tuple[int, int, Any]]:
+    """First step, last step and data of each execution, as Keras enumerates them."""
+    for found in enumerate_epoch.function(epoch_iterator):
+        if _HAS_LAST_STEP:
+            yield found
+        else:
+            step, data = found
+            yield step, step + epoch_iterator.steps_per_execution - 1, data
+
+
+def for_keras(executions: Iterator[tuple[int, int, Any]]) -> Iterator[tuple[Any, ...]]:
+    """First step, last step and data of each execution, as Keras' loops take them."""
+    for first, last, data in executions:
+        if _HAS_LAST_STEP:
+            yield first, last, data
+        else:
+            steps = _Steps(first)
+            steps.last = last
+            yield steps, data
+
+
+def taken(found: tuple[Any, ...]) -> tuple[int, int, Any]:
+    """What `for_keras` made of first step, last step and data."""
+    return found if _HAS_LAST_STEP else (found[0], found[0].last, found[1])
+
+
+def _with_last_step(end: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(end)
+    def told(self: Any, batch: Any, logs: Any = None) -> Any:
+        return end(self, getattr(batch, "last", batch), logs)
+
+    return told
+
+
+if not _HAS_LAST_STEP:
+    for _step in ("train", "test", "predict"):
+        _end = f"on_{_step}_batch_end"
+        _told = _with_last_step(require(keras.callbacks.CallbackList, _end, "self", "batch"))
+        setattr(keras.callbacks.CallbackList, _end, _told)
 
 
 class WrappedDataset(tf.data.Dataset):
@@ -215,7 +277,8 @@ require(BaseResourceVariable, "assign", "self", "value")
 require(distribute_values.values_util, "_update")
 require(DistributedVariable, "_distributed_container")
 
-_name = require(seed_generator, "GLOBAL_SEED_GENERATOR")
+# Keras before 3.13 has its name in no constant.
+_name = getattr(seed_generator, "GLOBAL_SEED_GENERATOR", "global_seed_generator")
 # Of this thread; None before its first use.
 global_generator = functools.partial(require(global_state, "get_global_attribute", "name"), _name)
 set_global_generator = functools.partial(
@@ -343,3 +406,8 @@ class TensorBoardHooks(keras.callbacks.TensorBoard):
     _pop_writer = calling("pop_writer")
     _close_writers = calling("close_writers")
     _collect_learning_rate = calling("collect_learning_rate")
+
+
+# Last, since what does not fit is an error.
+if _newer := newer_than_tried():
+    warnings.warn(_newer, VersionWarning, stacklevel=2)

@@ -120,7 +120,7 @@ class ReplicaTrainer(private.TrainerHooks):
         callbacks.on_predict_begin()
         outputs: list[Any] = []
         with epoch_iterator.catch_stop_iteration():
-            for begin_step, end_step, iterator in epoch_iterator:
+            for begin_step, end_step, iterator in map(private.taken, epoch_iterator):
                 callbacks.on_predict_batch_begin(begin_step)
                 outputs.append(self.predict_function(iterator))
                 callbacks.on_predict_batch_end(end_step, {"outputs": outputs[-1]})
@@ -214,8 +214,9 @@ class ReplicaTrainer(private.TrainerHooks):
             continued=continued,
         )
         private.epoch_dataset.set(iterator, batches)
-        executions = functools.partial(batches.executions, iterator)
-        vars(iterator)[private.enumerate_epoch.name] = executions
+        vars(iterator)[private.enumerate_epoch.name] = lambda: private.for_keras(
+            batches.executions(iterator)
+        )
         return batches
 
     # ---- building -----------------------------------------------------------------------
@@ -303,7 +304,7 @@ def _is_built(model: keras.Model) -> bool:
 
 def _symbolic(leaf: Any) -> Any:
     """A stand-in with a shape and a dtype, which is all that building looks at."""
-    if isinstance(leaf, tf.OptionalSpec | tf.NoneTensorSpec) or leaf is None:
+    if isinstance(leaf, tf.OptionalSpec | private.NoneTensorSpec) or leaf is None:
         return None
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return leaf

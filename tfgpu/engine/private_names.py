@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
 
 from tfgpu.errors import VersionError
+
+NEWEST = {"keras": (3, 15), "tensorflow": (2, 21)}
+"""The newest versions that the tests have passed on; setup.py has them as bounds."""
 
 _TITLES = {"keras": "Keras", "tensorflow": "TensorFlow", "keras_tuner": "KerasTuner"}
 
@@ -22,6 +26,21 @@ def versions() -> str:
     """The libraries that are imported, with their versions."""
     known = [(sys.modules[name], title) for name, title in _TITLES.items() if name in sys.modules]
     return " with ".join(f"{title} {module.__version__}" for module, title in known)
+
+
+def newer_than_tried() -> str:
+    """What to say of libraries that are newer than `NEWEST`; "" where none is."""
+    newer = []
+    for name, newest in NEWEST.items():
+        version = sys.modules[name].__version__
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) > newest:
+            newer.append(f"{_TITLES[name]} {version} (tried up to {newest[0]}.{newest[1]})")
+    if not newer:
+        return ""
+    return (
+        f"{' and '.join(newer)} {'is' if len(newer) == 1 else 'are'} newer than this version of "
+        "tfgpu was tried with: all private names that it needs were found, and no test has run"
+    )
 
 
 def require(owner: Any, name: str, *parameters: str, called_by: str | None = None) -> Any:

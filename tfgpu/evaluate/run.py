@@ -90,8 +90,14 @@ def evaluate(
         files.make_directory(directory, flag="out")
     _check_data(members, data)
     chosen = _choose_splits(data, config.split)
+    if members.is_chief:
+        for note in (note for each in chosen for note in each.notes):
+            print(f"tfgpu: {note}", file=sys.stderr)
     report = data.task.report(run.spec)
     _compile(model, run, data, report, machine)
+    if members.is_chief:
+        for note in data.storage_notes:
+            print(f"tfgpu: {note}", file=sys.stderr)
     if (
         members.is_chief
         and data.name == run.dataset.get("name")

@@ -19,6 +19,11 @@ def main(argv: list[str]) -> int:
 
     packages.check(config.chosen_formats)
     run = TrainedRun.open(str(config.run_dir))
+    if config.dry_run:
+        from tfgpu.export.dry_run import describe
+
+        Console(progress="none").say(describe(config, run))
+        return 0
     with startup.tensorflow(verbosity=config.verbosity):
         from tfgpu.export.run import export
 

@@ -19,6 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.export.settings import EXPORT_FILES
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -78,9 +80,15 @@ def write_keras(source: Source, path: Path) -> None:
 
 def write_saved_model(source: Source, path: Path) -> None:
     """Writes a SavedModel with the signature `serving_default`: raw inputs to outputs."""
-    source.named.export(
-        path, format="tf_saved_model", verbose=False, input_signature=source.exported
+    named = source.named
+    archive = keras.export.ExportArchive()
+    archive.track(named)
+    # Not `named.export`: it calls the model without `training`, and the default of Keras' layers of
+    # augmentation is True.
+    archive.add_endpoint(
+        "serve", lambda inputs: named(inputs, training=False), input_signature=source.exported
     )
+    archive.write_out(path, verbose=False)
     # For whoever opens the folder; TensorFlow leaves this part of a SavedModel to others.
     extra = path / "assets.extra"
     extra.mkdir()
@@ -177,12 +185,14 @@ def _convert_litert(
             archive.writestr(zipfile.ZipInfo(name), text)
 
 
-FILES = {
-    "keras": ("model.keras", write_keras),
-    "saved_model": ("saved_model", write_saved_model),
-    "onnx": ("model.onnx", write_onnx),
-    "litert": ("model.tflite", write_litert),
-    "litert_float16": ("model_float16.tflite", write_litert_float16),
-    "litert_int8": ("model_int8.tflite", write_litert_int8),
+_WRITERS = {
+    "keras": write_keras,
+    "saved_model": write_saved_model,
+    "onnx": write_onnx,
+    "litert": write_litert,
+    "litert_float16": write_litert_float16,
+    "litert_int8": write_litert_int8,
 }
+
+FILES = {kind: (EXPORT_FILES[kind], write) for kind, write in _WRITERS.items()}
 """Name of the file, and what writes it, by format."""

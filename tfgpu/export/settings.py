@@ -3,9 +3,19 @@
 import dataclasses
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import names, number, text, whole
+from tfgpu.cli.settings import names, number, text, truth, whole
 
-EXPORT_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_float16", "litert_int8")
+EXPORT_FILES = {
+    "keras": "model.keras",
+    "saved_model": "saved_model",
+    "onnx": "model.onnx",
+    "litert": "model.tflite",
+    "litert_float16": "model_float16.tflite",
+    "litert_int8": "model_int8.tflite",
+}
+"""The name of the file, by format."""
+
+EXPORT_FORMATS = tuple(EXPORT_FILES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,8 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
     """The same for a float16 or an int8 file, between accuracies: 0.01 is one point."""
     calibration_examples: int = whole(256, 1, "256 is the default")
     """Training images from which the ranges of int8 values are taken."""
+    dry_run: bool = truth(False, on_resume="ignored")
+    """Print every setting and the files that would be written or replaced, and end there."""
 
     @property
     def chosen_formats(self) -> tuple[str, ...]:

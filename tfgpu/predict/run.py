@@ -86,10 +86,9 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
         model = run.load_model(builder=config.model, task=config.task)
         # Batches differ in size, and XLA would compile each size.
         model.compile(jit_compile=False)
-    # A path need not be text that can be printed; it goes out as the bytes it came in as.
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+    # A path need not be UTF-8; what is said of it is.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
     done = unreadable = 0
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
@@ -115,9 +114,13 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
             for line in labelled.lines:
                 print(line)
             sys.stdout.flush()
-    members.finish("the end", None)
+    for remarks in members.finish("the end", predictor.remarks.to_json())[1:]:
+        predictor.remarks.merge(remarks)
     if not members.is_chief:
         return 0
+    for name, remarks in (("left out", predictor.left), (predictor.unit, predictor.remarks)):
+        if remarks.counts:
+            print(f"tfgpu: {name}: {remarks}", file=sys.stderr)
     if not done and not unreadable:
         raise RequestError(f"no {predictor.unit}: standard input named none")
     if unreadable:

@@ -37,7 +37,8 @@ class Dataset(Description):
         validation: The part carved from train; None when the fraction is 0.
         test: To be read once, at the end.
         test_split: Which split that is: "test", "validation" or "a tenth of train".
-        notes: Lines for the user.
+        notes: Lines for the user, of the task.
+        storage_notes: Lines for the user, of what the data are stored as.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Dataset(Description):
     test: Examples
     test_split: str
     notes: tuple[str, ...] = ()
+    storage_notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -67,6 +69,8 @@ class Dataset(Description):
         return {
             **{field.name: getattr(self, field.name) for field in _DESCRIBED},
             "task": self.task_name,
+            "objective": self.task.objective,
+            "maximize": self.task.maximize,
             **self.spec.to_json(),
             "train_examples": self.train.num_examples,
             "validation_examples": self.validation.num_examples if self.validation else 0,
@@ -114,6 +118,7 @@ def load(
     features: Mapping[str, str] | None = None,
     options: Callable[[Task], Mapping[str, Any]] | None = None,
     fitted: Mapping[str, Any] | None = None,
+    strict: bool = True,
 ) -> Dataset:
     """Opens a data set by name. No example is decoded yet, but for what a task is fitted on.
 
@@ -127,6 +132,7 @@ def load(
         features: Features by role, such as {"x": "image", "y": "label"}, where the user names them.
         options: The task to more of `Request.options`; None takes the task's defaults.
         fitted: What an earlier reading was fitted to, to be used again; None: it is fitted.
+        strict: Whether `features` that the set does not have are refused, and not left out.
 
     Raises:
         RequestError: An unknown name, data that fit no task or several, images of different
@@ -142,10 +148,13 @@ def load(
     asked = find_task(task) if task is not None else None
 
     def chosen(schema: Schema) -> tuple[Task, Mapping[str, str]]:
-        check_names(schema, given)
+        roles = given
+        if not strict:
+            roles = {role: name for role, name in given.items() if name in schema.features}
+        check_names(schema, roles)
         if asked is not None:
-            return asked, asked.choose(schema, given)
-        return _recognised(schema, given)
+            return asked, asked.choose(schema, roles)
+        return _recognised(schema, roles)
 
     if asked is not None and asked.open is not None:
         source = asked.open(name)
@@ -167,16 +176,21 @@ def load(
         seed=seed,
     )
     reading = found.read(request)
+    of_train = reading.examples("train", train)
+    of_validation = None if validation is None else reading.examples("validation", validation)
+    of_test = reading.examples("test", test)
+    every = (each for each in (of_train, of_validation, of_test) if each is not None)
     return Dataset(
         **{field.name: getattr(source, field.name) for field in _DESCRIBED},
         task=reading.task or found,
         task_name=task if task is not None else found.name,
         spec=reading.spec,
-        train=reading.examples("train", train),
-        validation=None if validation is None else reading.examples("validation", validation),
-        test=reading.examples("test", test),
+        train=of_train,
+        validation=of_validation,
+        test=of_test,
         test_split=test_split,
-        notes=reading.notes,
+        notes=(*reading.notes, *(note for each in every for note in each.notes)),
+        storage_notes=source.notes,
     )
 
 
@@ -205,13 +219,16 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
         others = ", ".join(name for name in reasons if name != "classification")
         raise RequestError(
             f"{schema.requested!r} is not an image-classification set, and fits no other task "
-            f"({others}): it has {schema.described}; name a task of your own with --task, and "
-            "features with --features=x=NAME,y=NAME"
+            f"({others}): it has {schema.described}; name a task of your own with --task, "
+            "features with --features=x=NAME,y=NAME, and the column to learn of a table with "
+            "--target=COLUMN",
+            page="tasks",
         )
     names = [task.name for task, _ in fitting]
     raise RequestError(
         f"{schema.requested!r} has features for several tasks: say which with --task="
-        f"{' or --task='.join(names)}; it has {schema.described}"
+        f"{' or --task='.join(names)}; it has {schema.described}",
+        page="tasks",
     )
 
 

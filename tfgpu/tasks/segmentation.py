@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -21,10 +22,10 @@ from tfgpu.data.augment import (
     resize_positions,
 )
 from tfgpu.data.examples import Examples, data_errors, python_op
-from tfgpu.data.folder import read_image
+from tfgpu.data.image_files import read_image
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
-from tfgpu.errors import DataError, RequestError
+from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.machine import hardware
 from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
 from tfgpu.tasks.parts.image_serving import (
@@ -93,8 +94,9 @@ def read(request: Request) -> Reading:
     def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
             raise DataError(
-                f"{os.fsdecode(place)} has the value {values[mask == _UNKNOWN].flat[0]}, and the "
-                f"classes are {describe(fitted)}: mend the mask, or train on masks that have it"
+                f"{shown(os.fsdecode(place))} has the value {values[mask == _UNKNOWN].flat[0]}, "
+                f"and the classes are {describe(fitted)}: mend the mask, or train on masks that "
+                "have it"
             )
 
         return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])
@@ -187,7 +189,7 @@ def _file(request: Request, position: int) -> str:
         return f"the mask of training example {position}"
     parts = request.train.read(tf.constant([position], tf.int64))
     found = request.train.select(("file",))(*(part[0] for part in parts))
-    return os.fsdecode(found["file"].numpy())
+    return shown(os.fsdecode(found["file"].numpy()))
 
 
 def _crop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -222,6 +224,7 @@ class MaskPredictor(ImagePredictor):
     def __init__(self, spec: Any, settings: Any):
         super().__init__(spec, settings)
         self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
+        self._taken: set[str] = set()  # As a file system sees them that ignores case and form.
         self._values = np.asarray(spec.fitted["values"], np.uint8)
 
     def raw(self, item: Any) -> np.ndarray:
@@ -246,11 +249,12 @@ class MaskPredictor(ImagePredictor):
         """A name for the files of an item, which no other item has."""
         if item not in self._names:
             stem = os.path.splitext(os.path.basename(item))[0]
-            taken, name, number = set(self._names.values()), stem, 1
-            while name in taken:
+            name, number = stem, 1
+            while (alike := unicodedata.normalize("NFC", name).casefold()) in self._taken:
                 number += 1
                 name = f"{stem}-{number}"
             self._names[item] = name
+            self._taken.add(alike)
         return self._names[item]
 
     def rows(self, items: Sequence[Any], outputs: Any) -> Iterator[Mapping[str, Any]]:

@@ -264,6 +264,9 @@ class Task:
             where x is not all there is of an example, such as a user.
         announce: (spec, settings of the run) -> lines that are said before the model is built.
         space: KerasTuner's hyperparameters -> settings, the default of `tune --space`.
+        calibrate: (spec, the task's metrics by name, as they stand after the validation split) ->
+            what is chosen on it once training has ended, such as thresholds. It is added to what
+            was fitted, in the run directory and in the model file. Not called without validation.
     """
 
     name: str
@@ -292,3 +295,4 @@ class Task:
     counts_identical: bool = True
     announce: Callable[[DataSpec, Mapping[str, Any]], Sequence[str]] = lambda spec, settings: ()
     space: Callable[[Any], dict[str, Any]] = of_adamw
+    calibrate: Callable[[DataSpec, Mapping[str, Any]], Mapping[str, Any]] | None = None

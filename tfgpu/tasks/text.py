@@ -13,11 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.augmentations.drop import dropping
-from tfgpu.data.csv_source import UNSPACED, chunks
+from tfgpu.data.columns import UNSPACED
+from tfgpu.data.csv_source import chunks
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
-from tfgpu.errors import DataError, RequestError
+from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.parts.class_report import ClassReport
 from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files
@@ -325,11 +326,12 @@ class TextPredictor(ClassLines, Predictor):
             if argument == "-":
                 yield from _of_lines("-", sys.stdin)
                 continue
-            for file in find_files([argument], self.extensions, unit=self.unit):
+            for file in find_files([argument], self.extensions, unit=self.unit, left=self.left):
+                if isinstance(file, DataError):
+                    yield file
+                    continue
                 try:
-                    if isinstance(file, DataError):
-                        yield file
-                    elif file.lower().endswith((".csv", ".tsv")):
+                    if file.lower().endswith((".csv", ".tsv")):
                         yield from self._of_table(file)
                     else:
                         with open(file, encoding="utf-8-sig") as lines:
@@ -337,17 +339,17 @@ class TextPredictor(ClassLines, Predictor):
                 except DataError as error:
                     yield error
                 except UnicodeDecodeError:
-                    yield DataError(f"{file} is not UTF-8: convert it first")
+                    yield DataError(f"{shown(file)} is not UTF-8: convert it first")
                 except OSError as error:
-                    yield DataError(f"{file} cannot be read: {error.strerror or error}")
+                    yield DataError(f"{shown(file)} cannot be read: {error.strerror or error}")
 
     def _of_table(self, file: str) -> Iterator[Any]:
         column = self.spec.fitted["column"]
         for names, rows, lines in chunks(file):
             if column not in names:
                 raise DataError(
-                    f"{file} has no column {column!r}, which the model was trained on; it has "
-                    f"{', '.join(names)}"
+                    f"{shown(file)} has no column {column!r}, which the model was trained on; it "
+                    f"has {', '.join(names)}"
                 )
             at = names.index(column)
             for row, line in zip(rows, lines, strict=True):
@@ -355,7 +357,7 @@ class TextPredictor(ClassLines, Predictor):
                 if row[at].strip():
                     yield _Text(place, row[at])
                 else:
-                    yield DataError(f"{place}: the cell of the column {column!r} is empty")
+                    yield DataError(f"{shown(place)}: the cell of the column {column!r} is empty")
 
     def load(self, item: Any) -> np.ndarray:
         """See `Predictor.load`: int32 (length,)."""
@@ -388,7 +390,7 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
             tokens = vectorization(spec.fitted)(inputs)
         else:
             inputs = tokens = keras.Input(spec.x.shape, dtype="int32", name=TOKENS)
-        logits = trained(keras.ops.cast(tokens, "int32"))
+        logits = trained(keras.ops.cast(tokens, "int32"), training=False)
         return keras.Model(inputs, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
 
     def reference(trained: keras.Model) -> Any:

@@ -19,6 +19,8 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import update
 from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.errors import shown
+from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.tensorboard import predictions
 from tfgpu.tensorboard.graph import step_graph
 from tfgpu.tensorboard.performance import PerformanceMeter, to_float, to_floats
@@ -58,6 +60,7 @@ class TensorBoard(private.TensorBoardHooks):
             as those of `tfgpu.tasks.parts.report.Report`; None draws images and their classes.
         hparams: Settings of this training for the HParams tab: numbers, strings, booleans.
         write_batches: Whether to show a batch: of the first epoch, or of `"every"` epoch.
+        monitor: Samples the hardware, for `hardware/`; None writes nothing of it.
         **arguments: Others of `keras.callbacks.TensorBoard`.
     """
 
@@ -74,6 +77,7 @@ class TensorBoard(private.TensorBoardHooks):
         report: Any = None,
         hparams: Mapping[str, Any] | None = None,
         write_batches: bool | Literal["every"] = True,
+        monitor: HardwareMonitor | None = None,
         **arguments: Any,
     ):
         super().__init__(
@@ -89,6 +93,7 @@ class TensorBoard(private.TensorBoardHooks):
         self._report = predictions.ClassPictures(class_names) if report is None else report
         self._hparams = dict(hparams) if hparams is not None else None
         self._write_batches = write_batches
+        self._monitor = monitor
         self._statistics: StepStatistics | None = None
         self._performance: PerformanceMeter | None = None
         self._lengths: set[int] = set()  # Of executions that were traced.
@@ -272,7 +277,8 @@ class TensorBoard(private.TensorBoardHooks):
         if scale is not None:
             point["training/loss_scale"] = (to_float(scale), "Of float16 gradients.")
         assert self._performance is not None
-        self._write_point(point | self._performance.measure(logs))
+        sampled = self._monitor.point() if self._monitor is not None else {}
+        self._write_point(point | self._performance.measure(logs) | sampled)
 
     def _write_point(self, point: Mapping[str, tuple[float, str]]) -> None:
         """Writes scalars, (value, description) by tag, with one operation.
@@ -341,7 +347,8 @@ class TensorBoard(private.TensorBoardHooks):
 
         assert self._hparams is not None
         plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
+            # A path need not be text.
+            name: value if isinstance(value, bool | int | float) else shown(str(value), line=False)
             for name, value in self._hparams.items()
             if value is not None
         }
@@ -364,8 +371,8 @@ class TensorBoard(private.TensorBoardHooks):
             self._marker.__enter__()
 
 
-def _write_pictures(shown: Mapping[str, Picture], *, step: int) -> None:
-    for tag, picture in shown.items():
+def _write_pictures(pictures: Mapping[str, Picture], *, step: int) -> None:
+    for tag, picture in pictures.items():
         if isinstance(picture.content, str):
             tf.summary.text(tag, picture.content, step=step, description=picture.description)
         else:

@@ -40,6 +40,8 @@ RESULT_FIELDS = (
     "samples_per_second",
     "train_seconds",
     "total_seconds",
+    "time_spent",
+    "hardware",
 )
 """Of result.json, always all of them: null for what the run did not come to. Of a task with other
 metrics it has these too, as NAME, val_NAME and test_NAME."""
@@ -126,7 +128,8 @@ class Record(keras.callbacks.Callback):
             where = f"at step {broken.step}, first in the gradient of {broken.variable}"
         raise WorkError(
             f"the training is not finite any more, {where}; the checkpoints before it are kept; "
-            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1"
+            f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1",
+            page="checkpoints#how-a-run-ends",
         )
 
     def get_state(self) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,25 +22,22 @@ from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
+from tfgpu.cli.dry_run import given
 from tfgpu.cluster.membership import Membership, alone
+from tfgpu.data import preparation
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
 from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
 from tfgpu.machine import runtime
+from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import fine_tuning, mixing, recipe, together
+from tfgpu.train import dry_run, fine_tuning, mixing, recipe, reporting, together
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import (
-    RESULT_FIELDS,
-    Record,
-    count_identical,
-    data_identity,
-    measured,
-)
+from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, data_identity, measured
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tensorboard import tensorboard_callback
@@ -78,7 +77,7 @@ def run(
     Raises:
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
-    with interrupts.caught() as signals:
+    with interrupts.caught() as signals, preparation.in_passing(config.dry_run):
         members = members or alone()
         if config.model is not None and ":" in config.model:
             find_builder(config.model)  # Before the data, which may take long.
@@ -107,6 +106,8 @@ def run(
             console.say(
                 f"{config.run_dir} holds this run, finished; give another --run_dir to repeat it"
             )
+            if config.report and members.is_chief:
+                reporting.write(Path(str(config.run_dir)), console)
             return finished
         console.say(
             runtime.describe(
@@ -120,13 +121,19 @@ def run(
             )
         )
         with one_line_failures(settings, machine):
-            for note in (*data.notes, *data.task.announce(data.spec, settings.to_json())):
+            of_task = data.task.announce(data.spec, settings.to_json())
+            for note in (*data.storage_notes, *data.notes, *of_task):
                 console.say(note)
             # All that can be wrong with the data and the model shows before the first file is
             # written.
             job = _prepare(settings, session, build, stopwatch)
             for note in job.notes:
                 console.say(note)
+            asked = given(config)
+            if config.dry_run:
+                console.say(dry_run.describe(settings, asked, data=data, workers=members.size))
+                return {}
+            asked |= reporting.given_before(config.run_dir)
             directory = together.make_directory(members, config, settings, dataset=data.name)
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
@@ -136,8 +143,13 @@ def run(
                 test=test,
                 pictures=pictures,
                 callbacks=(*job.callbacks, *callbacks),
+                given=asked,
             )
-            with contextlib.closing(directory), together.failing_together(members, job.command):
+            with (
+                reporting.ending(directory, console, wanted=config.report and members.is_chief),
+                contextlib.closing(directory),
+                together.failing_together(members, job.command),
+            ):
                 return _record(job, directory, console, stopwatch, signals)
 
 
@@ -192,16 +204,27 @@ def _record(
         "epochs": 0,
         "steps": 0,
     }
+    monitor = None
+    if job.members.is_chief and config.hardware_interval is not None:
+        monitor = HardwareMonitor.of_devices(machine.devices, interval=config.hardware_interval)
+    close = functools.partial(_close, outcome, directory, stopwatch, monitor)
     try:
         together.keep_logs(job.members, directory, console)
-        directory.write_environment(environment.record(machine, dataset=data.provenance))
+        directory.write_environment(
+            environment.record(machine, dataset=data.provenance, given=job.given)
+        )
         if data.spec.fitted:
             directory.write_fitted(data.spec.fitted)
+        if monitor is not None:
+            monitor.start()
         # Here and not only around it all, so that the log has what the terminal shows.
         with one_line_failures(config, machine):
-            _train(job, directory, console, stopwatch, outcome, signals)
+            _train(job, directory, console, stopwatch, outcome, signals, monitor)
+            close("paused" if job.pauses else "finished")
+            if job.members.is_chief:
+                console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
     except (KeyboardInterrupt, Interrupted) as stop:
-        _close(outcome, "interrupted", directory, stopwatch)
+        close("interrupted")
         signal_ = stop.signal if isinstance(stop, Interrupted) else signals.received
         signal_ = signal_ or signal.SIGINT
         message = (
@@ -212,9 +235,10 @@ def _record(
         raise Interrupted(signal_, message) from None
     except BaseException as error:
         with contextlib.suppress(OSError):
-            _close(outcome, "failed", directory, stopwatch)
+            close("failed")
             name = "" if isinstance(error, Error) else f"{type(error).__name__}: "
-            directory.log(f"tfgpu: {name}{error}")
+            see = error.see if isinstance(error, Error) else ""
+            directory.log(f"tfgpu: {name}{error}{see}")
         raise
     return outcome
 
@@ -230,6 +254,7 @@ class _Job:
         data: The splits.
         model: Compiled.
         metrics: The names of the task's.
+        measures: The task's metrics themselves.
         batches: Of training.
         validation: Batches, or None.
         evaluated: Makes batches of a split to evaluate on.
@@ -239,6 +264,7 @@ class _Job:
         test: Whether the test split is read.
         pictures: Whether TensorBoard gets them, and graphs.
         callbacks: More of them.
+        given: The settings that the user gave.
         notes: For the user: what became of weights from a file, and what is frozen.
     """
 
@@ -248,6 +274,7 @@ class _Job:
     data: Dataset
     model: keras.Model
     metrics: tuple[str, ...]
+    measures: tuple[Any, ...]
     batches: DeviceDataset
     validation: DeviceDataset | None
     evaluated: Callable[[Examples], DeviceDataset]
@@ -257,6 +284,7 @@ class _Job:
     test: bool = True
     pictures: bool = True
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -318,6 +346,7 @@ def _prepare(
         data=data,
         model=model,
         metrics=tuple(each if isinstance(each, str) else each.name for each in metrics),
+        measures=tuple(metrics),
         batches=batches,
         validation=validation,
         evaluated=evaluated,
@@ -334,6 +363,7 @@ def _train(
     stopwatch: Stopwatch,
     outcome: dict[str, Any],
     signals: interrupts.Interrupts,
+    monitor: HardwareMonitor | None,
 ) -> None:
     """Fills `outcome` as it goes, so that an interrupted run can say how far it came."""
     config, model, chief = job.config, job.model, job.members.is_chief
@@ -371,6 +401,7 @@ def _train(
             report=job.data.task.report(job.data.spec),
             steps_per_epoch=job.batches.steps_per_epoch,
             pictures=job.pictures,
+            monitor=monitor,
         )
         callbacks.append(tensorboard)
     of_settings = recipe.make_callbacks(config)
@@ -413,10 +444,16 @@ def _train(
 
     # Before the test, whose images nobody has read yet: one that is damaged must not cost the
     # training.
+    fitted = job.data.spec.fitted
+    if job.data.task.calibrate is not None and job.validation is not None:
+        with stopwatch.during("validation"):
+            fitted = {**fitted, **_calibrated(job)}
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
-                save_for_keras(model, directory.model_path, fitted=job.data.spec.fitted)
+                save_for_keras(model, directory.model_path, fitted=fitted)
+                if fitted:
+                    directory.write_fitted(fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
     if shown is not None and job.validation is not None:
@@ -434,14 +471,28 @@ def _train(
     if not chief:  # Before the end, so that the chief has it for the log.
         console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
     job.members.finish("the end", None)
-    _close(outcome, "paused" if job.pauses else "finished", directory, stopwatch)
-    if chief:
-        console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
+
+
+def _calibrated(job: _Job) -> Mapping[str, Any]:
+    """What the task chooses on the validation split, by its metrics; the same in each worker."""
+    assert job.data.task.calibrate is not None
+    job.model.evaluate(job.validation, verbose=0)
+    measured = {each.name: each for each in job.measures if not isinstance(each, str)}
+    return job.data.task.calibrate(job.data.spec, measured)
 
 
 def _close(
-    outcome: dict[str, Any], status: str, directory: RunDirectory, stopwatch: Stopwatch
+    outcome: dict[str, Any],
+    directory: RunDirectory,
+    stopwatch: Stopwatch,
+    monitor: HardwareMonitor | None,
+    status: str,
 ) -> None:
+    if monitor is not None:
+        monitor.stop()
+        outcome["hardware"] = monitor.summary()
+    stopwatch.switch(stopwatch.phase)  # What goes on now is charged too.
     outcome["status"] = status
     outcome["total_seconds"] = stopwatch.total
+    outcome["time_spent"] = dict(stopwatch.seconds)
     directory.write_result(outcome)

@@ -187,8 +187,8 @@ class ModelSettings(Settings, section=SECTIONS[2]):
     )
     """A model of the task's (of images with classes lenet, resnet20, wide_resnet, resnet50, and
     those of keras.applications, such as EfficientNetB0), or a function of yours that builds a Keras
-    functional model. `auto` is lenet for classification, unet for segmentation, bag for text,
-    factors or two_tower for recommendation."""
+    functional model. `auto` is lenet for classification and multilabel, unet for segmentation,
+    bag for text, piecewise for tabular, factors or two_tower for recommendation."""
     width: float | None = number(
         None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
     )
@@ -293,6 +293,17 @@ class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable
     profile: str | None = custom(None, word="off", values="FIRST:LAST", check=_check_profile)
     """Steps to profile, counted from 1, for TensorBoard's Profile tab
     (pip install 'tfgpu[profile]')."""
+    hardware_interval: float | None = number(
+        2.0, above=0, instead="off samples nothing", word="off", values="SECONDS"
+    )
+    """Seconds between two samples of GPU utilisation, memory, power and temperature, processor and
+    memory, for result.json and TensorBoard (pip install 'tfgpu[hardware]')."""
+    report: bool = truth(False, on_resume="ignored")
+    """End with report.html, what `tfgpu report` writes of the run; also when it fails or is
+    stopped."""
+    dry_run: bool = truth(False, on_resume="ignored")
+    """Print every setting after it has been decided, and the files that would be written, and end
+    there: nothing is written."""
     progress: str = choice("auto", ("auto", "bar", "plain", "none"), on_resume="ignored")
     """`auto` is a bar on a terminal and plain lines elsewhere."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard import TensorBoard
 from tfgpu.train.recipe import Resolved
@@ -19,6 +20,7 @@ def tensorboard_callback(
     report: Report,
     steps_per_epoch: int,
     pictures: bool,
+    monitor: HardwareMonitor | None = None,
 ) -> TensorBoard:
     """The callback that `--tensorboard` and `--profile` ask for.
 
@@ -28,11 +30,12 @@ def tensorboard_callback(
         report: Of the task; draws the pictures.
         steps_per_epoch: Steps of training in an epoch.
         pictures: Whether it writes graphs and pictures too.
+        monitor: Samples the hardware; None writes nothing of it.
     """
     full = config.tensorboard == "full"
     settings = config.to_json()
     not_compared = config.names(on_resume="ignored") | {
-        *("data_dir", "tensorboard", "profile", "checkpoint_every")
+        *("data_dir", "tensorboard", "profile", "checkpoint_every", "hardware_interval")
     }
     hparams = {
         name: "x".join(map(str, value)) if isinstance(value, list) else value
@@ -50,4 +53,5 @@ def tensorboard_callback(
         report=report,
         hparams=hparams,
         write_batches="every" if full else pictures,
+        monitor=monitor,
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 from tfgpu.cli import interrupts
 from tfgpu.cli.console import Console
+from tfgpu.data import preparation
 from tfgpu.errors import RequestError, WorkError
-from tfgpu.tune import address, final, remote_workers, search_directory
+from tfgpu.tune import address, dry_run, final, remote_workers, search_directory
 from tfgpu.tune.chief import ATTEMPTS, MAX_FAILURES, Chief
 from tfgpu.tune.client import HEARTBEAT
 from tfgpu.tune.oracle import FAILED
@@ -34,7 +35,7 @@ def run(config: TuneSettings, *, console: Console) -> dict[str, Any]:
     Raises:
         tfgpu.errors.Error: The request, the data or the work is at fault.
     """
-    with interrupts.caught() as signals:
+    with interrupts.caught() as signals, preparation.in_passing(config.dry_run):
         role = address.read(os.environ)
         if not role.chief:
             remote_workers.train(config, role, console, signals)
@@ -45,7 +46,11 @@ def run(config: TuneSettings, *, console: Console) -> dict[str, Any]:
                 "companions, where other machines do"
             )
         address.check_free(role)
-        with Search.open(config, console=console) as search:
+        search = Search.open(config, console=console)
+        if config.dry_run:
+            console.say(dry_run.describe(config, search))
+            return {}
+        with search:
             if (finished := search.finished_result()) is not None:
                 console.say(f"{search.directory} holds this search, finished")
                 console.say(final.summary(finished, search.directory))

@@ -29,7 +29,8 @@ class TuneSettings(TrainSettings, section="Search"):
     """
 
     sections = ("Search", *SECTIONS)
-    no_flags = frozenset({"join_timeout"})  # A trial trains on one machine.
+    # A trial trains on one machine, and has no report of its own.
+    no_flags = frozenset({"join_timeout", "report"})
 
     run_dir: str | None = run_dir_field("runs/tune-<dataset>-<model>-<time>")
     """Where the search keeps its trials, its state and its result."""

@@ -28,7 +28,8 @@ def inference_model(model: keras.Model, *, image_shape: tuple[int, int, int]) ->
         float32 probabilities (n, ..., classes).
     """
     pixels = keras.Input(image_shape, dtype="uint8", name=INPUT)
-    logits = model(keras.ops.cast(pixels, "float32"))
+    # So that it augments nothing, whoever calls it, and without `training` too.
+    logits = model(keras.ops.cast(pixels, "float32"), training=False)
     return keras.Model(pixels, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
 
 

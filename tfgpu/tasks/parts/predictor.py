@@ -6,6 +6,7 @@ item into x, and `lines` a batch of outputs into what is printed.
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
 import io
@@ -20,8 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import resize
-from tfgpu.data.folder import EXTENSIONS, read_image
-from tfgpu.errors import DataError, RequestError
+from tfgpu.data.file_tree import FileTree, Remarks
+from tfgpu.data.image_files import EXTENSIONS, read_image
+from tfgpu.errors import DataError, RequestError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Predictor:
         unit: What an item is called, in the plural, in messages.
         writes_files: Whether `written` gives files.
         folder: Where they go; None where there are none.
+        left: What folders hold that is left out.
+        remarks: What there is to say of the items that were read.
     """
 
     extensions: tuple[str, ...] = ()
@@ -61,13 +65,15 @@ class Predictor:
     def __init__(self, spec: Any, settings: Any):
         self.spec = spec
         self.settings = settings
+        self.left = Remarks()
+        self.remarks = Remarks()
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
         """Yields the items that arguments stand for, in order; a `DataError` for what is wrong.
 
         No more arguments are read than the items taken need.
         """
-        return find_files(arguments, self.extensions, unit=self.unit)
+        return find_files(arguments, self.extensions, unit=self.unit, left=self.left)
 
     def refuse_nothing(self, arguments: Sequence[str]) -> None:
         """Refuses arguments that can stand for no item, before the work begins.
@@ -118,12 +124,12 @@ class Predictor:
             elif self.settings.format == "csv":
                 yield csv_row(list(_flat(row).values()))
             else:
-                yield json.dumps(row)
+                yield json_line(row)
 
     def table_line(self, row: Mapping[str, Any]) -> str:
         """A row for a person."""
         (_, first), *rest = row.items()
-        return "  ".join([str(first), *(f"{name} {_short(value)}" for name, value in rest)])
+        return "  ".join([shown(str(first)), *(f"{name} {_short(value)}" for name, value in rest)])
 
     def header_of(self, items: Sequence[Any], outputs: Any) -> Sequence[str]:
         """The first row of a CSV, once there is a first batch."""
@@ -146,7 +152,7 @@ class ImagePredictor(Predictor):
 
     def load(self, item: Any) -> np.ndarray:
         """See `Predictor.load`: uint8 (height, width, channels)."""
-        image = read_image(item, channels=self.spec.image_shape[2])
+        image = read_image(item, channels=self.spec.image_shape[2], remarks=self.remarks)
         with tf.device("CPU"):
             resized: np.ndarray = resize(tf.constant(image), self.spec.image_shape[:2]).numpy()
         return resized
@@ -165,9 +171,9 @@ class ClassLines:
     def lines(self, items: Sequence[Any], outputs: Any) -> Iterator[str]:
         """See `Predictor.lines`."""
         probabilities, names = tf.nn.softmax(outputs).numpy(), self.spec.class_names
-        paths = list(map(str, items))
+        paths = [shown(str(item)) for item in items]
         wide = max(map(len, paths))
-        for path, row in zip(paths, probabilities, strict=True):
+        for item, path, row in zip(items, paths, probabilities, strict=True):
             order = np.argsort(-row, kind="stable")
             label, probability = names[order[0]], float(row[order[0]])
             if self.settings.format == "table":
@@ -177,8 +183,8 @@ class ClassLines:
                 yield csv_row([path, label, probability, *row.tolist()])
             else:
                 every = dict(zip(names, row.tolist(), strict=True))
-                said = {"path": path, "label": label, "probability": probability}
-                yield json.dumps(said | {"probabilities": every})
+                said = {"path": str(item), "label": label, "probability": probability}
+                yield json_line(said | {"probabilities": every})
 
 
 class ImageClassPredictor(ClassLines, ImagePredictor):
@@ -186,15 +192,21 @@ class ImageClassPredictor(ClassLines, ImagePredictor):
 
 
 def find_files(
-    paths: Iterable[str], extensions: tuple[str, ...], *, unit: str
+    paths: Iterable[str],
+    extensions: tuple[str, ...],
+    *,
+    unit: str,
+    left: Remarks | None = None,
 ) -> Iterator[str | DataError]:
     """Yields the files that paths stand for, in order, reading no more paths than it must.
 
     Args:
-        paths: Of files, of folders (every file below them with one of the extensions, sorted), and
-            "-" for more paths, one a line, on standard input.
+        paths: Of files, of folders (every file below them with one of the extensions, sorted, as
+            `tfgpu.data.file_tree` finds them), and "-" for more paths, one a line, on standard
+            input.
         extensions: In lower case.
         unit: What they are called, in the plural.
+        left: Gets what was left out.
 
     Yields:
         A path, or what is wrong with a folder.
@@ -203,9 +215,9 @@ def find_files(
         if path == "-":
             lines = (line.rstrip("\r\n") for line in sys.stdin)
             named = (line for line in lines if line and line != "-")
-            yield from find_files(named, extensions, unit=unit)
+            yield from find_files(named, extensions, unit=unit, left=left)
         elif os.path.isdir(path):
-            yield from _below(path, extensions, unit=unit)
+            yield from _below(path, extensions, unit=unit, left=left)
         else:
             yield path
 
@@ -215,21 +227,22 @@ def find_images(paths: Iterable[str]) -> Iterator[str | DataError]:
     return find_files(paths, EXTENSIONS, unit="images")
 
 
-def _below(folder: str, extensions: tuple[str, ...], *, unit: str) -> Iterator[str | DataError]:
+def _below(
+    folder: str, extensions: tuple[str, ...], *, unit: str, left: Remarks | None = None
+) -> Iterator[str | DataError]:
     problems: list[DataError] = []
-
-    def fail(error: OSError) -> None:
-        problems.append(DataError(f"{error.filename} cannot be read: {error.strerror}"))
-
     empty = True
-    for parent, subfolders, names in os.walk(folder, onerror=fail):
-        subfolders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(extensions) and not name.startswith("."):
-                empty = False
-                yield os.path.join(parent, name)
+    tree = FileTree(extensions, root=folder)
+    for _, path in tree.find([("", folder)], problems.append):
+        empty = False
+        yield path
     if empty and not problems:
-        problems.append(DataError(f"{folder} holds no {unit} ({', '.join(extensions)})"))
+        there = f"; left out: {tree.left}" if tree.left.counts else ""
+        problems.append(
+            DataError(f"{shown(folder)} holds no {unit} ({', '.join(extensions)}){there}")
+        )
+    elif left is not None:
+        left.merge(tree.left.to_json())
     yield from problems
 
 
@@ -257,12 +270,44 @@ def csv_row(cells: Sequence[object]) -> str:
     return text.getvalue()
 
 
+def _text(name: str, value: str, *, line: bool) -> str:
+    """A value of a row as it is written: a path as `shown` has it, all else where it has to be."""
+    if name == "path":
+        return shown(value, line=line)
+    return value if _is_text(value) else shown(value, line=line)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON that any program reads.
+
+    JSON has no way to write bytes that are not UTF-8. A path that has such is written as in a
+    message, and `path_base64` beside it has the bytes.
+    """
+    said: dict[str, Any] = {}
+    for name, value in row.items():
+        said[name] = value
+        if isinstance(value, str) and (text := _text(name, value, line=False)) != value:
+            said[name] = text
+            said[f"{name}_base64"] = base64.b64encode(os.fsencode(value)).decode()
+    return json.dumps(said)
+
+
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
+            if isinstance(value, str):
+                value = _text(name, value, line=True)
             flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
@@ -272,4 +317,4 @@ def _short(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
-    return str(value)
+    return shown(value) if isinstance(value, str) else str(value)

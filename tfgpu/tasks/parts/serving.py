@@ -99,7 +99,7 @@ def plain_serving(spec: Any, kind: str) -> Serving:
 
     def model(trained: keras.Model) -> keras.Model:
         inputs = keras.Input(spec.x.shape, dtype=spec.x.dtype.name, name="inputs")
-        outputs = trained(keras.ops.cast(inputs, "float32"))
+        outputs = trained(keras.ops.cast(inputs, "float32"), training=False)
         named = keras.layers.Activation("linear", dtype="float32", name=OUTPUT)(outputs)
         return keras.Model(inputs, named)
 

@@ -88,11 +88,12 @@ def _inference_model(
     outputs = {}
     if rates:
         every = ops.expand_dims(ops.zeros_like(user), -1) + np.arange(num_items, dtype=np.int32)
-        scores = ops.cast(model({"user": user, "item": every}), "float32")
+        scores = ops.cast(model({"user": user, "item": every}, training=False), "float32")
         outputs[RATING] = ops.take_along_axis(scores, given["item"], axis=1)
         left_out = given["seen"]
     else:
-        scores = ops.cast(model({"user": user, "history": given["history"]}), "float32")
+        x = {"user": user, "history": given["history"]}
+        scores = ops.cast(model(x, training=False), "float32")
         left_out = given["history"]
     # Item 0 is always among what is left out. The number of a row, as a sum: shapes are not known.
     left_out = ops.pad(left_out, ((0, 0), (0, 1)))

@@ -1,0 +1,92 @@
+"""What a user has to know of the files of a data set: what was left, and what looks odd."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from tfgpu.data.file_tree import Remarks
+from tfgpu.data.image_files import Header, remark
+from tfgpu.errors import shown
+
+
+def notes(
+    left: Remarks,
+    paths: Mapping[str, list[str]],
+    headers: list[Header],
+    *,
+    class_names: Iterable[str] = (),
+    linked: bool = False,
+) -> tuple[str, ...]:
+    """A line for each subject of which there is anything to say.
+
+    Args:
+        left: What was left out.
+        paths: The images of each split.
+        headers: Of all of them, in that order.
+        class_names: The names of the classes.
+        linked: Whether a file may be in two splits by links.
+    """
+    every_path = list(itertools.chain(*paths.values()))
+    lines = [f"left out: {left}"] if left.counts else []
+    of_images = Remarks()
+    for path, header in zip(every_path, headers, strict=True):
+        remark(header, path, of_images)
+    if of_images.counts:
+        lines.append(f"images: {of_images}")
+    escaped = [name for name in class_names if name.startswith("$'")]
+    if escaped:
+        lines.append(
+            f"classes: {len(escaped)} with a name that is not UTF-8 or no single line, called "
+            f"{', '.join(escaped[:3])}"
+        )
+    twins = _twins(class_names)
+    if twins:
+        lines.append(
+            f"classes: {len(twins)} of a name that differs from another's in case alone "
+            f"({', '.join(twins[0])}): one class to other systems"
+        )
+    twins = _twins(every_path)
+    if twins:
+        one, other = (shown(os.path.basename(path)) for path in twins[0])
+        lines.append(
+            f"images: {len(twins):,} of a name that differs from another's in case or Unicode form "
+            f"alone ({one}, {other}): are they copies?"
+        )
+    if linked and len(paths) > 1:
+        lines += _shared(paths)
+    return tuple(lines)
+
+
+def _twins(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs that are one name where case and Unicode's normal form do not count."""
+    known: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        first = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
+
+
+def _shared(paths: Mapping[str, list[str]]) -> list[str]:
+    """A line for each split that has files of the training split, by links."""
+    identities = {
+        split: {
+            (status.st_dev, status.st_ino): path
+            for path in some
+            if (status := os.stat(path)).st_ino
+        }
+        for split, some in paths.items()
+    }
+    lines = []
+    for split, others in identities.items():
+        same = [path for identity, path in others.items() if identity in identities["train"]]
+        if split != "train" and same:
+            lines.append(
+                f"{split}: {len(same):,} of {len(others):,} files are those of train, by links "
+                f"({shown(os.path.basename(same[0]))}, ...): figures on them say little"
+            )
+    return lines

@@ -1,0 +1,1 @@
+"""`tfgpu runs`: lists run directories, and says in which settings they differ."""

@@ -1,0 +1,147 @@
+"""How `predict` reads the rows of tables, and shows a class or a number for each."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfgpu.data.columns import MISSING
+from tfgpu.data.csv_source import chunks
+from tfgpu.errors import DataError
+from tfgpu.tasks.parts.predictor import ClassLines, Predictor, csv_row, find_files
+from tfgpu.tasks.tabular.encoder import Encoder, title
+from tfgpu.tasks.tabular.reading import unusual
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A row to be answered; shown as where it stands."""
+
+    place: str
+    x: Mapping[str, np.ndarray]
+
+    def __str__(self) -> str:
+        return self.place
+
+
+class RowPredictor(Predictor):
+    """Reads the rows of CSV files, whose columns are found by their names."""
+
+    extensions = (".csv", ".tsv")
+    unit = "rows"
+
+    def __init__(self, spec: Any, settings: Any):
+        super().__init__(spec, settings)
+        self._encoder = Encoder(spec.fitted)
+        self._unknown: dict[str, list[str]] = collections.defaultdict(list)
+        self._gaps: collections.Counter[str] = collections.Counter()
+
+    def find(self, arguments: Iterable[str]) -> Iterator[Any]:
+        """See `Predictor.find`; at the end, says what is answered without being known."""
+        for file in find_files(arguments, self.extensions, unit=self.unit):
+            try:
+                if isinstance(file, DataError):
+                    yield file
+                else:
+                    yield from self._of_table(file)
+            except DataError as error:
+                yield error
+        for line in unusual(self._unknown, self._gaps):
+            print(f"tfgpu: {line}", file=sys.stderr, flush=True)
+
+    def _of_table(self, file: str) -> Iterator[Any]:
+        encoder = self._encoder
+        for names, rows, lines in chunks(file):
+            for column in encoder.columns:
+                if column not in names:
+                    raise DataError(
+                        f"{file} has no column {column!r}, which the model was trained on; it has "
+                        f"{', '.join(names)}"
+                    )
+            cells = dict(zip(names, zip(*rows, strict=True), strict=True))
+            raw, problems = self._raw(cells, [f"{file}:{line}" for line in lines])
+            x = encoder(raw)
+            good = np.array([i not in problems for i in range(len(rows))])
+            known = {name: each[good] for name, each in raw.items()}
+            of_good = {name: each[good] for name, each in x.items()}
+            for column, found in encoder.unknown(known, of_good).items():
+                self._unknown[column] += found
+            self._gaps.update(encoder.gaps(known))
+            for i, line in enumerate(lines):
+                if i in problems:
+                    yield DataError(problems[i])
+                else:
+                    yield _Row(f"{file}:{line}", {name: each[i] for name, each in x.items()})
+
+    def _raw(
+        self, cells: Mapping[str, Sequence[str]], places: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+        """What the encoder takes, and what is wrong with rows, by their number."""
+        raw: dict[str, np.ndarray] = {}
+        problems: dict[int, str] = {}
+        encoder = self._encoder
+        parts = (*encoder.numbers, *encoder.categories)
+        for position, (name, part) in enumerate(zip(encoder.inputs, parts, strict=True)):
+            column = part["column"]
+            if "index" in part:
+                raise DataError(
+                    f"the model takes {title(part)}, one of several numbers of a column, which no "
+                    "CSV has: use an exported file"
+                )
+            if position >= len(encoder.numbers):
+                stripped = [cell if cell.strip() else "" for cell in cells[column]]
+                raw[name] = np.array([cell.encode() for cell in stripped], object)
+                continue
+            values = np.full(len(places), np.nan, np.float32)
+            for i, cell in enumerate(cells[column]):
+                if cell.strip() in MISSING:
+                    continue
+                try:
+                    values[i] = float(cell)
+                except ValueError:
+                    problems[i] = f"the cell of the column {column!r} is {cell!r}, and no number"
+                if np.isinf(values[i]):
+                    problems[i] = f"the cell of the column {column!r} is infinite ({cell})"
+            raw[name] = values
+        return raw, {i: f"{places[i]}: {problem}" for i, problem in problems.items()}
+
+    def load(self, item: Any) -> Any:
+        """See `Predictor.load`."""
+        return item.x
+
+
+class RowClassPredictor(ClassLines, RowPredictor):
+    """Classifies rows."""
+
+
+class NumberPredictor(RowPredictor):
+    """Gives a number for each row."""
+
+    def header(self) -> Sequence[str]:
+        """See `Predictor.header`."""
+        return ["path", self.spec.fitted["target"]]
+
+    def lines(self, items: Sequence[Any], outputs: Any) -> Iterator[str]:
+        """See `Predictor.lines`."""
+        target = self.spec.fitted["target"]
+        paths = list(map(str, items))
+        wide = max(map(len, paths))
+        for path, value in zip(paths, np.asarray(outputs)[:, 0].tolist(), strict=True):
+            if self.settings.format == "table":
+                yield f"{path:<{wide}}  {target} {value:.6g}"
+            elif self.settings.format == "csv":
+                yield csv_row([path, value])
+            else:
+                yield json.dumps({"path": path, target: value})
+
+
+def predictor(spec: Any, settings: Any) -> Predictor:
+    """The predictor for the goal of a run."""
+    kind = RowClassPredictor if spec.class_names else NumberPredictor
+    return kind(spec, settings)

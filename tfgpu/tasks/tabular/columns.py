@@ -1,0 +1,203 @@
+"""Which columns of a table are learnt from, which is learnt, and as what."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfgpu.data.records import Feature, Records, Schema
+from tfgpu.errors import DataError, RequestError, did_you_mean
+
+GOALS = ("auto", "classification", "regression")
+
+MOST_CLASSES = 20
+"""Different whole numbers of a target that is called a class up to which they are classes."""
+
+_TARGET_NAME = re.compile(r"target|label|class|outcome|y")
+_CLASS_NAME = re.compile(r"(.*_)?(label|class|category|grade)")
+WHOLE = re.compile(r"-?\d+")
+_FLAT = ("number", "class", "id")
+
+
+def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
+    """The column that is learnt: the one that is named, else the only one that is called so.
+
+    Raises:
+        RequestError: There is none, or nothing to learn it from.
+    """
+    unknown = [role for role in given if role != "y"]
+    if unknown:
+        raise RequestError(
+            f"--features={unknown[0]}={given[unknown[0]]}: a table has a target, --target=COLUMN; "
+            "--task_options=numbers=NAME+NAME,categories=NAME+NAME,ignore=NAME says what other "
+            "columns are"
+        )
+    columns = [name for name, each in schema.features.items() if usable(each)]
+    target = given.get("y")
+    if target is None:
+        named = [name for name in columns if _TARGET_NAME.fullmatch(name.lower())]
+        if len(named) != 1:
+            raise RequestError(
+                f"{schema.requested!r} does not say which of its columns is to be learnt "
+                f"({schema.described}): name it with --target=COLUMN"
+            )
+        target = named[0]
+    feature = schema.features[target]
+    if not usable(feature) or feature.shape != ():
+        raise RequestError(
+            f"--target={target}: {target} of {schema.requested!r} is {feature.described}, and a "
+            "target is a number or a class"
+        )
+    if not [name for name in columns if name != target]:
+        raise RequestError(
+            f"{schema.requested!r} has no column of numbers or categories beside the target "
+            f"{target!r}, but {schema.described}"
+        )
+    return {"y": target}
+
+
+def usable(feature: Feature) -> bool:
+    """Whether a column is numbers or categories, or may be."""
+    if feature.kind == "numbers":
+        fixed = len(feature.shape) == 1 and None not in feature.shape
+        return fixed and np.dtype(feature.dtype).kind in "iuf"
+    return feature.kind in _FLAT and feature.shape == ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the options say of columns."""
+
+    numbers: tuple[str, ...]
+    categories: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], schema: Schema, target: str) -> Asked:
+        """Reads the options.
+
+        Raises:
+            RequestError: A name is no column, is named twice, or is the target.
+        """
+        found = {
+            name: tuple(filter(None, options[name].split("+")))
+            for name in ("numbers", "categories", "ignore")
+        }
+        seen: dict[str, str] = {target: "target"}
+        for option, names in found.items():
+            for name in names:
+                if name not in schema.features:
+                    raise RequestError(
+                        f"--task_options={option}={name}: {schema.requested!r} has no column "
+                        f"{name!r}{did_you_mean(name, schema.features)}"
+                    )
+                if name in seen:
+                    raise RequestError(
+                        f"--task_options={option}={name}: {name!r} is in {seen[name]} too; "
+                        "name it once"
+                    )
+                seen[name] = option
+        return cls(**found)
+
+
+def goal_of(target: str, feature: Feature, wanted: str) -> tuple[str, str]:
+    """Whether a target is a class or a number, and why.
+
+    Whole numbers are classes where there are two of them, or up to `MOST_CLASSES` in a column that
+    is called a class, a label, a category or a grade.
+
+    Raises:
+        RequestError: The option is none of `GOALS`.
+        DataError: A class is wanted as a number.
+    """
+    if wanted not in GOALS:
+        raise RequestError(f"--task_options=goal={wanted}: must be one of {', '.join(GOALS)}")
+    count = len(feature.class_names)
+    text = feature.dtype == "string" or (feature.kind == "class" and not _whole(feature))
+    if text and (wanted == "regression" or (wanted == "auto" and feature.stray)):
+        where = f" ({feature.stray})" if feature.stray else ""
+        raise DataError(
+            f"the target {target!r} holds text where a number belongs{where}; take that away, or "
+            "learn a class with --task_options=goal=classification"
+        )
+    if wanted != "auto":
+        return wanted, "as asked for"
+    if text:
+        return "classification", "it holds text"
+    if count == 2:
+        return "classification", "two whole numbers"
+    if 0 < count <= MOST_CLASSES and _CLASS_NAME.fullmatch(target.lower()):
+        return "classification", f"{count} whole numbers in a column of that name"
+    return "regression", f"{count} whole numbers" if count else "numbers"
+
+
+def _whole(feature: Feature) -> bool:
+    return all(WHOLE.fullmatch(name) for name in feature.class_names)
+
+
+def load(records: Records, names: tuple[str, ...], schema: Schema) -> dict[str, np.ndarray]:
+    """Columns of all records, with what is missing.
+
+    Returns:
+        By name (n,), or of several numbers (n, k): float64 with NaN, or bytes with b"".
+    """
+    found = records.with_missing().load(names) if names else {}
+    for name in names:
+        feature = schema.features[name]
+        if feature.kind == "class":
+            table = np.array([*map(str.encode, feature.class_names), b""], object)
+            # -1, what is missing, is the last.
+            found[name] = table[found[name]]
+    return found
+
+
+def as_strings(values: np.ndarray) -> np.ndarray:
+    """(n,) of bytes: whole numbers as Python writes them, "" for NaN."""
+    if values.dtype.kind in "iu":
+        return np.array([b"%d" % each for each in values.tolist()], object)
+    if values.dtype.kind == "f":
+        cells = values.tolist()
+        return np.array([_string(each) for each in cells], object)
+    if values.dtype.kind == "b":
+        return np.array([b"True" if each else b"False" for each in values.tolist()], object)
+    return values.astype(object)
+
+
+def _string(value: float) -> bytes:
+    if np.isnan(value):
+        return b""
+    return (str(int(value)) if value.is_integer() else repr(value)).encode()
+
+
+def as_numbers(values: np.ndarray, name: str, feature: Feature) -> np.ndarray:
+    """float64 of the same shape, NaN where it is missing.
+
+    Raises:
+        DataError: One is not a number, or is infinite.
+    """
+    if values.dtype.kind in "OSU":
+        try:
+            values = np.array([float(each or b"nan") for each in values.tolist()])
+        except ValueError:
+            wrong = next(each for each in values.tolist() if each and not _is_number(each))
+            where = feature.stray or repr(wrong.decode(errors="replace"))
+            raise DataError(
+                f"the column {name!r} holds text where a number belongs ({where})"
+            ) from None
+    numbers = values.astype(np.float64)
+    if np.isinf(numbers).any():
+        row = int(np.argwhere(np.isinf(numbers))[0][0])
+        raise DataError(f"the column {name!r} is infinite in row {row + 1} of a split")
+    return numbers
+
+
+def _is_number(cell: bytes) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
