@@ -132,6 +132,7 @@ def _device(kind: str, found: dict[str, Any]) -> str:
         cells = " | ".join(str(count or "") for count in counts)
         lines.append(f"| [{CLAIMS[name][0]}](#{_anchor(kind, name)}) | {cells} |")
     lines += ["", "The numbers are of rows in the tables below.", ""]
+    lines += _beside(found)
     shown = pictures(kind, found)
     if "ratios" in shown:
         lines += [f"![{shown['ratios']}](evidence_{kind}_ratios.png)", ""]
@@ -143,6 +144,22 @@ def _device(kind: str, found: dict[str, Any]) -> str:
         lines += [_line(row) for row in claim["rows"]]
         lines += ["", _measured_on(claim), ""]
     return "\n".join(lines) + "\n"
+
+
+def _beside(found: dict[str, Any]) -> list[str]:
+    """Says of the device's claims that other work ran beside them, where it did."""
+    loads = [(max(c["load"]), int(c["cpu"].split()[-2])) for c in found.values() if c["load"][0]]
+    # What is measured makes a load of its own, of about the cores.
+    busy = [(load, cores) for load, cores in loads if load > 2 * cores + 1]
+    if not busy:
+        return []
+    load, cores = max(busy)
+    return [
+        f"**Other work ran beside {len(busy)} of the {len(found)} claims** (load of up to "
+        f"{load:.0f} on {cores} cores): intervals are wide, and what needs several cores at once looks worse "
+        "than it is.",
+        "",
+    ]
 
 
 def _title(kind: str, name: str) -> str:

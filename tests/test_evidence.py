@@ -151,6 +151,14 @@ def test_each_row_says_figure_interval_n_claim_and_verdict():
     assert "| 1 | 1 | 1 |" in page, "the counts of the claim"
 
 
+def test_the_page_says_when_other_work_ran_beside_it():
+    found = record(rows.row("share", [0.1] * 9, unit=""))
+    assert "Other work" not in evidence_page.page(found)
+    found["devices"]["gpu"]["graph"]["load"] = [0.5, 40.0]
+    said = "**Other work ran beside 1 of the 1 claims** (load of up to 40 on 16 cores)"
+    assert said in evidence_page.page(found)
+
+
 def test_a_claim_that_fails_says_why_and_stops_nothing():
     def broken():
         raise RuntimeError("no\nsuch thing")
