@@ -156,8 +156,8 @@ def _beside(found: dict[str, Any]) -> list[str]:
     load, cores = max(busy)
     return [
         f"**Other work ran beside {len(busy)} of the {len(found)} claims** (load of up to "
-        f"{load:.0f} on {cores} cores): intervals are wide, and what needs several cores at once looks worse "
-        "than it is.",
+        f"{load:.0f} on {cores} cores): intervals are wide, and what needs several cores at once "
+        "looks worse than it is.",
         "",
     ]
 
