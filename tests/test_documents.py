@@ -84,6 +84,12 @@ def test_every_page_is_in_the_readme():
     assert {page.name for page in DOCS} <= linked
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = re.findall(r": ([\w-]+\.md)$", _text(ROOT / "mkdocs.yml"), re.MULTILINE)
+    assert {page.name for page in DOCS} <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
 def test_every_picture_is_shown():
     shown = "".join(_text(page) for page in [README, *DOCS])
     for picture in (ROOT / "docs").glob("*.png"):

@@ -20,11 +20,20 @@ MODULE_OF = {
     "grpcio": "grpc",
     "keras-rs": "keras_rs",
     "keras-tuner": "keras_tuner",
+    "nvidia-ml-py": "pynvml",
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
     "PyYAML": "yaml",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
+}
+
+# Modules that import what an extra brings, and that extra.
+OPTIONAL = {
+    "hardware_monitor": "hardware",
+    "image_files": "heic",
+    "parquet_source": "parquet",
+    "recommenders": "recommendation",
 }
 
 
@@ -68,8 +77,8 @@ def test_every_import_of_the_package_is_declared(setup_call):
         name: declared | _modules(setup_call["extras_require"][name])
         for name in ("tune", "plots", "export", "kubernetes", "ray", "recommendation")
     }
-    extra["recommenders"] = extra["recommendation"]
-    extra["image_files"] = declared | _modules(setup_call["extras_require"]["heic"])
+    for module, name in OPTIONAL.items():
+        extra[module] = declared | _modules(setup_call["extras_require"][name])
     for path in _sources("tfgpu"):
         allowed = extra.get(path.stem, declared)
         if path.parent.name in ("export", "tune"):
