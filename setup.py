@@ -21,6 +21,9 @@ INSTALL_REQUIRES = [
     f"tensorflow{TENSORFLOW_BOUND}",
     "keras>=3.10,<3.16",
     "tensorflow-datasets>=4.9.10",
+    # That of tensorflow-datasets; 1.18 and newer do not work beside TensorFlow 2.19, though pip
+    # installs them.
+    "tensorflow-metadata>=1.17.3",
     # tensorflow-datasets 4.9.10 imports it and declares it for Python < 3.9 alone.
     "importlib_resources>=6.4.0",
     # TensorFlow 2.21 no longer depends on it, and tf.summary raises without it.

@@ -3,7 +3,7 @@
     python experiments/hardware_sampling_cost.py
 
 Trains without samples, with one every 2 s (the default of `--hardware_interval`) and with 50 a
-second, in processes of their own that take turns of one epoch of CIFAR-10's size, and compares
+second, in processes of their own that take turns of 20 steps, and compares
 neighbours. Then takes samples alone, for the processor time of one. Takes about three minutes.
 Writes `experiments/results/hardware_sampling_cost.json`; see `versus.py` for how it is measured.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from versus import TrainingProcess, arguments, compare, interleave, machine, spread, write
 
-STEPS = 98
+STEPS = 20
 INTERVALS = {"off": None, "2 s": 2.0, "0.02 s": 0.02}
 SAMPLES = 300
 

@@ -138,6 +138,20 @@ def test_one_file_in_two_classes_is_refused(folder):
         open_folder(str(folder))
 
 
+def test_one_folder_for_two_classes_is_refused(folder):
+    (folder / "wolf").symlink_to(folder / "dog")
+    with pytest.raises(DataError, match=r"wolf leads to .*dog in .* another class"):
+        open_folder(str(folder))
+
+
+def test_a_test_split_that_is_a_link_to_train_is_counted(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    for split in ("train", "test"):
+        (root / split).symlink_to(folder)
+    (note,) = open_folder(str(root)).notes
+    assert note.startswith("test: 8 of 8 files are those of train")
+
+
 def test_files_of_train_that_are_linked_into_test_are_counted(tmp_path):
     for name in ("cat", "dog"):
         for i in range(3):

@@ -375,3 +375,22 @@ def test_a_place_that_cannot_be_written_is_refused(place, tmp_path, capsys):
     code, said = refused(capsys, place, f"--out={tmp_path / 'file' / 'out'}", "--formats=keras")
     assert code == 2
     assert "--out=" in said and "cannot be written" in said
+
+
+def test_a_dry_run_names_the_files_and_writes_none(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.onnx").write_bytes(b"earlier")
+    argv = [f"--run_dir={place / 'run'}", f"--out={out}", "--formats=onnx,saved_model"]
+    assert command(export.main, *argv, "--dry_run") == 0
+    said = capsys.readouterr().out.splitlines()
+    listed = said[said.index(f"would write to {out}:") + 1 :]
+    assert listed[:4] == [
+        "  saved_model/N",
+        "  model.onnx  (replaces the one there)",
+        "  labels.txt",
+        "  export.json",
+    ]
+    assert any(line.split() == ["--formats=saved_model,onnx", "given"] for line in said)
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+    assert (out / "model.onnx").read_bytes() == b"earlier"

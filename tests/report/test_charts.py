@@ -90,7 +90,7 @@ def test_an_object_of_any_task_becomes_tables():
     assert made["digits: classes"].rows == [["cat", "-", "-"], ["dog", "0.25", "true"]]
     # The classes name the rows of a matrix with as many.
     matrix = made["digits: confusion matrix"]
-    assert matrix.head == ["row", "cat", "dog"]
+    assert matrix.head == ["row \\ column", "cat", "dog"]
     assert matrix.rows == [["cat", "1", "2"], ["dog", "3", "4"]]
     assert made["digits: by time"].rows == [["week", "1"]]
     assert len(made) == 4

@@ -1,6 +1,7 @@
 """What `tfgpu train` says without training, the report it ends with, and samples beside it."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from reported_runs import check
 from trained_runs import argv_of, command, everything, the_line
 
 from tfgpu.artifacts import event_files
+from tfgpu.artifacts.run_files import RunFiles
 
 pytestmark = [
     pytest.mark.usefixtures("here"),
@@ -121,3 +123,17 @@ def test_sampling_the_hardware_leaves_the_bits_alone(run):
     assert often.values == never.values
     for one, other in zip(often.weights, never.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_the_command_that_goes_on_does_and_the_report_follows(cut):
+    run = RunFiles.read(cut)
+    assert run.status == "failed"  # It ends like a process that is killed, and is one of ours.
+    program, name, *argv = shlex.split(run.continue_command)
+    assert (program, name) == ("tfgpu", "train")
+    assert command(*argv, "--report") == 0
+    run = RunFiles.read(cut)
+    assert (run.status, run.continue_command) == ("finished", None)
+    assert check((cut / "report.html").read_text()).text.count("finished") >= 1
+    # What was given when it began is known still.
+    assert run.environment["given"]["batch_size"]

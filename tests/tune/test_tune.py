@@ -80,6 +80,20 @@ def refusal(tensorflow, tmp_path, data_dir, monkeypatch):
     return refusal
 
 
+def test_a_dry_run_tells_the_space_and_the_files_and_writes_nothing(refusal, tmp_path, capsys):
+    from tfgpu.tune import run
+
+    before = sorted(tmp_path.rglob("*"))
+    config = flags.parse([*refusal.argv(final_seeds=2), "--dry_run"], command="tune")
+    assert run.run(config, console=Console(progress="none")) == {}
+    said = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "  batch_size: [32, 64]\n  learning_rate: from 0.005" in said
+    assert "they are compared by val_accuracy: more of it is better" in said
+    assert "would make search, with:\n  search.json\n" in said and "  final/\n" in said
+    assert any(line.split() == ["--tuner=random", "given"] for line in said.splitlines())
+
+
 @pytest.fixture
 def search(tmp_path, data_dir):
     """Starts `tfgpu tune`; ends what is left of it."""

@@ -126,7 +126,8 @@ class RunFiles:
         if self.status not in (FAILED, INTERRUPTED):
             return None
         said = [line for line in self.log if line.startswith("tfgpu: ")]
-        return said[-1].removeprefix("tfgpu: ") if said else None
+        # How to go on is `continue_command`.
+        return said[-1].removeprefix("tfgpu: ").partition("; continue with: ")[0] if said else None
 
     @functools.cached_property
     def metric_names(self) -> tuple[str, ...]:

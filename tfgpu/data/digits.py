@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tfgpu.data import preparation, tfds_source
 from tfgpu.data.records import Source
+from tfgpu.data.tfds_import import tfds
 from tfgpu.errors import DataError
 
 _NUM_TEST = 360

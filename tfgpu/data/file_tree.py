@@ -165,6 +165,7 @@ class FileTree:
         if os.path.isdir(self._root):
             self._known[_identity(os.stat(self._root))] = "", self._root
         for key, folder in folders:
+            self.has_links |= os.path.islink(folder)
             yield from self._below(key, folder, fail, named=folder == self._root)
         while self._links:
             key, path = self._links.popleft()

@@ -108,7 +108,8 @@ def open_folder(path: str) -> Source:
             {split: paths for split, (paths, _) in files.items()},
             headers,
             class_names=class_names,
-            linked=any(tree.has_links for tree in trees.values()),
+            linked=any(tree.has_links for tree in trees.values())
+            or any(map(os.path.islink, split_dirs.values())),
         ),
     )
 
@@ -127,12 +128,17 @@ def image_feature(paths: list[str], headers: list[Header]) -> Feature:
     )
 
 
-def find_images(directory: str, tree: FileTree) -> list[str]:
+def find_images(directory: str, tree: FileTree | None = None) -> list[str]:
     """Returns the image files below a directory, at any depth, sorted.
+
+    Args:
+        directory: Where to look.
+        tree: Finds them, and has what it left; None where nobody wants to know.
 
     Raises:
         DataError: A directory cannot be read.
     """
+    tree = tree or FileTree(EXTENSIONS, root=directory)
     return _sorted(path for _, path in tree.find([("", directory)]))
 
 
@@ -180,6 +186,14 @@ def _check_classes(
             "two to tell apart"
         )
     for split, classes in found.items():
+        conflicts = trees[split].conflicts
+        if conflicts:
+            one, other = (os.path.relpath(each, directories[split]) for each in conflicts[0])
+            more = f" (and {len(conflicts) - 1:,} more such)" if len(conflicts) > 1 else ""
+            raise DataError(
+                f"{shown(one)} leads to {shown(other)} in {shown(directories[split])}, which is of "
+                f"another class{more}: take one of the two away"
+            )
         for name, images in classes.items():
             directory = os.path.join(shown(directories[split]), name)
             if name not in class_names:
@@ -195,14 +209,6 @@ def _check_classes(
                 )
         if not classes:
             raise DataError(f"the folder {shown(directories[split])} holds no folder of a class")
-        conflicts = trees[split].conflicts
-        if conflicts:
-            one, other = (os.path.relpath(each, directories[split]) for each in conflicts[0])
-            more = f" (and {len(conflicts) - 1:,} more such)" if len(conflicts) > 1 else ""
-            raise DataError(
-                f"{shown(one)} leads to {shown(other)} in {shown(directories[split])}, which is of "
-                f"another class{more}: take one of the two away"
-            )
 
 
 def _other_size(paths: list[str], headers: list[Header]) -> str:

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
 from tfgpu.data import preparation
 from tfgpu.data.examples import python_op
 from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.data.tfds_import import tfds
 from tfgpu.data.tfrecord_index import TFRecordFiles
 from tfgpu.errors import DataError, RequestError, WorkError
 

@@ -117,7 +117,7 @@ def _of_records(caption: str, records: Sequence[Mapping[str, Any]]) -> Table:
 
 def _of_matrix(caption: str, matrix: Sequence[Sequence[Any]], labels: Sequence[str]) -> Table:
     square = len(matrix[0]) == len(matrix)
-    head = ["row", *(labels if square else [str(n) for n in range(len(matrix[0]))])]
+    head = ["row \\ column", *(labels if square else [str(n) for n in range(len(matrix[0]))])]
     rows = [[label, *map(text, row)] for label, row in zip(labels, matrix, strict=False)]
     return Table(caption, head, rows[:MOST_ROWS], _left_out(len(rows)), folded=len(rows) > 12)
 

@@ -26,6 +26,9 @@ _FLAT = ("number", "class", "id")
 def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
     """The column that is learnt: the one that is named, else the only one that is called so.
 
+    Only a table of nothing but numbers, categories and ids is one without a name from the user:
+    beside a text or an image, a label is probably theirs.
+
     Raises:
         RequestError: There is none, or nothing to learn it from.
     """
@@ -40,7 +43,7 @@ def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
     target = given.get("y")
     if target is None:
         named = [name for name in columns if _TARGET_NAME.fullmatch(name.lower())]
-        if len(named) != 1:
+        if len(named) != 1 or len(columns) < len(schema.features):
             raise RequestError(
                 f"{schema.requested!r} does not say which of its columns is to be learnt "
                 f"({schema.described}): name it with --target=COLUMN"
@@ -83,10 +86,12 @@ class Asked:
         Raises:
             RequestError: A name is no column, is named twice, or is the target.
         """
-        found = {
-            name: tuple(filter(None, options[name].split("+")))
-            for name in ("numbers", "categories", "ignore")
-        }
+        found = {}
+        for name in ("numbers", "categories", "ignore"):
+            text = options[name]
+            # A name may have a "+" of its own.
+            names = [text] if text in schema.features else text.split("+")
+            found[name] = tuple(filter(None, names))
         seen: dict[str, str] = {target: "target"}
         for option, names in found.items():
             for name in names:

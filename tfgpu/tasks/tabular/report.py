@@ -13,7 +13,6 @@ from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import Outputs
 
 _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
-_POINTS = 2000  # In a chart.
 _SHOWN = 16  # Rows that TensorBoard gets.
 
 
@@ -134,15 +133,15 @@ class NumberReport(Report):
     def files(self, result: Mapping[str, Any]) -> Mapping[str, bytes]:
         """See `Report.files`: predicted over true values, where matplotlib is installed."""
         try:
-            from matplotlib.figure import Figure
-
             from tfgpu.tasks.parts import plots
         except ImportError as error:
             if error.name is None or not error.name.startswith("matplotlib"):
                 raise
             return {}
         targets, errors = self._errors()
-        return {"predicted.png": plots.png(_drawn(Figure, targets, targets + errors, result))}
+        title = f"R2 {result['r2']:.4f}"
+        figure = plots.predicted(targets, targets + errors, name=result["target"], title=title)
+        return {"predicted.png": plots.png(figure)}
 
     def batch(self, x: Any, y: Any) -> Mapping[str, Picture]:
         """See `Report.batch`."""
@@ -158,19 +157,6 @@ class NumberReport(Report):
         rows = [(str(i), f"{targets[i]:.6g}", f"{found[i]:.6g}") for i in worst.tolist()]
         text = _table(("row", self.spec.fitted["target"], "predicted"), rows)
         return {"mistakes": Picture(text, "The rows that the model is furthest off at.")}
-
-
-def _drawn(figure_of: Any, targets: np.ndarray, found: np.ndarray, result: Any) -> Any:
-    """A scatter of predicted over true values."""
-    # The same rows each time.
-    some = np.random.RandomState(0).permutation(len(targets))[:_POINTS]
-    figure = figure_of(figsize=(5, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(targets[some], found[some], ".", alpha=0.4)
-    low, high = float(targets.min()), float(targets.max())
-    axes.plot([low, high], [low, high], "--", color="grey")
-    axes.set(xlabel=result["target"], ylabel="predicted", title=f"R2 {result['r2']:.4f}")
-    return figure
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
