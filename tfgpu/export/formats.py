@@ -146,9 +146,11 @@ def write_litert_int8(source: Source, path: Path) -> None:
     calibration = source.calibration
     assert calibration is not None
 
-    def representative() -> Iterator[list[np.ndarray]]:
-        for one in zip(*(calibration[spec.name] for spec in source.signature), strict=True):
-            yield [each[None] for each in one]
+    def representative() -> Iterator[dict[str, np.ndarray]]:
+        names = [spec.name for spec in source.signature]
+        for one in zip(*(calibration[name] for name in names), strict=True):
+            # By name: the file's inputs have an order of their own.
+            yield {name: each[None] for name, each in zip(names, one, strict=True)}
 
     _convert_litert(
         source,
