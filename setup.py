@@ -42,6 +42,8 @@ INSTALL_REQUIRES = [
     "rich>=13.7.0",
     # The images of the `digits` data set.
     "scikit-learn>=1.5.0",
+    # Resamples recordings; scikit-learn needs it too.
+    "scipy>=1.13.1",
 ]
 
 PLOTS = ["matplotlib>=3.11.0"]

@@ -120,6 +120,13 @@ def test_int8_covers_the_convolutions(report):
     assert files["litert_int8"]["weights_bytes"] <= 0.3 * files["litert"]["weights_bytes"]
 
 
+def test_the_float16_file_takes_half_the_bytes_and_computes_nearly_the_same(report):
+    files = {each["format"]: each for each in report["files"]}
+    half, full = files["litert_float16"], files["litert"]
+    assert 0.45 < half["weights_bytes"] / full["weights_bytes"] < 0.55
+    assert full["max_difference"] < half["max_difference"] < 1e-2
+
+
 def test_the_keras_file_names_no_class_of_tfgpu(out):
     with zipfile.ZipFile(out / "model.keras") as archive:
         assert b"tfgpu" not in archive.read("config.json")
@@ -239,6 +246,8 @@ def compared(difference, right):
         ("onnx", 1e-4, 90, True),
         ("onnx", 1.01e-4, 90, False),
         ("onnx", float("nan"), 90, False),
+        ("litert_float16", 0.5, 89, True),
+        ("litert_float16", 0.5, 88, False),
         ("litert_int8", 0.5, 89, True),
         ("litert_int8", 0.5, 88, False),
         ("litert_int8", 0.5, 92, False),

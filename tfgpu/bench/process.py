@@ -10,13 +10,33 @@ whose "kind" names a method and whose other members are its arguments.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tfgpu.bench import interleaved_timing
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli import startup
 from tfgpu.errors import Error, WorkError
+
+
+def start(
+    kind: str, config: BenchSettings, environment: Mapping[str, str] | None = None
+) -> interleaved_timing.MeasuredProcess:
+    """Starts a measured process; its first answer says that TensorFlow is imported.
+
+    Args:
+        kind: "trial" or "machine".
+        config: What it measures.
+        environment: Variables to add to those of this process.
+    """
+    variables = startup.child_environment({**os.environ, **(environment or {})})
+    variables.pop("TF_CONFIG", None)
+    # Several are alive at once, and TensorFlow takes all memory of a GPU that is split into parts.
+    variables.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
+    return interleaved_timing.MeasuredProcess(command, environment=variables)
 
 
 def failure(error: Exception) -> dict[str, Any]:

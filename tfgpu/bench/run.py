@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,12 +12,12 @@ from typing import Any
 
 from tfgpu import errors
 from tfgpu.bench import factors, report, verdict
+from tfgpu.bench import process as process_lib
 from tfgpu.bench.factors import Cell
 from tfgpu.bench.interleaved_timing import MeasuredProcess, MeasurementFailed
 from tfgpu.bench.report import Result
 from tfgpu.bench.settings import BenchSettings
 from tfgpu.cli.console import Console, Countdown
-from tfgpu.cli.startup import child_environment
 from tfgpu.machine import hardware
 from tfgpu.machine.runtime import PRECISIONS
 
@@ -134,10 +131,7 @@ def _removed_on_error(directory: Path) -> Iterator[Path]:
 def _process(
     kind: str, config: BenchSettings, environment: dict[str, str]
 ) -> contextlib.closing[MeasuredProcess]:
-    variables = child_environment(os.environ | environment)
-    variables.pop("TF_CONFIG", None)
-    command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
-    return contextlib.closing(MeasuredProcess(command, environment=variables))
+    return contextlib.closing(process_lib.start(kind, config, environment))
 
 
 def _ask(process: MeasuredProcess, **request: Any) -> Any:

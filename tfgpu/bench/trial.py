@@ -27,6 +27,7 @@ from tfgpu.data.inputs import (
     training_batches,
     with_others,
 )
+from tfgpu.engine import all_reduce
 from tfgpu.engine.batches import Batches, BatchIterator
 from tfgpu.errors import RequestError
 from tfgpu.machine import flops as flops_lib
@@ -88,6 +89,18 @@ class Trial:
         self._batches: DeviceDataset | None = None
         self._running: _Running | None = None
         self._held: dict[int, _Running] = {}
+
+    def allow_tensor_float_32(self, allowed: bool) -> None:
+        """Says whether float32 products may be computed in TF32; TensorFlow's default is yes."""
+        tf.config.experimental.enable_tensor_float_32_execution(allowed)
+
+    def run_eagerly(self) -> None:
+        """Runs one operation after another from Python, without a graph; before `build`."""
+        self.model.run_eagerly = True
+
+    def leave_out_exchange(self) -> None:
+        """Replicas stop to exchange gradients, and learn each by itself; before `build`."""
+        all_reduce.exchanging = False
 
     def build(self) -> dict[str, Any]:
         """Loads resident data, traces and compiles the training step.

@@ -3,8 +3,8 @@
     PATH/{train,test}/CLASS/*.png      or      PATH/CLASS/*.png
 
 With directories `images` and `masks` in the place of those of classes it is
-`tfgpu.data.mask_folder`'s. Which of `train`, `test`, `validation` (or `val`) is the test split,
-`tfgpu.tasks.loading` decides.
+`tfgpu.data.mask_folder`'s, with WAV files and no images `tfgpu.data.wav_folder`'s. Which of
+`train`, `test`, `validation` (or `val`) is the test split, `tfgpu.tasks.loading` decides.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from tfgpu.data.file_notes import notes
 from tfgpu.data.file_tree import FileTree, Remarks, is_of_system, subdirectories
 from tfgpu.data.image_files import EXTENSIONS, Header, read_headers, read_image
 from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.data.wav_folder import holds_recordings, open_wav_folders
 from tfgpu.errors import DataError, shown
 
 _SPLIT_DIRS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val")}
@@ -36,7 +37,8 @@ def open_folder(path: str) -> Source:
         path: Holds `train` (and `test`, `validation` or `val`) with one directory a class each, or
             the directories of the classes themselves. Images lie in them at any depth; files that
             are not images by their extension are left. With `images` and `masks` instead:
-            see `tfgpu.data.mask_folder`.
+            see `tfgpu.data.mask_folder`. With WAV files and no images: see
+            `tfgpu.data.wav_folder`.
 
     Raises:
         DataError: The directory or an image cannot be read, or there are fewer than two classes,
@@ -65,6 +67,8 @@ def open_folder(path: str) -> Source:
         from tfgpu.data.mask_folder import open_mask_folders
 
         return open_mask_folders(path, root, split_dirs, left)
+    if holds_recordings(split_dirs["train"], others=EXTENSIONS):
+        return open_wav_folders(path, root, split_dirs)
     trees = {split: FileTree(EXTENSIONS, root=directory) for split, directory in split_dirs.items()}
     found = {
         split: _find_classes(directory, trees[split], left)

@@ -356,7 +356,7 @@ def _batches(
             read = (draws, *batch_of(positions))
         elif shard is None:  # Those to mix with are in it, each a row before.
             own = batch_of(positions[:, 0])
-            read = (draws, *own, *(tf.roll(part, 1, axis=0) for part in own))
+            read = (draws, *own, *tf.nest.map_structure(lambda part: tf.roll(part, 1, 0), own))
         else:  # They may be another process's rows.
             read = (draws, *batch_of(positions[:, 0]), *batch_of(positions[:, 1]))
         return read if shard is None else shard._replace(data=read)

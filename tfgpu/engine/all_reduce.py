@@ -21,6 +21,10 @@ BUCKET_BYTES = 4 << 20
 MOST_BUCKETS = 32
 """Of a step, about: with more bytes the buckets are larger, since each pays the latency."""
 
+exchanging = True
+"""Set to False before the step is traced, replicas keep their own values in the place of the sums:
+what is learnt is wrong, and what the exchange costs can be measured."""
+
 
 def buckets(tensors: Sequence[Any], *, bucket_bytes: int | None = None) -> list[list[int]]:
     """Which tensors travel together, in the order in which they travel.
@@ -72,7 +76,7 @@ def sum_over_replicas(
         tensors: Of the same shape on each replica; None entries stay None.
         statistics: Is told how long it takes, where that can be seen.
     """
-    if context.num_replicas_in_sync == 1:
+    if context.num_replicas_in_sync == 1 or not exchanging:
         return list(tensors)
     together = buckets(tensors)
     vectors = [_end_to_end([tensors[i] for i in bucket]) for bucket in together]

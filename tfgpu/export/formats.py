@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,17 @@ def write_litert(source: Source, path: Path) -> None:
     _convert_litert(source, path, operators=tf.lite.OpsSet.TFLITE_BUILTINS)
 
 
+def write_litert_float16(source: Source, path: Path) -> None:
+    """Writes a LiteRT file whose weights are float16; it computes in what the device has."""
+    _convert_litert(
+        source,
+        path,
+        operators=tf.lite.OpsSet.TFLITE_BUILTINS,
+        types=[tf.float16],
+        optimizations=[tf.lite.Optimize.DEFAULT],
+    )
+
+
 def write_litert_int8(source: Source, path: Path) -> None:
     """Writes a LiteRT file that computes in int8; inputs and outputs stay as they are.
 
@@ -135,9 +146,11 @@ def write_litert_int8(source: Source, path: Path) -> None:
     calibration = source.calibration
     assert calibration is not None
 
-    def representative() -> Iterator[list[np.ndarray]]:
-        for one in zip(*(calibration[spec.name] for spec in source.signature), strict=True):
-            yield [each[None] for each in one]
+    def representative() -> Iterator[dict[str, np.ndarray]]:
+        names = [spec.name for spec in source.signature]
+        for one in zip(*(calibration[name] for name in names), strict=True):
+            # By name: the file's inputs have an order of their own.
+            yield {name: each[None] for name, each in zip(names, one, strict=True)}
 
     _convert_litert(
         source,
@@ -150,14 +163,22 @@ def write_litert_int8(source: Source, path: Path) -> None:
 
 
 def _convert_litert(
-    source: Source, path: Path, *, operators: tf.lite.OpsSet, **options: Any
+    source: Source,
+    path: Path,
+    *,
+    operators: tf.lite.OpsSet,
+    types: Sequence[tf.DType] = (),
+    **options: Any,
 ) -> None:
+    target: dict[str, Any] = {"supported_ops": [operators]}
+    if types:
+        target["supported_types"] = list(types)
     source.named.export(
         path,
         format="litert",
         verbose=False,
         input_signature=source.exported,
-        target_spec={"supported_ops": [operators]},
+        target_spec=target,
         **options,
     )
     with zipfile.ZipFile(path, "a") as archive:
@@ -171,6 +192,7 @@ _WRITERS = {
     "saved_model": write_saved_model,
     "onnx": write_onnx,
     "litert": write_litert,
+    "litert_float16": write_litert_float16,
     "litert_int8": write_litert_int8,
 }
 

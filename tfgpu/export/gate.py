@@ -19,6 +19,8 @@ from tfgpu.tasks.parts.serving import Serving
 THROUGHPUT_BATCH = 64
 LATENCY_CALLS = 200
 """Enough for a 99th percentile that two calls lie above."""
+ROUNDED = ("litert_float16", "litert_int8")
+"""Formats of other numbers than the model's, which are compared by accuracy."""
 SECONDS = 2.0
 """For each of the two measurements at most, after three calls that do not count."""
 
@@ -206,7 +208,7 @@ def verdict(
         found: How it did.
         reference: How the Keras model did.
         max_difference: Between outputs, of a file in float32.
-        max_accuracy_difference: Between mean scores, of a file in int8.
+        max_accuracy_difference: Between mean scores, of a file in `ROUNDED`.
         unit: What an output is called.
         measure: What the score is called.
 
@@ -214,7 +216,7 @@ def verdict(
         A sentence, or "" when nothing is.
     """
     # Written so that a NaN is wrong.
-    if kind == "litert_int8":
+    if kind in ROUNDED:
         if np.isnan(found.max_difference):
             return f"{unit} is not a number"
         apart = abs(found.right - reference.right)

@@ -12,11 +12,12 @@ from tfgpu.errors import RequestError
 NEEDS = {
     "onnx": ("onnx", "tf2onnx", "onnxruntime"),
     "litert": ("ai_edge_litert",),
+    "litert_float16": ("ai_edge_litert",),
     "litert_int8": ("ai_edge_litert",),
 }
 """Modules by format: what writes it, and the runtime that it is compared in."""
 
-KERAS = {"litert": (3, 13), "litert_int8": (3, 13)}
+KERAS = {"litert": (3, 13), "litert_float16": (3, 13), "litert_int8": (3, 13)}
 """The oldest Keras whose `export` writes a format."""
 
 

@@ -82,6 +82,7 @@ LOADERS = {
     "saved_model": load_saved_model,
     "onnx": load_onnx,
     "litert": load_litert,
+    "litert_float16": load_litert,
     "litert_int8": load_litert,
 }
 """What loads a file, by format."""

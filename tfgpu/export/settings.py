@@ -10,6 +10,7 @@ EXPORT_FILES = {
     "saved_model": "saved_model",
     "onnx": "model.onnx",
     "litert": "model.tflite",
+    "litert_float16": "model_float16.tflite",
     "litert_int8": "model_int8.tflite",
 }
 """The name of the file, by format."""
@@ -39,12 +40,12 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
     )
     """Where the files and export.json go."""
     max_difference: float = number(1e-4, minimum=0, instead="1e-4 is the default")
-    """Between the probabilities of a float file and those of the Keras model; a file with a
+    """Between the probabilities of a float32 file and those of the Keras model; a file with a
     greater one is kept as NAME.rejected."""
     max_accuracy_difference: float = number(
         0.01, minimum=0, instead="0.01 is one point, the default", values="FRACTION"
     )
-    """The same for an int8 file, between accuracies: 0.01 is one point."""
+    """The same for a float16 or an int8 file, between accuracies: 0.01 is one point."""
     calibration_examples: int = whole(256, 1, "256 is the default")
     """Training images from which the ranges of int8 values are taken."""
     dry_run: bool = truth(False, on_resume="ignored")

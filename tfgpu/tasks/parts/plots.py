@@ -1,4 +1,4 @@
-"""Charts of what a model predicts: confusion matrix, reliability diagram, predicted values.
+"""Charts of an evaluation: confusion matrix and reliability diagram, or predicted over true.
 
 Importing this needs matplotlib (the extra `plots`).
 """
@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _READABLE = 25  # Classes up to which each cell shows its number and each class its name.
-_POINTS = 2000  # In a chart.
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, bytes]:
@@ -40,26 +39,6 @@ def png(figure: Figure) -> bytes:
     # The version of matplotlib in the file would make equal results differ.
     FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
     return file.getvalue()
-
-
-def predicted(targets: np.ndarray, found: np.ndarray, *, name: str, title: str) -> Figure:
-    """Draws predicted over true values.
-
-    Args:
-        targets: Shape (n,).
-        found: The same, of the model.
-        name: Of the target.
-        title: Above it.
-    """
-    # The same rows each time.
-    some = np.random.RandomState(0).permutation(len(targets))[:_POINTS]
-    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(targets[some], found[some], ".", alpha=0.4)
-    low, high = float(targets.min()), float(targets.max())
-    axes.plot([low, high], [low, high], "--", color="grey")
-    axes.set(xlabel=name, ylabel="predicted", title=title)
-    return figure
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
@@ -92,6 +71,24 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
                 )
     axes.set(xlabel="predicted", ylabel="label")
     figure.colorbar(image, ax=axes, label="share of the label's examples", shrink=0.8)
+    return figure
+
+
+def scatter(targets: np.ndarray, found: np.ndarray, *, name: str, title: str) -> Figure:
+    """Draws predicted over true numbers.
+
+    Args:
+        targets: (n,).
+        found: (n,).
+        name: Of the target.
+        title: Above the chart.
+    """
+    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(targets, found, ".", alpha=0.4)
+    ends = [float(targets.min()), float(targets.max())]
+    axes.plot(ends, ends, "--", color="grey")
+    axes.set(xlabel=name, ylabel="predicted", title=title)
     return figure
 
 

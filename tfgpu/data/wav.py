@@ -1,0 +1,173 @@
+"""WAV files: what they say of themselves, and their samples as 16-bit numbers of one channel.
+
+PCM of 8, 16, 24 and 32 bits and floats of 32 and 64 are read, by the header of the file: IBM and
+Microsoft, "Multimedia Programming Interface and Data Specifications 1.0", 1991, and the format tags
+of RFC 2361. The header is read here since Python's `wave` knows no floats, and SciPy's reader has
+no way to read the header alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from tfgpu.errors import DataError
+
+EXTENSIONS: tuple[str, ...] = (".wav", ".wave")
+
+_PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
+_OTHERS = {
+    0x0002: "Microsoft ADPCM",
+    0x0006: "A-law",
+    0x0007: "mu-law",
+    0x0011: "IMA ADPCM",
+    0x0031: "GSM 6.10",
+    0x0050: "MPEG",
+    0x0055: "MP3",
+}
+_UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # What a program writes that did not know how long it would be.
+
+
+class Header(NamedTuple):
+    """What a WAV file says before it is decoded."""
+
+    rate: int  # Hz
+    channels: int
+    samples: int  # Of each channel.
+    floats: bool
+    bits: int  # Of a sample in the file.
+    offset: int  # Where the samples begin.
+
+
+def read_header(path: str) -> Header:
+    """Reads the header of a WAV file.
+
+    Returns:
+        The header, which may say that there is no sample.
+
+    Raises:
+        DataError: It cannot be read, is no WAV file or cut off, or has an encoding that is not read
+            here.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(12)
+            if len(start) < 12 or start[8:] != b"WAVE" or start[:4] != b"RIFF":
+                raise DataError(f"{path} is no WAV file: it does not begin as one")
+            fields: tuple[int, ...] | None = None
+            while len(head := file.read(8)) == 8:
+                name, count = struct.unpack("<4sI", head)
+                if name == b"fmt ":
+                    fields = _format(path, file.read(count))
+                elif name == b"data":
+                    if fields is None:
+                        break
+                    return _header(path, fields, count, file.tell(), size)
+                else:
+                    file.seek(count, os.SEEK_CUR)
+                file.seek(count % 2, os.SEEK_CUR)  # Chunks begin at even places.
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    raise DataError(f"{path} is a WAV file with a damaged header: it has no part of samples")
+
+
+def _format(path: str, chunk: bytes) -> tuple[int, ...]:
+    """Tag, channels, rate, bytes of a frame, bits of a sample."""
+    if len(chunk) < 16:
+        raise DataError(f"{path} is a WAV file with a damaged header")
+    tag, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", chunk[:16])
+    if tag == _EXTENSIBLE and len(chunk) >= 26:
+        (tag,) = struct.unpack("<H", chunk[24:26])
+    readable = (tag == _PCM and bits in (8, 16, 24, 32)) or (tag == _FLOAT and bits in (32, 64))
+    if not readable:
+        name = {_PCM: f"PCM of {bits} bits", _FLOAT: f"floats of {bits} bits"}.get(tag)
+        raise DataError(
+            f"{path} is encoded as {name or _OTHERS.get(tag, f'format 0x{tag:04x}')}, which is not "
+            "read here: convert it to PCM, such as with `ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav`"
+        )
+    if not channels or not rate or frame != channels * bits // 8:
+        raise DataError(f"{path} is a WAV file with a damaged header")
+    return tag, channels, rate, frame, bits
+
+
+def _header(path: str, fields: tuple[int, ...], count: int, offset: int, size: int) -> Header:
+    tag, channels, rate, frame, bits = fields
+    there = size - offset
+    if count in _UNKNOWN_SIZE:
+        count = there
+    if count > there:
+        raise DataError(f"{path} is cut off: {there:,} of {count:,} bytes of samples are there")
+    return Header(rate, channels, count // frame, tag == _FLOAT, bits, offset)
+
+
+def read_wav(path: str, rate: int) -> np.ndarray:
+    """Decodes a WAV file: its channels mixed down to their mean, at a rate.
+
+    Args:
+        path: The file.
+        rate: In Hz; samples at another are brought to it by `resample`.
+
+    Returns:
+        int16 (samples,), at least one: floats in [-1, 1] and integers of other sizes brought to the
+        range of 16 bits.
+
+    Raises:
+        DataError: See `read_header`; or there is no sample, or one is not finite.
+    """
+    header = read_header(path)
+    if not header.samples:
+        raise DataError(f"{path} has a length of zero: it holds no sample")
+    frames = header.samples * header.channels
+    try:
+        with open(path, "rb") as file:
+            file.seek(header.offset)
+            content = file.read(frames * header.bits // 8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if header.bits == 16 and header.channels == 1 and header.rate == rate:
+        return np.frombuffer(content, "<i2").astype(np.int16)
+    values = _values(content, header)
+    if not np.isfinite(values).all():
+        raise DataError(f"{path} has samples that are not finite: mend it, or take it away")
+    mixed = values.reshape(-1, header.channels).mean(axis=1)
+    return resample(mixed, header.rate, rate)
+
+
+def _values(content: bytes, header: Header) -> np.ndarray:
+    """All samples in the range of 16 bits, float64."""
+    if header.floats:
+        return np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float64) * 2**15
+    if header.bits == 8:  # Without a sign.
+        return (np.frombuffer(content, np.uint8).astype(np.float64) - 128) * 2**8
+    if header.bits == 24:
+        wide = np.zeros((len(content) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(content, np.uint8).reshape(-1, 3)
+        return wide.reshape(-1).view("<i4").astype(np.float64) / 2**16
+    wider = np.frombuffer(content, f"<i{header.bits // 8}").astype(np.float64)
+    return wider / 2 ** (header.bits - 16)
+
+
+def resample(samples: np.ndarray, given: int, wanted: int) -> np.ndarray:
+    """Brings samples to another rate: a polyphase filter with a Kaiser window (SciPy's).
+
+    Args:
+        samples: (n,), in the range of 16 bits.
+        given: Their rate, in Hz.
+        wanted: The rate wanted.
+
+    Returns:
+        int16 (ceil(n * wanted / given),), rounded and cut to the range.
+    """
+    values = np.asarray(samples, np.float64)
+    if given != wanted:
+        # Here, since it takes a moment to import, and most files have the rate already.
+        from scipy.signal import resample_poly
+
+        common = math.gcd(given, wanted)
+        values = resample_poly(values, wanted // common, given // common)
+    return np.clip(np.round(values), -(2**15), 2**15 - 1).astype(np.int16)

@@ -1,0 +1,207 @@
+"""`folder:PATH` with recordings: WAV files, one directory a class.
+
+    PATH/{train,test}/CLASS/*.wav      or      PATH/CLASS/*.wav
+
+Recordings are mono at one rate: channels are mixed down, and files of another rate than most have
+are resampled. Files without a sample are left out. All of it is said.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import tensorflow as tf
+
+from tfgpu.data import wav
+from tfgpu.data.examples import python_op
+from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.errors import DataError
+
+_SHOWN = 3  # Names in a line about many.
+
+
+def holds_recordings(directory: str, *, others: tuple[str, ...]) -> bool:
+    """Whether there are WAV files below a directory, and no files with other extensions."""
+    found = False
+    for _, _, names in os.walk(directory):
+        for name in names:
+            if name.lower().endswith(others) and not name.startswith("."):
+                return False
+            found = found or _is_recording(name)
+    return found
+
+
+def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str]) -> Source:
+    """Opens a directory of recordings.
+
+    Args:
+        path: As the user wrote it.
+        root: The directory.
+        split_dirs: The directory of each split, which holds one for each class.
+
+    Raises:
+        DataError: A file cannot be read, or is encoded as nothing that is read here; there are
+            fewer than two classes, or a class has no file or is unknown to the training split; or
+            no file of a split has a sample.
+    """
+    classes = {split: _find_classes(directory) for split, directory in split_dirs.items()}
+    class_names = tuple(classes["train"])
+    _check_classes(classes, split_dirs)
+    files = {
+        split: (
+            [file for name in class_names for file in of.get(name, [])],
+            [i for i, name in enumerate(class_names) for _ in of.get(name, [])],
+        )
+        for split, of in classes.items()
+    }
+    every = [file for paths, _ in files.values() for file in paths]
+    # Threads because opening waits for the disk.
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = dict(zip(every, pool.map(wav.read_header, every, chunksize=64), strict=True))
+    kept = {split: _with_samples(*of, found, split=split) for split, of in files.items()}
+    rates = collections.Counter(found[file].rate for file in kept["train"][0])
+    rate = max(rates, key=lambda each: (rates[each], each))
+    audio = Feature(
+        kind="audio",
+        shape=(None,),
+        dtype="int16",
+        sample_rate=rate,
+        described=f"WAV files at {rate} Hz",
+    )
+    features = {
+        "audio": audio,
+        "label": Feature(
+            kind="class", dtype="int32", class_names=class_names, described="the folder of a class"
+        ),
+    }
+    named = sorted((os.path.relpath(file, root), os.path.getsize(file)) for file in every)
+
+    def split(split_name: str, label: str | None = None) -> Records | None:
+        return _records(*kept[split_name], rate=rate) if split_name in kept else None
+
+    return Source(
+        name=f"folder:{path}",
+        fingerprint=hashlib.sha256(json.dumps(named).encode()).hexdigest(),
+        schema=Schema(
+            requested=f"folder:{path}",
+            features=features,
+            supervised=("audio", "label"),
+        ),
+        split=split,
+        notes=_notes(found, rate),
+    )
+
+
+def _is_recording(name: str) -> bool:
+    return name.lower().endswith(wav.EXTENSIONS) and not name.startswith(".")
+
+
+def _find_classes(directory: str) -> dict[str, list[str]]:
+    """The sorted WAV files of each class, at any depth below its folder."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+    found: dict[str, list[str]] = {}
+    try:
+        names = sorted(e.name for e in os.scandir(directory) if e.is_dir())
+    except OSError as error:
+        raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
+    for name in names:
+        if not name.startswith("."):
+            below = os.walk(os.path.join(directory, name), onerror=fail)
+            files = [os.path.join(p, f) for p, _, some in below for f in some if _is_recording(f)]
+            # By parts, so that the order does not depend on the separator of the system.
+            found[name] = sorted(files, key=lambda file: pathlib.PurePath(file).parts)
+    return found
+
+
+def _check_classes(
+    classes: Mapping[str, Mapping[str, Sequence[str]]], split_dirs: Mapping[str, str]
+) -> None:
+    known, where = classes["train"], split_dirs["train"]
+    if len(known) < 2:
+        only = f", {next(iter(known))!r}" if known else ""
+        raise DataError(
+            f"the folder {where} holds {len(known) or 'no'} folder{'' if only else 's'} of a "
+            f"class{only}: WAV files belong in {os.path.join(where, 'CLASS')}, and there must be "
+            "at least two classes to tell apart"
+        )
+    for split, of_split in classes.items():
+        if not of_split:
+            raise DataError(f"the folder {split_dirs[split]} holds no folder of a class")
+        for name, files in of_split.items():
+            directory = os.path.join(split_dirs[split], name)
+            if name not in known:
+                raise DataError(
+                    f"the class {name!r} of {directory} is unknown to {where}, which has "
+                    f"{', '.join(known)}"
+                )
+            if not files:
+                raise DataError(
+                    f"the folder {directory} holds no WAV files ({', '.join(wav.EXTENSIONS)})"
+                )
+
+
+def _with_samples(
+    paths: Sequence[str], labels: Sequence[int], headers: Mapping[str, wav.Header], *, split: str
+) -> tuple[list[str], list[int]]:
+    """The files that have a sample, and their classes."""
+    kept = [
+        (path, label) for path, label in zip(paths, labels, strict=True) if headers[path].samples
+    ]
+    if not kept:
+        raise DataError(f"no WAV file of the {split} split has a sample, such as {paths[0]}")
+    return [path for path, _ in kept], [label for _, label in kept]
+
+
+def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
+    """What is unusual about the files."""
+    said = []
+    empty = [path for path, header in headers.items() if not header.samples]
+    if empty:
+        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        verb = "has a length of zero and is" if len(empty) == 1 else "have a length of zero and are"
+        said.append(f"{len(empty):,} {verb} left out: {shown}")
+    other = collections.Counter(
+        header.rate for header in headers.values() if header.rate != rate and header.samples
+    )
+    if other:
+        shown = ", ".join(f"{count:,} of {each} Hz" for each, count in sorted(other.items()))
+        verb = "is" if sum(other.values()) == 1 else "are"
+        said.append(f"{shown} {verb} resampled to {rate} Hz, the rate of most of the files")
+    several = sum(header.channels > 1 for header in headers.values())
+    if several:
+        verb = "has" if several == 1 else "have"
+        said.append(f"{several:,} {verb} several channels, which are mixed down to one")
+    return tuple(f"WAV files: of {len(headers):,}, {each}" for each in said)
+
+
+def _records(paths: Sequence[str], labels: Sequence[int], *, rate: int) -> Records:
+    with tf.device("CPU"):
+        all_paths = tf.constant(list(map(os.fsencode, paths)))
+        all_labels = tf.constant(list(labels), tf.int32)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.device("CPU"):
+            return tf.gather(all_paths, positions), tf.gather(all_labels, positions)
+
+    def select(names: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        def decode(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = {"label": label}
+            if "audio" in names:
+                samples = python_op(
+                    lambda file: wav.read_wav(os.fsdecode(file), rate), [path], tf.int16
+                )
+                found["audio"] = tf.ensure_shape(samples, [None])
+            return {name: found[name] for name in names}
+
+        return decode
+
+    return Records(len(paths), read, select)
