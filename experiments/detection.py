@@ -41,7 +41,7 @@ VISIBLE = 0.3
 """The share of a tree that a tile must have for it to have a box."""
 
 TREES = ["--image_size=192x192"]
-HELD_OUT = "2019_YELL_2_541000_4977000_image_crop.png"
+HELD_OUT = "SOAP_061.png"
 KEPT = ("map", "map_50", "voc_map", "recall", "loss")
 
 
