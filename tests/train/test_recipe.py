@@ -324,6 +324,7 @@ def test_resolved_settings_are_those_of_config():
         ({"batch_size": 4, "image_size": (224, 224)}, False),
         ({"batch_size": 4, "model": "mine:build"}, False),
         ({"batch_size": 4, "width": 4.0}, False),
+        ({"batch_size": 4, "dataset": "csv:table.csv"}, False),
     ],
 )
 def test_steps_too_small_to_share(settings, small):

@@ -10,7 +10,7 @@ from tfgpu.machine.strategy import STRATEGIES
 DEVICES = "Devices and speed"
 GENERAL = "General"
 
-_DATASETS = "NAME|folder:PATH|synthetic:HxWxC:CLASSES"
+_DATASETS = "NAME|READER:PATH|synthetic:HxWxC:CLASSES"
 _SYNTHETIC = re.compile(r"synthetic:([1-9]\d*x){2}[1-9]\d*:[1-9]\d*")
 _LIST = "write `all`, or a list such as GPU:0,GPU:1"
 
@@ -146,9 +146,10 @@ class DatasetSettings(Settings, section="Data", tunable=False):
         _check_dataset,
         values=_DATASETS,
     )
-    """`digits` needs no network; any TFDS set that fits a task, such as cifar10; a folder of
-    yours: PATH/{train,test}/CLASS/*.png, or PATH/CLASS/*.png, or with images/ and masks/ in the
-    place of the classes; or made-up images to measure with, such as synthetic:224x224x3:1000."""
+    """`digits` needs no network; any TFDS set that fits a task, such as cifar10; data of yours:
+    folder:PATH with {train,test}/CLASS/*.png or CLASS/*.png (or .wav), or with images/ and masks/,
+    coco:FILE.json with boxes, csv:FILE, parquet:FILE or npz:FILE; or made-up images to measure
+    with, such as synthetic:224x224x3:1000."""
     data_dir: str | None = text(
         None,
         "name a folder, or leave it out for TFDS's own",

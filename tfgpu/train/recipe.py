@@ -176,6 +176,9 @@ def resolve(
     return Resolved(**config.to_json() | decided)
 
 
+_OTHER_MODELS = ("csv", "parquet", "npz", "coco")  # Readers of data whose default is not lenet.
+
+
 def has_small_steps(config: TrainSettings) -> bool:
     """Whether threads that shared an operation of a training step would cost more than they save.
 
@@ -188,7 +191,8 @@ def has_small_steps(config: TrainSettings) -> bool:
     """
     height, width = config.image_size or (32, 32)
     return (
-        config.model in (None, "lenet")
+        config.dataset.partition(":")[0] not in _OTHER_MODELS
+        and config.model in (None, "lenet")
         and config.task in (None, "classification")
         and (config.width or 1) <= 1
         and config.batch_size is not None
