@@ -171,8 +171,10 @@ def _task_rows(folder: Path) -> Iterator[list[str]]:
         speed: Mapping[str, Any] | None,
         machine: Mapping[str, Any],
     ) -> list[str]:
-        values = [run[f"test_{metric}"] for run in runs]
-        seconds = statistics.median(run["process_seconds"] for run in runs)
+        values = [run.get(f"test_{metric}", run.get(metric)) for run in runs]
+        # Where the trainings of a seed share a process, of each training with its start.
+        times = [run.get("process_seconds", run.get("total_seconds")) for run in runs]
+        seconds = statistics.median(times)
         figure = f"{metric} {mean(values, 3)}"
         return [what, figure, yardsticks, f"{seconds:.0f} s", _ratio(speed), _hardware(machine)]
 
@@ -197,6 +199,35 @@ def _task_rows(folder: Path) -> Iterator[list[str]]:
         what = f"`masks.py`: {name}, {about['test_images']} test images"
         speed = about.get("images_per_second")
         yield cells(what, "dice", about["runs"], "", speed, masks["machine"])
+    tables = read(folder, "tables.json")
+    for name, about in tables.get("tables", {}).items():
+        speed, runs = about.get("rows_per_second"), about["tfgpu"]["runs"]
+        for metric in [each for each in ("accuracy", "auc", "r2") if each in runs[0]]:
+            yards = f"scikit-learn {about['scikit_learn']['median'][metric]:.3f}"
+            what = f"`tables.py`: {name}"
+            yield cells(what, metric, runs, yards, speed, tables["machine"])
+    for name, about in read(folder, "sounds.json").items():
+        vectors = about.get("support_vectors", {})
+        yards = ", ".join(
+            f"support vectors on {each.replace('_', ' ')} {value:.3f}"
+            for each, value in vectors.items()
+        )
+        what, runs = (
+            f"`sounds.py`: {name.replace('-', ', ')}",
+            about.get("runs", [about.get("run")]),
+        )
+        speed = about.get("recordings_per_second")
+        yield cells(what, "accuracy", runs, yards, speed, about["machine"])
+    boxes = read(folder, "detection.json")
+    if "shapes" in boxes:
+        about = boxes["shapes"]
+        what = "`detection.py`: generated shapes"
+        yield cells(what, "map_50", about["runs"], "", boxes.get("speed"), about["machine"])
+    trees = boxes.get("trees", {})
+    for name, about in trees.items():
+        if name != "machine":
+            what = f"`detection.py`: trees, {Path(name).stem} held out"
+            yield cells(what, "map_50", about["runs"], "", None, trees["machine"])
 
 
 def page(folder: Path = HERE / "results") -> str:
