@@ -170,7 +170,7 @@ def events(path):
         for file in sorted(files, key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)]):
             for event in EventFileLoader(str(file)).Load():
                 for value in event.summary.value:
-                    if value.tag.startswith(("performance/", "memory/")):
+                    if value.tag.startswith(("performance/", "memory/", "hardware/")):
                         continue
                     # A process numbers its functions, and Keras its layers.
                     graph = value.tag in ("__run_graph__", "keras")
@@ -181,7 +181,7 @@ def events(path):
 
 def outcome(path):
     result = json.loads((path / "result.json").read_text())
-    times = ("samples_per_second", "train_seconds", "total_seconds")
+    times = ("samples_per_second", "train_seconds", "total_seconds", "time_spent", "hardware")
     return {name: value for name, value in result.items() if name not in times}
 
 
