@@ -277,6 +277,7 @@ def test_a_newer_version_than_was_tried_is_told(monkeypatch, library, version, s
     assert newer_than_tried().startswith(said) and bool(newer_than_tried()) == bool(said)
 
 
+@pytest.mark.slow
 def test_a_newer_keras_gives_one_warning_and_works():
     script = """
 import keras, numpy as np

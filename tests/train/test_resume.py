@@ -36,6 +36,7 @@ def test_a_run_that_is_terminated_and_killed_ends_with_the_same_bits(place, tmp_
     same(tmp_path / "whole", job.path)
 
 
+@pytest.mark.slow
 def test_two_replicas_that_stream_end_with_the_same_bits(place, tmp_path):
     settings = CASES["mirrored, streaming"]
     job = Job(place, tmp_path / "cut", settings)

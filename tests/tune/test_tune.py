@@ -280,6 +280,7 @@ def test_ctrl_c_keeps_the_trial_under_way_and_says_how_to_go_on(search, tmp_path
     assert "1 of them to be gone on with" in end(search(epochs=30, max_trials=1))
 
 
+@pytest.mark.slow
 def test_a_promoted_trial_is_the_run_that_was_never_paused(search, tmp_path, tensorflow):
     end(search(tuner="hyperband", epochs=3, max_trials=None, ema_momentum=0.9))
     found = trials(tmp_path / "search")
@@ -299,6 +300,7 @@ def test_a_promoted_trial_is_the_run_that_was_never_paused(search, tmp_path, ten
     ]
 
 
+@pytest.mark.slow
 def test_three_trials_that_diverge_end_the_search_with_the_reason(search, tmp_path):
     (tmp_path / "bad.py").write_text(FAILING)
     line = end(search(space="bad.py", max_trials=8, epochs=3), code=5)
