@@ -4,8 +4,8 @@
 
 Starts real processes on loopback, with the digits, in a temporary folder. Seconds count from the
 start of the processes where it goes wrong at the start, else from the signal. Each case runs
-`--rounds` times. Writes `experiments/results/bad_starts.json` and prints the table of
-docs/several_machines.md; takes 10 minutes on two cores.
+`--rounds` times. Writes `experiments/results/bad_starts.json` and the table in
+docs/several_machines.md; takes 6 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from versus import machine, write
 from tfgpu.cli.startup import child_environment
 
 FLAGS = ("--dataset=digits", "--devices=CPU:0", "--tensorboard=none", "--epochs=100000")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "several_machines.md"
 LIMIT = 120.0  # Seconds, after which what has not ended is killed: code -9.
 
 
@@ -53,21 +54,23 @@ class Case:
         sent: A signal, with the worker that gets it, after two epochs.
         waiting: The signal goes out after two seconds of waiting for the other.
         command: Which is started.
-        images: How many each has to train on, in the place of the digits.
+        images: How many of each of two classes each has to train on, in the place of the digits.
+        workers: How many there are.
     """
 
     what: str
     flags: Sequence[str] = ()
     own: Mapping[int, Sequence[str]] = dataclasses.field(default_factory=dict)
     absent: bool = False
-    indices: tuple[int, int] = (0, 1)
+    indices: tuple[int, ...] = (0, 1, 2)
     addresses: tuple[str, str] | None = None
     taken: int | None = None
-    tokens: tuple[str, str] = ("secret", "secret")
+    tokens: tuple[str, ...] = ("secret", "secret", "secret")
     sent: tuple[signal.Signals, int] | None = None
     waiting: bool = False
     command: str = "train"
-    images: tuple[int, int] | None = None
+    images: tuple[int, ...] | None = None
+    workers: int = 2
 
 
 CASES = (
@@ -86,28 +89,30 @@ CASES = (
     Case(what="two workers with index 0", indices=(0, 0)),
     Case(what="port 99999 in TF_CONFIG", addresses=("127.0.0.1:99999", "127.0.0.1:2222")),
     Case(what="another token, `--join_timeout=9`", flags=["--join_timeout=9"], tokens=("a", "b")),
-    Case(what="more workers than examples", images=(1, 1)),
+    Case(what="more workers than examples", images=(1, 1, 1), workers=3),
     Case(what="`tune`", command="tune"),
 )
 
 
 def run(case: Case, place: Path) -> dict[str, Any]:
-    """Starts two workers, has them go wrong, and says how each ended."""
+    """Starts the workers, has them go wrong, and says how each ended."""
     path = place / "run"
     flags = [*FLAGS, *case.flags]
     if case.images:
         flags += ["--dataset=folder:images", "--validation_fraction=0"]
     with contextlib.ExitStack() as stack:
-        addresses = list(case.addresses or _free(2))
+        addresses = list(case.addresses or _free(case.workers))
         if case.taken is not None:
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             listener.listen()
             addresses[case.taken] = f"127.0.0.1:{listener.getsockname()[1]}"
-        folders = [place / f"worker{rank}" for rank in range(1 if case.absent else 2)]
+        started = 1 if case.absent else case.workers
+        folders = [place / f"worker{rank}" for rank in range(started)]
         for folder, count in zip(folders, case.images or (0, 0), strict=False):
             for part, some in (("train", count), ("test", 1)):
-                _write_images(folder / "images" / part / "one", some)
+                for name in ("light", "dark"):
+                    _write_images(folder / "images" / part / name, some)
         began = time.monotonic()
         processes = []
         for rank, folder in enumerate(folders):
@@ -143,14 +148,14 @@ def run(case: Case, place: Path) -> dict[str, Any]:
     return {
         "codes": [end[0] for end in ends],
         "seconds": [end[1] for end in ends],
-        "said": [end[2] for end in ends],
+        "said": [end[2].replace(f"{place}/", "") for end in ends],
         "run_directory": path.exists(),
     }
 
 
 def _write_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(len(folder.name))
     for number in range(count):
         pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
@@ -200,7 +205,7 @@ def _ends(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The rows of docs/several_machines.md."""
+    """The table in Markdown."""
     lines = ["| what | exit codes | seconds |", "| --- | --- | --- |"]
     for what, runs in found["cases"].items():
         codes = sorted({tuple(run["codes"]) for run in runs})
@@ -209,6 +214,13 @@ def table(found: Mapping[str, Any]) -> str:
         middle = f"{statistics.median(times):.1f} ({min(times):.1f}-{max(times):.1f})"
         lines.append(f"| {what} | {shown} | {middle} |")
     return "\n".join(lines)
+
+
+def with_table(page: str, found: Mapping[str, Any]) -> str:
+    """The page with the table of these results."""
+    start, end = "<!-- bad starts -->\n", "\n<!-- /bad starts -->"
+    before, _, rest = page.partition(start)
+    return before + start + table(found) + end + rest.partition(end)[2]
 
 
 def main() -> None:
@@ -226,8 +238,8 @@ def main() -> None:
             for line in last["said"]:
                 print(f"    {line}", flush=True)
     found = {"machine": machine(), "rounds": options.rounds, "cases": cases}
-    print(table(found))
     write("bad_starts.json", found)
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":
