@@ -15,6 +15,7 @@ sentences, which their readers did not always agree on.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import tasks
 from versus import machine, write
 
+RESULT = Path(__file__).resolve().parent / "results" / "texts.json"
 SEEDS = (0, 1, 2)
 TABLES = {"reviews": "word", "reviews_zh": "character"}
 MODELS = ("bag", "convolution", "transformer")
@@ -60,12 +62,15 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "tables": {}}
+    # What is not named stays as it was measured.
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result: dict[str, Any] = {"machine": machine(), "tables": before.get("tables", {})}
     for name in options.tables.split(","):
         path = options.folder / f"{name}.csv"
         rows = tasks.read(path)
         models = [model for model in options.models.split(",") if (name, model) in FLAGS]
-        found: dict[str, Any] = {"texts": len(rows), "models": {}}
+        kept = result["tables"].get(name, {}).get("models", {})
+        found: dict[str, Any] = {"texts": len(rows), "models": dict(kept)}
         runs: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
         accuracies = []
         for seed in SEEDS:
