@@ -16,10 +16,10 @@ from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError, did_you_mean
 from tfgpu.models.builders import CLASSIFIERS
 from tfgpu.models.multilabel_metrics import MeanAveragePrecision
-from tfgpu.tasks.parts.image_serving import INPUT, OUTPUT, image_preprocessing
+from tfgpu.tasks.parts.image_serving import INPUT, image_preprocessing
 from tfgpu.tasks.parts.label_report import LabelReport, sigmoid, thresholds_of
 from tfgpu.tasks.parts.predictor import ImagePredictor, csv_row
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import PROBABILITIES, Serving
 from tfgpu.tasks.parts.spaces import of_lenet
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 
@@ -238,18 +238,18 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     def model(trained: keras.Model) -> keras.Model:
         pixels = keras.Input(shape, dtype="uint8", name=INPUT)
         logits = trained(keras.ops.cast(pixels, "float32"))
-        named = keras.layers.Activation("sigmoid", dtype="float32", name=OUTPUT)(logits)
+        named = keras.layers.Activation("sigmoid", dtype="float32", name=PROBABILITIES)(logits)
         return keras.Model(pixels, named)
 
     def reference(trained: keras.Model) -> Any:
         def call(images: tf.Tensor, training: bool = False) -> Mapping[str, tf.Tensor]:
             logits = trained(tf.cast(images, tf.float32), training=training)
-            return {OUTPUT: tf.nn.sigmoid(tf.cast(logits, tf.float32))}
+            return {PROBABILITIES: tf.nn.sigmoid(tf.cast(logits, tf.float32))}
 
         return call
 
     def decide(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return outputs[OUTPUT] >= thresholds
+        return outputs[PROBABILITIES] >= thresholds
 
     def right(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
         return (decide(outputs) == (np.asarray(y) > 0.5)).mean(axis=1)
@@ -259,7 +259,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
         inputs={INPUT: spec.x},
         model=model,
         reference=reference,
-        outputs=(OUTPUT,),
+        outputs=(PROBABILITIES,),
         measure="label_accuracy",
         score=right,
         decide=decide,

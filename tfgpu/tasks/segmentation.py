@@ -27,16 +27,10 @@ from tfgpu.engine.batches import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.machine import hardware
 from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
-from tfgpu.tasks.parts.image_serving import (
-    OUTPUT,
-    image_preprocessing,
-    inference_model,
-    likeliest,
-    with_softmax,
-)
+from tfgpu.tasks.parts.image_serving import image_preprocessing, image_reference, inference_model
 from tfgpu.tasks.parts.mask_report import MaskReport, overlay, pixel_metrics
 from tfgpu.tasks.parts.predictor import ImagePredictor, Written
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 
 _MASK_NAME = re.compile(r"mask|segment|annotation|label", re.IGNORECASE)
@@ -267,7 +261,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def _pixel_accuracy(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
     """(n,): of each mask the share of the pixels whose class is found, void ones left out."""
     valid = y != VOID
-    right = ((outputs[OUTPUT].argmax(axis=-1) == y) & valid).sum(axis=(1, 2))
+    right = ((likeliest(outputs) == y) & valid).sum(axis=(1, 2))
     return right / np.maximum(valid.sum(axis=(1, 2)), 1)
 
 
@@ -277,8 +271,8 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
     return Serving(
         inputs={"pixels": spec.x},
         model=lambda model: inference_model(model, image_shape=shape),
-        reference=with_softmax,
-        outputs=(OUTPUT,),
+        reference=image_reference,
+        outputs=(PROBABILITIES,),
         measure="pixel_accuracy",
         score=_pixel_accuracy,
         decide=likeliest,

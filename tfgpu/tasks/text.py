@@ -22,7 +22,7 @@ from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.parts.class_report import ClassReport
 from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest, right, with_softmax
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import Outputs, confusion_and_mistakes
@@ -33,7 +33,7 @@ UNKNOWN = 1
 DROPPED = 0.2
 """Share of the tokens that `--augment=drop` takes for unknown."""
 
-INPUT, TOKENS, OUTPUT = "text", "tokens", "probabilities"
+INPUT, TOKENS = "text", "tokens"
 
 _BATCH = 1024  # Texts that are cut at once.
 _LONG_ENOUGH = 95  # Percent of the training texts that fit into the length, if nothing is asked.
@@ -372,14 +372,6 @@ def _of_lines(file: str, lines: Iterable[str]) -> Iterator[_Text]:
             yield _Text(f"{file}:{number}", line.strip())
 
 
-def _right(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    return outputs[OUTPUT].argmax(axis=-1) == y
-
-
-def _likeliest(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    return outputs[OUTPUT].argmax(axis=-1)
-
-
 def _serve(spec: DataSpec, kind: str) -> Serving:
     """Strings in for what runs on TensorFlow; for the others, tokens and the vocabulary."""
     strings = kind in ("keras", "saved_model")
@@ -391,24 +383,18 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
         else:
             inputs = tokens = keras.Input(spec.x.shape, dtype="int32", name=TOKENS)
         logits = trained(keras.ops.cast(tokens, "int32"), training=False)
-        return keras.Model(inputs, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
-
-    def reference(trained: keras.Model) -> Any:
-        def call(tokens: tf.Tensor, training: bool = False) -> Mapping[str, tf.Tensor]:
-            logits = trained(tokens, training=training)
-            return {OUTPUT: tf.nn.softmax(tf.cast(logits, tf.float32))}
-
-        return call
+        probabilities = keras.layers.Softmax(dtype="float32", name=PROBABILITIES)(logits)
+        return keras.Model(inputs, probabilities)
 
     fitted = spec.fitted
     return Serving(
         inputs={INPUT: tf.TensorSpec([], tf.string)} if strings else {TOKENS: spec.x},
         model=model,
-        reference=reference,
-        outputs=(OUTPUT,),
+        reference=with_softmax,
+        outputs=(PROBABILITIES,),
         measure="accuracy",
-        score=_right,
-        decide=_likeliest,
+        score=right,
+        decide=likeliest,
         unit="a probability",
         files={"vocabulary.json": json.dumps(fitted["vocabulary"], ensure_ascii=False) + "\n"},
         preprocessing={
@@ -422,7 +408,7 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
                 "numbers": "2 + the position in vocabulary.json; 1 for what is not in it",
                 "length": f"the first {fitted['length']}, padded at the end with 0",
             },
-            "output": OUTPUT,
+            "output": PROBABILITIES,
         },
     )
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfgpu.models.audio import FULL_SCALE
 from tfgpu.tasks.audio.reading import FEATURES, LENGTH, SAMPLES, model_input
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest, right, with_softmax
 from tfgpu.tasks.task import DataSpec
-
-OUTPUT = "probabilities"
 
 MOST_UNROLLED = 400
 """Steps of a recurrent layer in a LiteRT file, each of which is written out."""
@@ -50,14 +46,6 @@ def unrolled(model: keras.Model) -> keras.Model:
     return made
 
 
-def _right(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    return outputs[OUTPUT].argmax(axis=-1) == y
-
-
-def _likeliest(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    return outputs[OUTPUT].argmax(axis=-1)
-
-
 def serve(spec: DataSpec, kind: str) -> Serving:
     """Samples in [-1, 1] or features, and their length, to probabilities, compared by accuracy."""
     fitted = spec.fitted
@@ -81,15 +69,8 @@ def serve(spec: DataSpec, kind: str) -> Serving:
             whole = keras.ops.round(values * FULL_SCALE)
             values = keras.ops.cast(keras.ops.clip(whole, -FULL_SCALE, FULL_SCALE - 1), "int16")
         logits = trained({name: values, LENGTH: raw[LENGTH]})
-        probabilities = keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits)
+        probabilities = keras.layers.Softmax(dtype="float32", name=PROBABILITIES)(logits)
         return keras.Model(list(raw.values()), probabilities)
-
-    def reference(trained: keras.Model) -> Callable[..., Mapping[str, tf.Tensor]]:
-        def call(x: Mapping[str, tf.Tensor], training: bool = False) -> Mapping[str, tf.Tensor]:
-            logits = trained(x, training=training)
-            return {OUTPUT: tf.nn.softmax(tf.cast(logits, tf.float32))}
-
-        return call
 
     refused = ""
     if kind == "litert_int8" and not ready:
@@ -100,11 +81,11 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     return Serving(
         inputs=inputs,
         model=model,
-        reference=reference,
-        outputs=(OUTPUT,),
+        reference=with_softmax,
+        outputs=(PROBABILITIES,),
         measure="accuracy",
-        score=_right,
-        decide=_likeliest,
+        score=right,
+        decide=likeliest,
         unit="a probability",
         preprocessing=_preprocessing(spec, ready),
         refused=refused,
@@ -131,4 +112,4 @@ def _preprocessing(spec: DataSpec, ready: bool) -> dict[str, Any]:
         LENGTH: f"int32, batch: how many {what} are real; at least 1, at most {length}",
         "padding": f"the first {length} {what}, padded at the end with 0",
     }
-    return {"input": said, "output": OUTPUT}
+    return {"input": said, "output": PROBABILITIES}

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import RESIZE_RULE
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest, right, with_softmax
 
 INPUT = "pixels"
-OUTPUT = "probabilities"
 
 
 def inference_model(model: keras.Model, *, image_shape: tuple[int, int, int]) -> keras.Model:
@@ -30,17 +28,16 @@ def inference_model(model: keras.Model, *, image_shape: tuple[int, int, int]) ->
     pixels = keras.Input(image_shape, dtype="uint8", name=INPUT)
     # So that it augments nothing, whoever calls it, and without `training` too.
     logits = model(keras.ops.cast(pixels, "float32"), training=False)
-    return keras.Model(pixels, keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits))
+    return keras.Model(pixels, keras.layers.Softmax(dtype="float32", name=PROBABILITIES)(logits))
 
 
-def with_softmax(model: keras.Model) -> Callable[..., Mapping[str, tf.Tensor]]:
-    """The probabilities that a model's logits mean, by another way than the exported one."""
+def image_reference(model: keras.Model) -> Callable[..., Mapping[str, tf.Tensor]]:
+    """The probabilities of a model of images, by another way than the exported one."""
 
-    def call(images: tf.Tensor, training: bool = False) -> Mapping[str, tf.Tensor]:
-        logits = model(tf.cast(images, tf.float32), training=training)
-        return {OUTPUT: tf.nn.softmax(tf.cast(logits, tf.float32))}
+    def logits(images: tf.Tensor, training: bool) -> tf.Tensor:
+        return model(tf.cast(images, tf.float32), training=training)
 
-    return call
+    return with_softmax(logits)
 
 
 def image_preprocessing(image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -54,17 +51,8 @@ def image_preprocessing(image_shape: tuple[int, int, int]) -> dict[str, Any]:
         "range": [0, 255],
         "resize": RESIZE_RULE,
         "normalisation": "none: it is part of the model",
-        "output": OUTPUT,
+        "output": PROBABILITIES,
     }
-
-
-def _right(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    return outputs[OUTPUT].argmax(axis=-1) == y
-
-
-def likeliest(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n, ...) the most probable classes."""
-    return outputs[OUTPUT].argmax(axis=-1)
 
 
 def class_serving(spec: Any, kind: str) -> Serving:
@@ -77,10 +65,10 @@ def class_serving(spec: Any, kind: str) -> Serving:
     return Serving(
         inputs={INPUT: spec.x},
         model=lambda model: inference_model(model, image_shape=spec.image_shape),
-        reference=with_softmax,
-        outputs=(OUTPUT,),
+        reference=image_reference,
+        outputs=(PROBABILITIES,),
         measure="accuracy",
-        score=_right,
+        score=right,
         decide=likeliest,
         unit="a probability",
         preprocessing=image_preprocessing(spec.image_shape),

@@ -20,6 +20,7 @@ from tfgpu.errors import RequestError
 Arrays = Mapping[str, np.ndarray]
 
 OUTPUT = "outputs"
+PROBABILITIES = "probabilities"
 
 
 def _first_output(outputs: Arrays) -> np.ndarray:
@@ -73,6 +74,29 @@ class Serving:
             return {name: x[name] for name in self.inputs}
         (name,) = self.inputs
         return {name: x}
+
+
+def right(outputs: Arrays, y: Any) -> np.ndarray:
+    """(n,) whether the most probable class is the label."""
+    return likeliest(outputs) == y
+
+
+def likeliest(outputs: Arrays) -> np.ndarray:
+    """(n, ...) the most probable classes."""
+    return outputs[PROBABILITIES].argmax(axis=-1)
+
+
+def with_softmax(model: Callable[..., tf.Tensor]) -> Callable[..., Mapping[str, tf.Tensor]]:
+    """The probabilities that a model's logits mean, as `Serving.reference` gives them.
+
+    Args:
+        model: (x, training) -> logits (n, ..., classes).
+    """
+
+    def call(x: Any, training: bool = False) -> Mapping[str, tf.Tensor]:
+        return {PROBABILITIES: tf.nn.softmax(tf.cast(model(x, training=training), tf.float32))}
+
+    return call
 
 
 def negative_error(outputs: Arrays, y: Any) -> np.ndarray:

@@ -11,12 +11,19 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfgpu.tasks.parts.serving import Serving
+from tfgpu.tasks.parts.serving import (
+    PROBABILITIES,
+    Serving,
+    likeliest,
+    negative_error,
+    right,
+    with_softmax,
+)
 from tfgpu.tasks.tabular.encoder import Encoder, title
 from tfgpu.tasks.tabular.reading import NUMBERED, RAW_NUMBERS
 from tfgpu.tasks.task import DataSpec
 
-PROBABILITIES, VALUE = "probabilities", "value"
+VALUE = "value"
 
 
 def serve(spec: DataSpec, kind: str) -> Serving:
@@ -66,11 +73,11 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     return Serving(
         inputs=inputs,
         model=model,
-        reference=lambda trained: _reference(trained, output, classes=classes),
+        reference=with_softmax if classes else _reference,
         outputs=(output,),
         measure="accuracy" if classes else "negative_mae",
-        score=_right if classes else _negative_error,
-        decide=_likeliest if classes else _rounded(spec),
+        score=right if classes else negative_error,
+        decide=likeliest if classes else _rounded(spec),
         difference=None if classes else _relative(spec),
         unit="a probability" if classes else "a number over the target's deviation",
         files={"columns.json": json.dumps(_columns(encoder), ensure_ascii=False, indent=1) + "\n"},
@@ -136,27 +143,11 @@ def _about(spec: DataSpec, encoder: Encoder, output: str) -> dict[str, Any]:
     }
 
 
-def _reference(
-    trained: keras.Model, output: str, *, classes: bool
-) -> Callable[..., Mapping[str, tf.Tensor]]:
+def _reference(trained: keras.Model) -> Callable[..., Mapping[str, tf.Tensor]]:
     def call(x: Mapping[str, tf.Tensor], training: bool = False) -> Mapping[str, tf.Tensor]:
-        found = tf.cast(trained(x, training=training), tf.float32)
-        return {output: tf.nn.softmax(found) if classes else found}
+        return {VALUE: tf.cast(trained(x, training=training), tf.float32)}
 
     return call
-
-
-def _right(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    return outputs[PROBABILITIES].argmax(axis=-1) == y
-
-
-def _likeliest(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    return outputs[PROBABILITIES].argmax(axis=-1)
-
-
-def _negative_error(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    """(n,) minus the absolute error, in the unit of the target."""
-    return -np.abs(outputs[VALUE].astype(np.float64) - y).reshape(len(y), -1).mean(axis=1)
 
 
 def _rounded(spec: DataSpec) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
