@@ -1,16 +1,13 @@
 """What the tests of the commands after training share: a run directory without a training."""
 
 import json
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
-import pytest
 from PIL import Image
 
 import tfgpu
-from tfgpu.cli import entry
 from tfgpu.data.folder import open_folder
 
 CLASSES = ("dark", "grey", "light")
@@ -68,25 +65,3 @@ def write_images(root, *, counts, names=CLASSES, size=SHAPE[:2], seed=0):
                 pixels = random.randint(low, low + 100, (*size, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02d}.png")
     return root
-
-
-def command(main, *argv):
-    """Runs a command in this process; returns its exit code."""
-    before = list(sys.path)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            entry.run(main, [str(each) for each in argv])
-    finally:
-        sys.path[:] = before
-        # The command's own, which a process has once; here tests go on.
-        keras.config.set_dtype_policy("float32")
-    return stop.value.code or 0
-
-
-def refusal(capsys, main, *argv):
-    """Runs a command that fails; returns its exit code and the one line it says."""
-    capsys.readouterr()
-    code = command(main, *argv)
-    said = capsys.readouterr().err
-    assert said.startswith("tfgpu: ") and said.count("\n") == 1, said
-    return code, said

@@ -4,7 +4,6 @@ import html.parser
 import json
 import re
 
-import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
@@ -12,7 +11,6 @@ from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util import tensor_util
 
-from tfgpu.cli import entry
 from tfgpu.train.settings import TrainSettings
 
 EVIL = "<img src=x onerror=alert(1)>\"'&<script>alert(2)</script>"
@@ -22,22 +20,6 @@ PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
     "3a7e9b550000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
 )
-
-
-def command(main, *argv):
-    """Runs a command that needs no TensorFlow in this process; returns its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        entry.run(main, [str(each) for each in argv])
-    return stop.value.code or 0
-
-
-def refusal(capsys, main, *argv):
-    """Runs a command that fails; returns its exit code and the one line it says."""
-    capsys.readouterr()
-    code = command(main, *argv)
-    said = capsys.readouterr().err
-    assert said.startswith("tfgpu: ") and said.count("\n") == 1, said
-    return code, said
 
 
 def config(**changed):

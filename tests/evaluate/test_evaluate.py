@@ -7,7 +7,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from finished_run import CLASSES, build_model, command, refusal, write_images, write_run
+from commands import command, refusal
+from finished_run import CLASSES, build_model, write_images, write_run
 from PIL import Image
 
 from tfgpu.data.folder import read_image

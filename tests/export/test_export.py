@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from finished_run import CLASSES, build_model, command, refusal, write_images, write_run
+from commands import command, refusal
+from finished_run import CLASSES, build_model, write_images, write_run
 
 import tfgpu
 from tfgpu.artifacts.trained_run import TrainedRun

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import CLASSES, build_model, command, refusal, write_run
+from commands import command, refusal
+from finished_run import CLASSES, build_model, write_run
 from PIL import Image
 
 from tfgpu.predict import __main__ as predict

@@ -2,21 +2,11 @@
 
 import contextlib
 import json
-import shutil
-import tempfile
 
 import pytest
-from reported_runs import (
-    EVIL,
-    PIXEL,
-    command,
-    config,
-    environment,
-    metrics,
-    result,
-    write,
-    write_events,
-)
+from browser import browser
+from commands import command
+from reported_runs import EVIL, PIXEL, config, environment, metrics, result, write, write_events
 
 from tfgpu.report import __main__ as report
 
@@ -48,31 +38,12 @@ return least;
 
 
 @contextlib.contextmanager
-def browser(*, dark=False):
-    selenium = pytest.importorskip("selenium")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not driver or not chromium or not selenium:
-        pytest.skip("there is no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory() as profile_folder:
-        for argument in (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-            "--disable-background-networking --disable-component-update --disable-sync "
-            f"--window-size=1300,850 --user-data-dir={profile_folder}"
-        ).split():
-            options.add_argument(argument)
-        opened = webdriver.Chrome(service=Service(driver), options=options)
-        try:
-            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-            opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-            yield opened
-        finally:
-            opened.quit()
+def in_scheme(*, dark=False):
+    """A browser that logs what a page says and asks for, and prefers a light or a dark scheme."""
+    with browser(logging={"browser": "ALL", "performance": "ALL"}) as opened:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        yield opened
 
 
 @pytest.fixture
@@ -98,7 +69,7 @@ def pages(tmp_path):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_is_shown_and_can_be_read(pages, dark):
-    with browser(dark=dark) as driver:
+    with in_scheme(dark=dark) as driver:
         for page in pages:
             driver.get("about:blank")
             driver.get_log("performance")
@@ -129,7 +100,7 @@ def test_it_is_shown_and_can_be_read(pages, dark):
 
 
 def test_the_accessibility_tree_has_names_for_everything(pages):
-    with browser() as driver:
+    with in_scheme() as driver:
         driver.execute_cdp_cmd("Accessibility.enable", {})
         for page in pages:
             driver.get(page.as_uri())
@@ -151,7 +122,7 @@ def test_the_accessibility_tree_has_names_for_everything(pages):
 
 
 def test_it_fits_a_telephone(pages):
-    with browser() as driver:
+    with in_scheme() as driver:
         narrow = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
         for page in pages:

@@ -4,16 +4,15 @@ import json
 import statistics
 
 import pytest
+from commands import command, refusal
 from fresh_process import python
 from reported_runs import (
     EVIL,
     PIXEL,
     check,
-    command,
     config,
     environment,
     metrics,
-    refusal,
     result,
     write,
     write_events,

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from reported_runs import command, config, environment, metrics, refusal, result, write
+from commands import command, refusal
+from reported_runs import config, environment, metrics, result, write
 
 from tfgpu.artifacts.lock import DirectoryLock
 from tfgpu.runs import __main__ as runs

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command
+from commands import command
 from mocked import mocked
 from sounded import features, tone, wav, write
+from task_runs import result_of, train_run, weights
 
 from tfgpu.data.augmentations.mixup import mixup_recordings
 from tfgpu.data.augmentations.shift import MOST, shift
@@ -20,7 +21,6 @@ from tfgpu.models.audio import FLOOR, Input, Spectrogram
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.audio import AUGMENT, TASK
-from tfgpu.train import __main__ as train
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -325,25 +325,14 @@ def place(tmp_path_factory):
 
 
 def trained(place, name, *flags, data="features"):
-    out = place / name
     dataset = f"npz:{place}/features.npz" if data == "features" else f"folder:{place}/sounds"
     options = "--task_options=frames=10" if data == "features" else "--task_options=mels=12"
-    argv = [f"--dataset={dataset}", f"--run_dir={out}", options, "--epochs=4", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return out
+    return train_run(dataset, place / name, options, "--epochs=4", *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def run(place):
     return trained(place, "run", "--devices=CPU:0", "--epochs=8", data="samples")
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 def test_a_run_on_samples_learns(run):

@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command, refusal
+from commands import command, refusal
 from PIL import Image
 from shaped import NAMES, write
+from task_runs import result_of, train_run, weights
 
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
@@ -49,19 +50,12 @@ def place(tmp_path_factory):
 
 
 def trained(place, name, *flags):
-    out = place / name
-    argv = [f"--dataset=coco:{place / 'boxes.json'}", f"--run_dir={out}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return out
+    return train_run(f"coco:{place / 'boxes.json'}", place / name, *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def run(place):
     return trained(place, "run", "--devices=CPU:0")
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
 
 
 def test_a_run_has_the_metric_of_the_task_and_what_was_fitted(run):
@@ -73,10 +67,6 @@ def test_a_run_has_the_metric_of_the_task_and_what_was_fitted(run):
     with zipfile.ZipFile(run / "model.keras") as archive:
         assert json.loads(archive.read("assets/fitted.json")) == fitted
     keras.models.load_model(run / "model.keras", compile=False)
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command
+from commands import command
 from labelled import LABELS, as_lists, images, write
 from mocked import mocked
 from sklearn.metrics import average_precision_score, f1_score
+from task_runs import read_json, train_run
 
 from tfgpu.errors import DataError, RequestError
 from tfgpu.evaluate import __main__ as evaluate
@@ -21,7 +22,6 @@ from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.multilabel import TASK
 from tfgpu.tasks.parts.label_report import sigmoid
-from tfgpu.train import __main__ as train
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -184,18 +184,12 @@ SETTINGS += ["--optimizer=adamw", "--learning_rate=0.01", "--width=0.5"]
 
 
 def trained(place, name, *flags, table="flags.csv"):
-    argv = [f"--dataset=csv:{place / table}", f"--run_dir={place / name}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return place / name
+    return train_run(f"csv:{place / table}", place / name, *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def run(place):
     return trained(place, "run", "--devices=CPU:0")
-
-
-def read_json(path):
-    return json.loads(path.read_text())
 
 
 def test_a_run_learns_and_keeps_thresholds_of_validation(place, run):

@@ -4,13 +4,13 @@ import csv
 import json
 import zipfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command
+from commands import command
 from mocked import mocked
 from rated import interactions, write
+from task_runs import result_of, train_run, weights
 
 from tfgpu.data import sources
 from tfgpu.errors import RequestError
@@ -23,7 +23,6 @@ from tfgpu.tasks import loading
 from tfgpu.tasks.recommendation import drop
 from tfgpu.tasks.recommendation.reading import Rows
 from tfgpu.tasks.recommendation.tables import Ids
-from tfgpu.train import __main__ as train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -260,23 +259,12 @@ SETTINGS = ["--epochs=3", "--seed=1", "--progress=none", "--width=0.25"]
 
 
 def trained(place, name, *flags):
-    out = place / name
-    argv = [f"--dataset=csv:{place / 'ratings.csv'}", f"--run_dir={out}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return out
+    return train_run(f"csv:{place / 'ratings.csv'}", place / name, *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def rating_run(place):
     return trained(place, "rating", "--devices=CPU:0", "--tensorboard=none")
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 def test_a_run_of_ratings_has_errors_and_tables(rating_run):

@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command
+from commands import command
 from PIL import Image
 from segmented import write
+from task_runs import result_of, train_run, weights
 
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
@@ -18,7 +19,6 @@ from tfgpu.models.unet import unet
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
 from tfgpu.tasks.segmentation import AUGMENT
-from tfgpu.train import __main__ as train
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -148,19 +148,12 @@ def place(tmp_path_factory):
 
 
 def trained(place, name, *flags):
-    out = place / name
-    argv = [f"--dataset=folder:{place / 'set'}", f"--run_dir={out}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return out
+    return train_run(f"folder:{place / 'set'}", place / name, *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def run(place):
     return trained(place, "run", "--devices=CPU:0")
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
 
 
 def test_a_run_has_the_metrics_of_the_task_and_what_was_fitted(run):
@@ -174,10 +167,6 @@ def test_a_run_has_the_metrics_of_the_task_and_what_was_fitted(run):
     with zipfile.ZipFile(run / "model.keras") as archive:
         assert json.loads(archive.read("assets/fitted.json")) == fitted
     keras.models.load_model(run / "model.keras", compile=False)
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 def test_streaming_gives_the_same_bits(place, run):

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command, refusal
+from commands import command, refusal
 from tabled import homes, write
+from task_runs import result_of, train_run, weights
 
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
 from tfgpu.predict import __main__ as predict
-from tfgpu.train import __main__ as train
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,12 +34,9 @@ TARGETS = ("price", "tall")
 
 
 def trained(place, name, target, *flags):
-    argv = ["--task=tabular", f"--dataset=csv:{place / 'homes.csv'}", f"--target={target}"]
     other = next(each for each in TARGETS if each != target)
-    argv += [f"--task_options=ignore={other}"]
-    argv += [f"--run_dir={place / name}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return place / name
+    task = ("--task=tabular", f"--target={target}", f"--task_options=ignore={other}")
+    return train_run(f"csv:{place / 'homes.csv'}", place / name, *task, *SETTINGS, *flags)
 
 
 class Runs(dict):
@@ -64,14 +61,6 @@ def runs(place):
 EACH = pytest.mark.parametrize(
     "target", ["price", pytest.param("tall", marks=pytest.mark.slow)], ids=str
 )
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 @EACH

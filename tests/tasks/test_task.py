@@ -4,13 +4,14 @@ import importlib
 import json
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from finished_run import command, refusal, write_images
+from commands import command, refusal
+from finished_run import write_images
 from PIL import Image
+from task_runs import read_json, weights
 
 from tfgpu import tasks
 from tfgpu.data.tfds_source import feature_of
@@ -145,10 +146,6 @@ def run(place):
     return trained(place, "run", "--devices=CPU:0")
 
 
-def read_json(path):
-    return json.loads(path.read_text())
-
-
 # ---- a task of one's own -------------------------------------------------------------------
 
 
@@ -168,10 +165,6 @@ def test_what_is_fitted_saw_neither_validation_nor_test(place, run):
 
     fitted = read_json(run / "fitted.json")["vocabulary"]
     assert len(own_task.SEEN) == 63 and fitted == list("abcdefgh")
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 def test_both_inputs_give_the_same_bits(place, run):

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from finished_run import command
+from commands import command
 from mocked import mocked
+from task_runs import result_of, train_run, weights
 from worded import texts, write
 
 from tfgpu.errors import DataError, RequestError
@@ -20,7 +21,6 @@ from tfgpu.models import text as models
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.text import AUGMENT, DROPPED, TASK, UNKNOWN
-from tfgpu.train import __main__ as train
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -238,23 +238,12 @@ def place(tmp_path_factory):
 
 
 def trained(place, name, *flags):
-    out = place / name
-    argv = [f"--dataset=csv:{place / 'set.csv'}", f"--run_dir={out}", *SETTINGS, *flags]
-    assert command(train.main, *argv) == 0
-    return out
+    return train_run(f"csv:{place / 'set.csv'}", place / name, *SETTINGS, *flags)
 
 
 @pytest.fixture(scope="module")
 def run(place):
     return trained(place, "run", "--devices=CPU:0")
-
-
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
-
-
-def weights(run):
-    return keras.models.load_model(run / "model.keras", compile=False).get_weights()
 
 
 def test_a_run_learns_and_keeps_its_vocabulary(run):

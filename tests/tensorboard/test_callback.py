@@ -3,11 +3,9 @@
 import contextlib
 import json
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 
@@ -15,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from browser import browser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.graph.keras_util import keras_model_to_graph_def
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -424,31 +423,6 @@ def tensorboard(folder):
     finally:
         process.kill()
         process.wait()
-
-
-@contextlib.contextmanager
-def browser():
-    selenium = pytest.importorskip("selenium")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not driver or not chromium or not selenium:
-        pytest.skip("there is no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    with tempfile.TemporaryDirectory() as profile_folder:
-        for argument in (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-            "--disable-background-networking --disable-component-update --disable-sync "
-            f"--window-size=1300,850 --user-data-dir={profile_folder}"
-        ).split():
-            options.add_argument(argument)
-        opened = webdriver.Chrome(service=Service(driver), options=options)
-        try:
-            yield opened
-        finally:
-            opened.quit()
 
 
 # Everything that the page shows, through the shadow roots of TensorBoard's elements.

@@ -2,12 +2,11 @@
 
 import json
 
+import commands
 import keras
 import numpy as np
-import pytest
 from PIL import Image
 
-from tfgpu.cli import entry
 from tfgpu.train import __main__ as train
 
 METRICS = ["epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy"]
@@ -77,12 +76,8 @@ def argv_of(settings):
 
 
 def command(*argv):
-    """Runs the command in this process; returns its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        entry.run(train.main, list(argv))
-    # The command's own, which a process has once; here tests go on.
-    keras.config.set_dtype_policy("float32")
-    return stop.value.code or 0
+    """Runs `tfgpu train` in this process; returns its exit code."""
+    return commands.command(train.main, *argv)
 
 
 class Run:
