@@ -33,8 +33,6 @@ def start(
     """
     variables = startup.child_environment({**os.environ, **(environment or {})})
     variables.pop("TF_CONFIG", None)
-    # Several are alive at once, and TensorFlow takes all memory of a GPU that is split into parts.
-    variables.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     command = [sys.executable, "-m", "tfgpu.bench.process", kind, json.dumps(config.to_json())]
     return interleaved_timing.MeasuredProcess(command, environment=variables)
 

@@ -187,7 +187,9 @@ class Column:
 
     def _find_stray(self, cells: Sequence[str], place: Place) -> None:
         """Remembers the first cell that is no number, where most of the cells are numbers."""
-        strays = [i for i, cell in enumerate(cells) if not _is_number(cell)]
+        strays = [
+            i for i, cell in enumerate(cells) if not is_number(cell) or math.isnan(float(cell))
+        ]
         if self.numbers or 2 * len(strays) < len(cells):
             self.stray = f"{place(strays[0])}: {cells[strays[0]]!r}"
 
@@ -481,8 +483,10 @@ def _with_files(
     return hashlib.sha256(json.dumps([fingerprint, sizes]).encode()).hexdigest()
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str | bytes) -> bool:
+    """Whether a cell can be read as a number, NaN and infinity among them."""
     try:
-        return not math.isnan(float(cell))
+        float(cell)
     except ValueError:
         return False
+    return True

@@ -58,9 +58,7 @@ def piecewise(
         ValueError: `width` or `depth` is not positive.
     """
     inputs = _inputs(num_numbers, category_columns)
-    parts = _embedded(inputs, num_categories, category_columns)
-    if num_numbers:
-        parts.append(inputs["numbers"])
+    parts = _parts(inputs, num_categories)
     if edges:
         pieces = max(len(some) for some in edges) - 1
         scales, offsets = np.zeros((2, len(edges), pieces))
@@ -109,9 +107,7 @@ def mlp(
         ValueError: `width` or `depth` is not positive.
     """
     inputs = _inputs(num_numbers, category_columns)
-    parts = _embedded(inputs, num_categories, category_columns)
-    if num_numbers:
-        parts.append(inputs["numbers"])
+    parts = _parts(inputs, num_categories)
     return _network(inputs, parts, num_outputs, scale, offset, width=width, depth=depth, name="mlp")
 
 
@@ -124,17 +120,18 @@ def _inputs(num_numbers: int, category_columns: int) -> dict[str, keras.KerasTen
     return inputs
 
 
-def _embedded(
-    inputs: dict[str, keras.KerasTensor], num_categories: int, category_columns: int
-) -> list[keras.KerasTensor]:
-    """The embeddings of a row, one after another, as a list of one or none."""
-    if not category_columns:
-        return []
-    given = inputs["categories"]
-    x = layers.Embedding(num_categories + 1, EMBEDDING_UNITS, name="embedding")(given)
-    # The unknown category is no row of the training split, so it would keep what it began with.
-    x = x * ops.cast(ops.expand_dims(ops.not_equal(given, 0), -1), x.dtype)
-    return [layers.Flatten(name="join_embeddings")(x)]
+def _parts(inputs: dict[str, keras.KerasTensor], num_categories: int) -> list[keras.KerasTensor]:
+    """What a row is to the first layer: the embeddings of its categories, and its numbers."""
+    parts = []
+    if "categories" in inputs:
+        given = inputs["categories"]
+        x = layers.Embedding(num_categories + 1, EMBEDDING_UNITS, name="embedding")(given)
+        # The unknown category is no row of the training split, so it would keep what it began with.
+        x = x * ops.cast(ops.expand_dims(ops.not_equal(given, 0), -1), x.dtype)
+        parts.append(layers.Flatten(name="join_embeddings")(x))
+    if "numbers" in inputs:
+        parts.append(inputs["numbers"])
+    return parts
 
 
 def _network(

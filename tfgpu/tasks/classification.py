@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import tensorflow as tf
 
@@ -12,7 +11,7 @@ from tfgpu.data.examples import Examples
 from tfgpu.data.records import Records, Schema
 from tfgpu.errors import RequestError
 from tfgpu.models.builders import CLASSIFIERS
-from tfgpu.models.classification_loss import classification_loss
+from tfgpu.tasks.parts.class_loss import class_loss
 from tfgpu.tasks.parts.class_report import ClassReport
 from tfgpu.tasks.parts.image_serving import class_serving
 from tfgpu.tasks.parts.predictor import ImageClassPredictor
@@ -66,21 +65,11 @@ def read(request: Request) -> Reading:
     return Reading(spec=spec, examples=examples)
 
 
-def _loss(spec: DataSpec, settings: Mapping[str, Any]) -> Any:
-    known = augmentations.of_images()
-    names = (settings.get("augment") or "none").split(",")
-    return classification_loss(
-        num_classes=spec.num_classes,
-        label_smoothing=settings["label_smoothing"],
-        mixed=any(known[name].mixes for name in names if name in known),
-    )
-
-
 TASK = Task(
     name="classification",
     read=read,
     models=CLASSIFIERS,
-    loss=_loss,
+    loss=lambda spec, settings: class_loss(spec, settings, augmentations.of_images()),
     metrics=lambda spec: ["accuracy"],
     objective="accuracy",
     maximize=True,

@@ -25,7 +25,7 @@ from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files
 from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest, right, with_softmax
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 from tfgpu.tensorboard.pictures import Picture
-from tfgpu.tensorboard.predictions import Outputs, confusion_and_mistakes
+from tfgpu.tensorboard.predictions import SHOWN, Outputs, confusion_and_mistakes
 
 UNKNOWN = 1
 """The number of a token that is not in the vocabulary; 0 is padding."""
@@ -37,7 +37,6 @@ INPUT, TOKENS = "text", "tokens"
 
 _BATCH = 1024  # Texts that are cut at once.
 _LONG_ENOUGH = 95  # Percent of the training texts that fit into the length, if nothing is asked.
-_SHOWN = 16  # Texts that TensorBoard gets.
 
 
 def choose(schema: Schema, given: Mapping[str, str]) -> Mapping[str, str]:
@@ -260,7 +259,7 @@ class TextReport(ClassReport):
         """See `Report.batch`."""
         rows = [
             (self.spec.class_names[int(label)], self._text(tokens))
-            for tokens, label in zip(x[:_SHOWN], np.reshape(y, [-1]), strict=False)
+            for tokens, label in zip(x[:SHOWN], np.reshape(y, [-1]), strict=False)
         ]
         return {"batch": Picture(_table(("class", "tokens"), rows), "Of a training batch.")}
 
@@ -269,7 +268,7 @@ class TextReport(ClassReport):
         kept = list(outputs)
         shown = dict(super().predictions(iter(kept)))
         names = self.spec.class_names
-        _, mistakes = confusion_and_mistakes(iter(kept), count=_SHOWN)
+        _, mistakes = confusion_and_mistakes(iter(kept), count=SHOWN)
         rows = [
             (
                 names[each.label],

@@ -2,8 +2,7 @@
 
 To add one, write `NAME.py` with an `AUGMENTATION` in it, a `Transformation` of images and classes.
 Its being there is all: `--augment=NAME` finds it. A task whose y is more than a class of an image
-has functions of its own; `drop` and
-`shift` have no other.
+has functions of its own; `drop` and `shift` have no other.
 
 Functions take raw pixels, uint8, and reckon in float32: TensorFlow keeps integers that are added or
 multiplied in the host's memory, where they stop a GPU.

@@ -10,11 +10,11 @@ import tensorflow as tf
 from tfgpu.data.augment import Transformation
 from tfgpu.data.augmentations.mixup import mixup_recordings
 from tfgpu.data.augmentations.shift import shift
-from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.audio.predictor import AudioPredictor
 from tfgpu.tasks.audio.reading import OPTIONS, choose, model_input, read
 from tfgpu.tasks.audio.report import AudioReport
 from tfgpu.tasks.audio.serving import serve
+from tfgpu.tasks.parts.class_loss import class_loss
 from tfgpu.tasks.task import DataSpec, Task
 
 
@@ -48,15 +48,6 @@ AUGMENT = {
 }
 
 
-def _loss(spec: DataSpec, settings: Mapping[str, Any]) -> Any:
-    names = (settings.get("augment") or "none").split(",")
-    return classification_loss(
-        num_classes=spec.num_classes,
-        label_smoothing=settings["label_smoothing"],
-        mixed="mixup" in names,
-    )
-
-
 def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
     few = num_examples < 5000
     return {
@@ -86,7 +77,7 @@ TASK = Task(
     name="audio",
     read=read,
     models={name: f"tfgpu.models.audio:{name}" for name in ("convolution", "recurrent")},
-    loss=_loss,
+    loss=lambda spec, settings: class_loss(spec, settings, AUGMENT),
     metrics=lambda spec: ["accuracy"],
     objective="accuracy",
     maximize=True,

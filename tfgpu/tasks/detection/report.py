@@ -11,16 +11,13 @@ from tfgpu.models.detections import CLASS, CROWD, detect
 from tfgpu.tasks.detection.coco_evaluation import CocoEvaluation, coco_tools
 from tfgpu.tasks.detection.drawing import Box, draw
 from tfgpu.tasks.detection.reading import most_detections
-from tfgpu.tasks.parts.report import Report
+from tfgpu.tasks.parts.report import Report, lowest
 from tfgpu.tensorboard import pictures
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import Outputs
 
 SHOWN_SCORE = 0.3
 """From which a detection is drawn and said."""
-
-SHOWN = 25
-"""Classes in the table, at most: of more, those with the lowest AP are shown."""
 
 _IMAGES = 16
 
@@ -72,10 +69,8 @@ class BoxReport(Report):
             *(f"{text:<{wide}}  {_shown(result[name])}" for name, text in named.items()),
             "",
         ]
-        classes = result["classes"]
-        if len(classes) > SHOWN:
-            lines.append(f"the {SHOWN} of {len(classes)} classes with the lowest AP:")
-            classes = sorted(classes, key=lambda each: (each["ap"] is None, each["ap"]))[:SHOWN]
+        said, classes = lowest(result["classes"], "ap", what="classes with the lowest AP")
+        lines += said
         wide = max(len("class"), *(len(each["name"]) for each in classes))
         lines.append(f"{'class':<{wide}}      AP   AP 50  recall   boxes")
         for each in classes:

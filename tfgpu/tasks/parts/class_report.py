@@ -8,12 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfgpu.tasks.parts.class_metrics import ClassificationMetrics, Counts
-from tfgpu.tasks.parts.report import Report
+from tfgpu.tasks.parts.report import Report, lowest
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import ClassPictures, Outputs
-
-SHOWN = 25
-"""Classes in the table, at most: of more, those with the least recall are shown."""
 
 
 class ClassReport(Report):
@@ -74,11 +71,8 @@ class ClassReport(Report):
             f"expected calibration error  {result['expected_calibration_error']:.4f}",
             "",
         ]
-        classes = result["classes"]
-        if len(classes) > SHOWN:
-            lines.append(f"the {SHOWN} of {len(classes)} classes with the least recall:")
-            classes = sorted(classes, key=lambda each: (each["recall"] is None, each["recall"]))
-            classes = classes[:SHOWN]
+        said, classes = lowest(result["classes"], "recall", what="classes with the least recall")
+        lines += said
         wide = max(len("class"), *(len(each["name"]) for each in classes))
         lines.append(f"{'class':<{wide}}  precision  recall      f1  examples")
         lines += [

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tfgpu.tasks.parts.report import Report
+from tfgpu.tasks.parts.report import Report, lowest
 from tfgpu.tensorboard import pictures
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import SHOWN, Outputs
-
-LISTED = 25
-"""Labels in the table, at most: of more, those with the least F1 are shown."""
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -83,10 +80,8 @@ class LabelReport(Report):
             f"all labels right  {result['exact_match']:.4f}",
             "",
         ]
-        rows = result["labels"]
-        if len(rows) > LISTED:
-            lines.append(f"the {LISTED} of {len(rows)} labels with the least F1:")
-            rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:LISTED]
+        said, rows = lowest(result["labels"], "f1", what="labels with the least F1")
+        lines += said
         wide = max(len("label"), *(len(row["name"]) for row in rows))
         lines.append(f"{'label':<{wide}}  threshold      AP  precision  recall      f1  positives")
         lines += [

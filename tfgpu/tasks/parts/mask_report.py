@@ -11,13 +11,10 @@ import numpy as np
 from tfgpu.models.segmentation_loss import VOID
 from tfgpu.tasks.parts.class_report import confusion_table
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
-from tfgpu.tasks.parts.report import Report
+from tfgpu.tasks.parts.report import Report, lowest
 from tfgpu.tensorboard import pictures
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import Outputs
-
-SHOWN = 25
-"""Classes in the table, at most: of more, those with the lowest IoU are shown."""
 
 
 class MaskReport(Report):
@@ -56,10 +53,8 @@ class MaskReport(Report):
         """See `Report.lines`."""
         names = ("loss", "mean_iou", "dice", "pixel_accuracy")
         lines = [*(f"{name:<14}  {result[name]:.4f}" for name in names), ""]
-        classes = result["classes"]
-        if len(classes) > SHOWN:
-            lines.append(f"the {SHOWN} of {len(classes)} classes with the lowest IoU:")
-            classes = sorted(classes, key=lambda each: (each["iou"] is None, each["iou"]))[:SHOWN]
+        said, classes = lowest(result["classes"], "iou", what="classes with the lowest IoU")
+        lines += said
         wide = max(len("class"), *(len(each["name"]) for each in classes))
         lines.append(f"{'class':<{wide}}     iou    dice  precision  recall          pixels")
         for each in classes:

@@ -8,6 +8,25 @@ from typing import Any
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.tensorboard.predictions import Outputs
 
+LISTED = 25
+"""Classes that the lines of a report show at most."""
+
+
+def lowest(
+    rows: Sequence[Mapping[str, Any]], figure: str, *, what: str
+) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The rows to list, and where they are not all, the line that says so.
+
+    Args:
+        rows: With `figure` in each, which may be None.
+        figure: Those with the lowest of it are listed, as many as `LISTED`.
+        what: For the line, such as "classes with the least recall".
+    """
+    if len(rows) <= LISTED:
+        return [], list(rows)
+    ordered = sorted(rows, key=lambda row: (row[figure] is None, row[figure]))
+    return [f"the {LISTED} of {len(rows)} {what}:"], ordered[:LISTED]
+
 
 class Report:
     """How `evaluate` measures a model, and what TensorBoard shows of it. A task may subclass it.

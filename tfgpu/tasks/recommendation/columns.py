@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tfgpu.data.columns import is_number
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError
 
@@ -103,7 +104,7 @@ def as_numbers(values: np.ndarray, role: str, name: str) -> np.ndarray:
     try:
         numbers = values.astype(np.float64)
     except ValueError:
-        cell = next(str(each.decode()) for each in values.tolist() if not _is_number(each))
+        cell = next(str(each.decode()) for each in values.tolist() if not is_number(each))
         raise DataError(
             f"the column {name!r} is not a {role}: it has {cell!r}, which is no number"
         ) from None
@@ -142,11 +143,3 @@ def as_keys(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "O":
         return np.array([each.decode("utf-8", "surrogateescape") for each in values], str)
     return np.char.decode(values, "utf-8", "surrogateescape")
-
-
-def _is_number(cell: bytes) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpu.data.columns import is_number
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError, did_you_mean
 
@@ -188,7 +189,7 @@ def as_numbers(values: np.ndarray, name: str, feature: Feature) -> np.ndarray:
         try:
             values = np.array([float(each or b"nan") for each in values.tolist()])
         except ValueError:
-            wrong = next(each for each in values.tolist() if each and not _is_number(each))
+            wrong = next(each for each in values.tolist() if each and not is_number(each))
             where = feature.stray or repr(wrong.decode(errors="replace"))
             raise DataError(
                 f"the column {name!r} holds text where a number belongs ({where})"
@@ -198,11 +199,3 @@ def as_numbers(values: np.ndarray, name: str, feature: Feature) -> np.ndarray:
         row = int(np.argwhere(np.isinf(numbers))[0][0])
         raise DataError(f"the column {name!r} is infinite in row {row + 1} of a split")
     return numbers
-
-
-def _is_number(cell: bytes) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

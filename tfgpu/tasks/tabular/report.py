@@ -10,11 +10,10 @@ import numpy as np
 from tfgpu.tasks.parts.class_report import ClassReport
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard.pictures import Picture
-from tfgpu.tensorboard.predictions import Outputs
+from tfgpu.tensorboard.predictions import SHOWN, Outputs
 
 _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 _POINTS = 2000  # In a chart.
-_SHOWN = 16  # Rows that TensorBoard gets.
 
 
 class RowClassReport(ClassReport):
@@ -156,7 +155,7 @@ class NumberReport(Report):
         if not parts:
             return {}
         targets, found = (np.concatenate(each).astype(float) for each in zip(*parts, strict=True))
-        worst = np.argsort(-np.abs(found - targets), kind="stable")[:_SHOWN]
+        worst = np.argsort(-np.abs(found - targets), kind="stable")[:SHOWN]
         rows = [(str(i), f"{targets[i]:.6g}", f"{found[i]:.6g}") for i in worst.tolist()]
         text = _table(("row", self.spec.fitted["target"], "predicted"), rows)
         return {"mistakes": Picture(text, "The rows that the model is furthest off at.")}
