@@ -334,6 +334,20 @@ def test_a_model_that_augments_is_exported_for_inference(place, tmp_path, monkey
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_the_exact_gelu_is_in_an_onnx_file(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "SECONDS", 0.05)
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
+    model = tfgpu.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(8, activation="gelu")(x)))
+    run = write_run(tmp_path / "run", model, dataset=f"folder:{place / 'images'}")
+    out = tmp_path / "out"
+    assert command(export.main, f"--run_dir={run}", f"--out={out}", "--formats=onnx") == 0
+    images = np.random.RandomState(0).randint(0, 256, (4, 8, 8, 3), np.uint8)
+    expected = tf.nn.softmax(model(images, training=False)).numpy()
+    found = call("onnx", out / FLOAT_FILES["onnx"], images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_a_run_without_a_model_is_refused(tmp_path, capsys):
     write_run(tmp_path / "run")
     code, said = refused(capsys, tmp_path)

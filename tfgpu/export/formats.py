@@ -101,6 +101,9 @@ def write_onnx(source: Source, path: Path) -> None:
     import onnx
     import tf2onnx
 
+    # Registers what tf2onnx lacks.
+    import tfgpu.export.onnx_operations  # noqa: F401
+
     named = source.named
 
     def call(*raw: tf.Tensor) -> Any:

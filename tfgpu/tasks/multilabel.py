@@ -237,7 +237,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
 
     def model(trained: keras.Model) -> keras.Model:
         pixels = keras.Input(shape, dtype="uint8", name=INPUT)
-        logits = trained(keras.ops.cast(pixels, "float32"))
+        logits = trained(keras.ops.cast(pixels, "float32"), training=False)
         named = keras.layers.Activation("sigmoid", dtype="float32", name=PROBABILITIES)(logits)
         return keras.Model(pixels, named)
 

@@ -68,7 +68,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
         if not ready:
             whole = keras.ops.round(values * FULL_SCALE)
             values = keras.ops.cast(keras.ops.clip(whole, -FULL_SCALE, FULL_SCALE - 1), "int16")
-        logits = trained({name: values, LENGTH: raw[LENGTH]})
+        logits = trained({name: values, LENGTH: raw[LENGTH]}, training=False)
         probabilities = keras.layers.Softmax(dtype="float32", name=PROBABILITIES)(logits)
         return keras.Model(list(raw.values()), probabilities)
 

@@ -86,7 +86,7 @@ def _inference_model(
     Shapes that are not known come from other tensors, which every format can hold.
     """
     pixels = keras.Input(image_shape, dtype="uint8", name=INPUT)
-    cells = ops.cast(model(ops.cast(pixels, "float32")), "float32")
+    cells = ops.cast(model(ops.cast(pixels, "float32"), training=False), "float32")
     _, rows, columns, channels = cells.shape
     classes = channels - 4
     logits = cells[..., :classes]
@@ -123,7 +123,7 @@ def _inference_model(
 def _cells(model: keras.Model, image_shape: tuple[int, int, int]) -> keras.Model:
     """Without the search for peaks, whose operations have no int8 form."""
     pixels = keras.Input(image_shape, dtype="uint8", name=INPUT)
-    cells = model(ops.cast(pixels, "float32"))
+    cells = model(ops.cast(pixels, "float32"), training=False)
     return keras.Model(
         pixels, keras.layers.Activation("linear", dtype="float32", name=CELLS)(cells)
     )

@@ -60,7 +60,7 @@ def serve(spec: DataSpec, kind: str) -> Serving:
                 for name, one in inputs.items()
             }
             x = _standardized(encoder, given)
-        found = trained({name: x[name] for name in spec.x})
+        found = trained({name: x[name] for name in spec.x}, training=False)
         if classes:
             named = keras.layers.Softmax(dtype="float32", name=output)(found)
         else:
