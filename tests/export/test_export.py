@@ -309,6 +309,7 @@ def refused(capsys, place, *argv):
 
 def test_a_model_that_augments_is_exported_for_inference(place, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SECONDS", 0.05)  # How fast they are does not matter here.
+    keras.utils.set_random_seed(0)
     layers = keras.layers
     inputs = keras.Input((8, 8, 3))
     x = layers.Rescaling(1 / 255)(inputs)
@@ -336,6 +337,7 @@ def test_a_model_that_augments_is_exported_for_inference(place, tmp_path, monkey
 
 def test_the_exact_gelu_is_in_an_onnx_file(place, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SECONDS", 0.05)
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 64, offset=-2.0)(inputs))
     model = tfgpu.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(8, activation="gelu")(x)))
