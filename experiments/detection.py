@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import tasks
 from PIL import Image, ImageDraw
-from versus import machine, write
+from versus import children_seconds, machine, write, written
 
 SEEDS = (0, 1, 2)
 SHAPES = ("circle", "square", "triangle")
@@ -116,9 +115,9 @@ def measured(folder: Path, flags: Sequence[str], seed: int, drawn: Path | None) 
     with tempfile.TemporaryDirectory() as place:
         run = f"--run_dir={place}/run"
         data = [f"--dataset=coco:{folder}", "--validation_fraction=0", f"--seed={seed}"]
-        before, start = _cpu_seconds(), time.perf_counter()
+        before, start = children_seconds(), time.perf_counter()
         _tfgpu("train", run, *data, "--tensorboard=none", *flags)
-        seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - before
+        seconds, cpu_seconds = time.perf_counter() - start, children_seconds() - before
         _tfgpu("evaluate", run, f"--out={place}/evaluation")
         result = json.loads(Path(place, "run", "result.json").read_text())
         evaluation = json.loads(Path(place, "evaluation", "evaluation.json").read_text())
@@ -137,11 +136,6 @@ def _tfgpu(command: str, *flags: str) -> None:
     subprocess.run(
         [sys.executable, "-m", f"tfgpu.{command}", *flags], check=True, stdout=subprocess.DEVNULL
     )
-
-
-def _cpu_seconds() -> float:
-    """Of user CPU time that child processes have taken."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
 def with_runs(known: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,10 +192,9 @@ def main() -> None:
     parser.add_argument("--drawn", type=Path, default=Path("runs/trees"))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    file = Path(__file__).resolve().parent / "results" / "detection.json"
 
     def keep(part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        result = json.loads(file.read_text()) if file.exists() else {}
+        result = written("detection.json")
         result[part] = change(result.get(part, {})) | {"machine": machine()}
         write("detection.json", result)
 

@@ -28,12 +28,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from versus import machine, write
+from versus import machine, write, written
 
 from tfgpu.cli import startup
 
 HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "figures.json"
 SEEDS = (0, 1, 2)
 RECIPES = ("digits", "cifar10", "cifar10_tuned", "cifar10_quick", "cifar10_augmented")
 
@@ -136,19 +135,16 @@ def main() -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for recipe in options.recipes:
         if options.describe:
-            known = _stored().get(recipe)
+            known = written("figures.json").get("recipes", {}).get(recipe)
             entries: Iterable[dict[str, Any]] = [] if known is None else [known]
         else:
             entries = measure(recipe, seeds=seeds, views=options.views)
         for entry in entries:
             # Read anew: another process may have added a recipe meanwhile.
-            found = _stored() | {recipe: {**entry, **describe(recipe)}}
+            found = written("figures.json").get("recipes", {}) | {
+                recipe: {**entry, **describe(recipe)}
+            }
             write("figures.json", {"recipes": {n: found[n] for n in RECIPES if n in found}})
-
-
-def _stored() -> dict[str, Any]:
-    """The recipes in the file."""
-    return dict(json.loads(RESULT.read_text())["recipes"]) if RESULT.exists() else {}
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ of WAV files is trained on.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
 import tempfile
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tasks
-from versus import machine, write
+from versus import machine, write, written
 
 SEEDS = (0, 1, 2)
 PARTS = ("digits-convolution", "voices-convolution", "digits-recurrent")
@@ -79,14 +77,6 @@ def medians(runs: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, flo
     return {name: statistics.median(run[name] for run in runs) for name in names}
 
 
-def train(dataset: str, flags: list[str], seed: int) -> dict[str, Any]:
-    """`tasks.train`, with the processor time of the process in it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run = tasks.train(dataset, flags, seed)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {**run, "user_seconds": after.ru_utime - before.ru_utime}
-
-
 def digits(file: Path, model: str, rounds: int) -> dict[str, Any]:
     """Accuracy of a model over the seeds, and the rate beside Keras."""
     runs, yardsticks = [], []
@@ -96,7 +86,7 @@ def digits(file: Path, model: str, rounds: int) -> dict[str, Any]:
             yardsticks.append(support_vectors(split(file, seed, target)))
             shown = ", ".join(f"{name} {value:.4f}" for name, value in yardsticks[-1].items())
             print(f"digits seed {seed}: support vectors on {shown}", flush=True)
-            run = train(f"npz:{target}", [f"--model={model}"], seed)
+            run = tasks.train(f"npz:{target}", [f"--model={model}"], seed)
             runs.append({"seed": seed, **{key: run[key] for key in KEPT}})
             accuracy, seconds = run["test_accuracy"], run["process_seconds"]
             print(f"  {model:<12} {accuracy:.4f}  {seconds:.0f} s", flush=True)
@@ -121,7 +111,7 @@ def rate(dataset: str, model: str, rounds: int) -> dict[str, Any]:
 
 def voices(folder: Path, model: str, rounds: int) -> dict[str, Any]:
     """One run on samples, and the rate beside Keras."""
-    run = train(f"folder:{folder}", [f"--model={model}", *VOICES], 0)
+    run = tasks.train(f"folder:{folder}", [f"--model={model}", *VOICES], 0)
     print(f"voices: {run['test_accuracy']:.4f}, {run['process_seconds']:.0f} s", flush=True)
     return {
         "flags": list(VOICES),
@@ -143,14 +133,7 @@ def main() -> None:
         place = options.folder / ("voices" if name == "voices" else "spoken_digits.npz")
         measure = voices if name == "voices" else digits
         parts[part] = {"machine": machine(), **measure(place, model, options.rounds)}
-        write("sounds.json", {**known(), **parts})
-
-
-def known() -> dict[str, Any]:
-    """What earlier calls have measured."""
-    file = Path(__file__).parent / "results" / "sounds.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return found
+        write("sounds.json", {**written("sounds.json"), **parts})
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ sentences, which their readers did not always agree on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import tasks
-from versus import machine, write
+from versus import machine, write, written
 
-RESULT = Path(__file__).resolve().parent / "results" / "texts.json"
 SEEDS = (0, 1, 2)
 TABLES = {"reviews": "word", "reviews_zh": "character"}
 MODELS = ("bag", "convolution", "transformer")
@@ -63,8 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     # What is not named stays as it was measured.
-    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result: dict[str, Any] = {"machine": machine(), "tables": before.get("tables", {})}
+    before = written("texts.json").get("tables", {})
+    result: dict[str, Any] = {"machine": machine(), "tables": before}
     for name in options.tables.split(","):
         path = options.folder / f"{name}.csv"
         rows = tasks.read(path)

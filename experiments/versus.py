@@ -31,7 +31,7 @@ from tfgpu.bench import interleaved_timing
 from tfgpu.bench.interleaved_timing import compare, spread
 
 __all__ = ["TrainingProcess", "apart", "arguments", "compare", "machine", "interleave"]
-__all__ += ["spread", "write"]
+__all__ += ["children_seconds", "spread", "write", "written"]
 
 EXAMPLES = 8192
 """In the data set that each process holds."""
@@ -113,6 +113,19 @@ def write(name: str, result: Mapping[str, Any]) -> None:
     print(
         f"written to {place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place}"
     )
+
+
+def written(name: str) -> dict[str, Any]:
+    """What `write` wrote under a name; {} where it has not yet."""
+    place = Path(__file__).resolve().parent / "results" / name
+    return dict(json.loads(place.read_text(encoding="utf-8"))) if place.exists() else {}
+
+
+def children_seconds() -> float:
+    """User processor time that child processes have taken, which other work does not stretch."""
+    import resource  # Not on Windows, which reads the rest of this module too.
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
 def apart(file: str, options: Mapping[str, Any]) -> Any:
