@@ -444,15 +444,16 @@ def _train(
 
     # Before the test, whose images nobody has read yet: one that is damaged must not cost the
     # training.
-    fitted = job.data.spec.fitted
+    calibrated: Mapping[str, Any] = {}
     if job.data.task.calibrate is not None and job.validation is not None:
         with stopwatch.during("validation"):
-            fitted = {**fitted, **_calibrated(job)}
+            calibrated = _calibrated(job)
+    fitted = {**job.data.spec.fitted, **calibrated}
     with stopwatch.during("saving"):
         if chief:
             with say_what_is_kept(backup, command=job.command):
                 save_for_keras(model, directory.model_path, fitted=fitted)
-                if fitted:
+                if calibrated:
                     directory.write_fitted(fitted)
     # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
     shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
