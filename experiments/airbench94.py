@@ -14,7 +14,7 @@ average. Not counted: reading the data and bringing them, as uint8, to the devic
 values; compilation, which a whole training of the same size with random labels comes before for;
 and the evaluation without the average. All of it stays in one process, traced and compiled once.
 
-CIFAR-10 of TFDS may be JPEG-coded, as it is here: PyTorch reaches 90.8 % (n=10) from the same images.
+CIFAR-10 of TFDS may be JPEG-coded, as it is here: PyTorch reaches 90.8 % (n=10) from these images.
 
 Writes `experiments/results/airbench94.json`.
 """

@@ -19,7 +19,7 @@ FIELDS = [field.name for field in dataclasses.fields(TrainSettings)]
 EVERY_FLAG = """
     --strategy=one_device --devices=GPU:1 --join_timeout=60 --precision=mixed_float16
     --jit_compile=false
-    --steps_per_execution=7 --intra_op_threads=2 --deterministic=true
+    --steps_per_execution=7 --intra_op_threads=2 --deterministic=true --compile_cache=programs
     --dataset=folder:photos --data_dir=data --task=classification --features=x=image,y=label
     --target=price --tokens=word --task_options=split=time
     --validation_fraction=0.25 --image_size=48x64

@@ -28,6 +28,7 @@ EVERYTHING = {
     "steps_per_execution": 7,
     "intra_op_threads": 2,
     "deterministic": True,
+    "compile_cache": "programs",
     "dataset": "folder:some where",
     "data_dir": "data",
     "task": "classification",
@@ -125,6 +126,7 @@ IMPOSSIBLE = [
     ("intra_op_threads", 0),
     ("intra_op_threads", "all"),
     ("deterministic", "true"),
+    ("compile_cache", " "),
     ("dataset", ""),
     ("dataset", "folder:"),
     ("dataset", 3),
@@ -335,7 +337,8 @@ def test_formats_are_written_in_one_order(formats, chosen):
 def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     """These words are in run directories that exist: a setting must not change sides unseen."""
     assert TrainSettings.names(on_resume="ignored") == {
-        *("run_dir", "resume", "verbosity", "progress", "join_timeout", "report", "dry_run")
+        *("run_dir", "resume", "verbosity", "progress", "join_timeout", "report", "dry_run"),
+        "compile_cache",
     }
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
@@ -359,7 +362,7 @@ def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
         *("run_dir", "resume"),
         *("task", "features", "target", "tokens", "task_options"),
         *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
-        *("hardware_interval", "report", "dry_run"),
+        *("hardware_interval", "report", "dry_run", "compile_cache"),
     }
 
 

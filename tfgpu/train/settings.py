@@ -109,7 +109,11 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
     deterministic: bool = truth(False, tunable=False)
     """Only kernels that give the same bits each time, at some cost in speed."""
     compile_cache: str = text(
-        "auto", "write auto, none or a folder", values="auto|none|DIR", tunable=False
+        "auto",
+        "write auto, none or a folder",
+        values="auto|none|DIR",
+        tunable=False,
+        on_resume="ignored",
     )
     """Where XLA's compiled programs are kept for the next run. `auto` is `tfgpu/xla` in the user's
     cache directory where there is a GPU."""
