@@ -26,11 +26,14 @@ EXPERIMENT = "tfgpu"
 
 _STATUS = {
     "finished": "FINISHED",
-    "paused": "SCHEDULED",
+    "paused": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
     "killed": "KILLED",
 }
+_PATIENCE = 30.0
+"""Seconds that a trial waits for the run of its search."""
+
 _ID, _MODEL = "tfgpu.id", "tfgpu.model_sha256"
 _MOST_METRICS, _MOST_PARAMS, _LONGEST = 1000, 100, 6000
 """Metrics and parameters that one request may have, and characters of a parameter."""
@@ -118,21 +121,23 @@ class MlflowTracker:
 
     def _create(self) -> Run:
         identity, experiment = self._record.identity, self._experiment()
-        tags = {_ID: identity["id"], "mlflow.source.name": "tfgpu train"}
-        commit = (self._record.environment.get("git") or {}).get("commit")
-        if commit:
-            tags["mlflow.source.git.commit"] = commit
+        tags = {_ID: identity["id"], "mlflow.source.name": "tfgpu"}
+        revision = (self._record.environment.get("git") or {}).get("revision")
+        if revision:
+            tags["mlflow.source.git.commit"] = revision
         if group := identity.get("group"):
             tags["mlflow.parentRunId"] = self._parent(experiment, group).info.run_id
         return self._client.create_run(experiment, tags=tags, run_name=identity["name"])
 
     def _parent(self, experiment: str, group: Mapping[str, str]) -> Run:
-        """The run of a search, which is made with its first trial."""
-        found = self._tagged(experiment, group["id"])
-        if found is not None:
-            return found
-        tags = {_ID: group["id"], "mlflow.source.name": "tfgpu tune"}
-        return self._client.create_run(experiment, tags=tags, run_name=group["name"])
+        """The run of a search, which the process of the search makes."""
+        last = time.monotonic() + _PATIENCE
+        while (found := self._tagged(experiment, group["id"])) is None:
+            if time.monotonic() > last:  # That process failed.
+                tags = {_ID: group["id"], "mlflow.source.name": "tfgpu"}
+                return self._client.create_run(experiment, tags=tags, run_name=group["name"])
+            time.sleep(1.0)
+        return found
 
     def _experiment(self) -> str:
         """The id of the experiment, which is made where there is none."""

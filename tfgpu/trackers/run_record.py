@@ -59,6 +59,9 @@ class Record:
         return len(KINDS) * self.step + KINDS.index(self.kind)
 
 
+_OF_RESULT = ("parameters", "train_seconds", "total_seconds", "best_score", "trials", "failed")
+
+
 class RunRecord:
     """The record of a run directory.
 
@@ -73,17 +76,19 @@ class RunRecord:
 
     # ---- what the training writes --------------------------------------------------------------
 
-    def begin(self, *, group: Mapping[str, str] | None = None) -> None:
-        """Gives the run its id, where it has none.
-
-        Args:
-            group: `id` and `name` of the search that it is a trial of.
-        """
+    def begin(self) -> None:
+        """Gives the run its id, where it has none."""
         (self.path / "pictures").mkdir(parents=True, exist_ok=True)
         if not self.identity:
             name = self.run_dir.resolve().name
-            identity = {"id": uuid.uuid4().hex, "name": name, "group": group}
+            identity = {"id": uuid.uuid4().hex, "name": name, "group": self._search()}
             files.write_json(self.path / "identity.json", identity)
+
+    def _search(self) -> dict[str, str] | None:
+        """`id` and `name` of the search that this run is a trial of: SEARCH/trials/NUMBER."""
+        directory = self.run_dir.resolve().parents[1]
+        found = RunRecord(directory).identity if (directory / "search.json").exists() else {}
+        return {"id": found["id"], "name": found["name"]} if found else None
 
     def rewind(self, step: int) -> None:
         """Takes back what was recorded after a step, which is about to be trained again."""
@@ -170,8 +175,8 @@ class RunRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting of the run that is set."""
-        config = _object(self.run_dir / "config.json")
+        """Every setting of the run, or of the search, that is set."""
+        config = _object(self.run_dir / "config.json") or _object(self.run_dir / "search.json")
         return {name: value for name, value in config.items() if value is not None}
 
     @property
@@ -191,7 +196,7 @@ class RunRecord:
         found = {
             name: value
             for name, value in result.items()
-            if name.startswith("test_") or name in ("parameters", "train_seconds", "total_seconds")
+            if name.startswith("test_") or name in _OF_RESULT
         }
         found["energy_joules"] = (result.get("hardware") or {}).get("energy_joules")
         return {name: float(value) for name, value in found.items() if value is not None}
@@ -199,7 +204,8 @@ class RunRecord:
     @property
     def documents(self) -> list[Path]:
         """The files of the run that say what was trained and how it went, as far as there are."""
-        names = ("config.json", "environment.json", "fitted.json", "result.json")
+        names = ["config.json", "environment.json", "fitted.json", "result.json"]
+        names += ["search.json", "trials.jsonl", "best_config.json"]
         return [path for name in names if (path := self.run_dir / name).exists()]
 
     @property

@@ -53,6 +53,7 @@ class WandbTracker:
             settings=wandb.Settings(
                 console="off",
                 silent=True,
+                host="",
                 disable_git=True,
                 disable_code=True,
                 save_code=False,

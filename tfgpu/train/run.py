@@ -56,7 +56,6 @@ def run(
     test: bool = True,
     pictures: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    group: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves.
 
@@ -73,7 +72,6 @@ def run(
         pictures: Whether TensorBoard gets graphs and pictures too, which take seconds, and not
             scalars and settings alone.
         callbacks: More of them, called after those that keep the run's files.
-        group: `id` and `name` of the search that the run is a trial of, for trackers.
 
     Returns:
         What `result.json` holds.
@@ -152,7 +150,7 @@ def run(
                 pictures=pictures,
                 callbacks=(*job.callbacks, *callbacks),
                 given=asked,
-                tracking=tracking.begin(settings, directory, console, group=group),
+                tracking=tracking.begin(settings, directory, console),
             )
             with (
                 reporting.ending(directory, console, wanted=config.report and members.is_chief),

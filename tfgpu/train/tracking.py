@@ -35,7 +35,6 @@ class Tracking:
         names: Sequence[str],
         *,
         console: Console,
-        group: Mapping[str, str] | None = None,
     ):
         """Begins the record; nothing is sent yet.
 
@@ -43,13 +42,12 @@ class Tracking:
             run_dir: Of the run.
             names: Of the trackers.
             console: For what they have to say.
-            group: `id` and `name` of the search that the run is a trial of.
         """
         self.record = RunRecord(run_dir)
         self._names = names
         self._console = console
         self._senders: list[Sender] = []
-        self.record.begin(group=group)
+        self.record.begin()
 
     def start(self) -> None:
         """Starts the processes that send; a second time does nothing."""
@@ -140,16 +138,10 @@ class TrackingCallback(keras.callbacks.Callback):
             self._tracking.record.add_system(self._backup.steps_done, values)
 
 
-def begin(
-    config: TrainSettings,
-    directory: RunDirectory,
-    console: Console,
-    *,
-    group: Mapping[str, str] | None = None,
-) -> Tracking | None:
+def begin(config: TrainSettings, directory: RunDirectory, console: Console) -> Tracking | None:
     """Begins what `--log_to` asks for; None for nothing, and for a worker that is not the chief."""
     names = trackers.asked(config.log_to) if directory.chief else ()
-    return Tracking(directory.path, names, console=console, group=group) if names else None
+    return Tracking(directory.path, names, console=console) if names else None
 
 
 @contextlib.contextmanager
