@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ class MlflowTracker:
         metrics: list[Metric] = []
         for record in records:
             metrics += [
-                Metric(name, value, round(1e3 * record.time), record.step)
+                Metric(key(name), value, round(1e3 * record.time), record.step)
                 for name, value in record.values.items()
             ]
         self._log_metrics(metrics)
@@ -95,7 +96,8 @@ class MlflowTracker:
     def end(self, ending: str) -> None:
         run = self._client.get_run(self._run_id)
         record = self._record
-        new = {k: v for k, v in record.figures.items() if run.data.metrics.get(k) != v}
+        figures = {key(name): value for name, value in record.figures.items()}
+        new = {k: v for k, v in figures.items() if run.data.metrics.get(k) != v}
         now, step = round(1e3 * time.time()), int(record.result.get("steps") or 0)
         self._log_metrics([Metric(name, value, now, step) for name, value in new.items()])
         for path in record.documents:
@@ -155,7 +157,8 @@ class MlflowTracker:
         return str(experiment.experiment_id)
 
     def _log_settings(self, run: Run) -> None:
-        settings = {name: text(value)[:_LONGEST] for name, value in self._record.settings.items()}
+        found = self._record.settings.items()
+        settings = {key(name): text(value)[:_LONGEST] for name, value in found}
         new = [Param(k, v) for k, v in settings.items() if k not in run.data.params]
         for some in _chunks(new, _MOST_PARAMS):
             self._client.log_batch(self._run_id, params=some)
@@ -187,6 +190,11 @@ def without_credentials(uri: str) -> str:
     os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(name)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(password)
     return parts._replace(netloc=host).geturl()
+
+
+def key(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def text(value: Any) -> str:

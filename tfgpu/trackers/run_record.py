@@ -80,8 +80,10 @@ class RunRecord:
         """Gives the run its id, where it has none."""
         (self.path / "pictures").mkdir(parents=True, exist_ok=True)
         if not self.identity:
-            name = self.run_dir.resolve().name
-            identity = {"id": uuid.uuid4().hex, "name": name, "group": self._search()}
+            name, group = self.run_dir.resolve().name, self._search()
+            if group is not None:
+                name = f"{group['name']}/{name}"
+            identity = {"id": uuid.uuid4().hex, "name": name, "group": group}
             files.write_json(self.path / "identity.json", identity)
 
     def _search(self) -> dict[str, str] | None:

@@ -53,14 +53,13 @@ def run(config: TuneSettings, *, console: Console) -> dict[str, Any]:
         if config.dry_run:
             console.say(dry_run.describe(config, search))
             return {}
-        with search:
+        with search, tracked(search):
             if (finished := search.finished_result()) is not None:
                 console.say(f"{search.directory} holds this search, finished")
                 console.say(final.summary(finished, search.directory))
                 return finished
-            with tracked(search):
-                _search(search, role, signals)
-                return final.conclude(search, signals)
+            _search(search, role, signals)
+            return final.conclude(search, signals)
 
 
 def _search(search: Search, role: address.Role, signals: interrupts.Interrupts) -> None:
