@@ -53,7 +53,7 @@ class Sender:
         self.tracker = tracker
         self._record, self._warn = record, warn
         self._heard: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        self._gone = False
+        self._gone = self._warned = False
         self._last = time.monotonic()
         self._log = record.path / f"{tracker}.txt"
         with open(self._log, "ab") as log:
@@ -86,7 +86,14 @@ class Sender:
             if "say" in message:
                 say(message["say"])
             if "warn" in message:
+                self._warned = True
                 self._warn(message["warn"])
+        if self._gone and not self._warned and not self._listener.is_alive():
+            self._warned = True
+            self._warn(
+                f"{self.tracker}: the process that sends has ended by itself, and {self._log} may "
+                "say why; the training goes on"
+            )
 
     def end(self, ending: str) -> None:
         """Says how the training has ended.
@@ -128,12 +135,7 @@ class Sender:
             # Its reader does nothing else, so the pipe is never full.
             os.write(self._process.stdin.fileno(), f"{line}\n".encode())
         except OSError:
-            if not self._gone:
-                self._gone = True
-                self._warn(
-                    f"{self.tracker}: the process that sends has ended by itself, and {self._log} "
-                    "may say why; the training goes on"
-                )
+            self._gone = True
 
     def _kill(self) -> None:
         if hasattr(os, "killpg"):

@@ -17,7 +17,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ class RunRecord:
     # ---- what the training writes --------------------------------------------------------------
 
     def begin(self) -> None:
-        """Gives the run its id, where it has none."""
+        """Gives the run its id, where it has none, and sees that what is there can be added to."""
         (self.path / "pictures").mkdir(parents=True, exist_ok=True)
+        self._rewrite(self.records())  # Without a line that was cut off when the machine went down.
         if not self.identity:
             name, group = self.run_dir.resolve().name, self._search()
             if group is not None:
@@ -94,11 +95,7 @@ class RunRecord:
 
     def rewind(self, step: int) -> None:
         """Takes back what was recorded after a step, which is about to be trained again."""
-        records = self.records()
-        kept = [each for each in records if each.step <= step]
-        if len(kept) < len(records):
-            with files.replacing(self._records) as beside:
-                beside.write_text("".join(map(_line, kept)), encoding="utf-8")
+        self._rewrite([each for each in self.records() if each.step <= step])
 
     def complete(self) -> None:
         """Appends the epochs of metrics.jsonl that are not recorded yet."""
@@ -148,6 +145,12 @@ class RunRecord:
                 description=description,
             )
         )
+
+    def _rewrite(self, records: Sequence[Record]) -> None:
+        text = "".join(map(_line, records))
+        if self._records.exists() and self._records.read_text(encoding="utf-8") != text:
+            with files.replacing(self._records) as beside:
+                beside.write_text(text, encoding="utf-8")
 
     def _append(self, record: Record) -> None:
         with files.named(self._records), open(self._records, "a", encoding="utf-8") as file:
