@@ -117,7 +117,10 @@ def test_a_training_that_is_killed_is_closed_and_its_next_process_sends_nothing_
 @pytest.mark.parametrize(
     "source, reason",
     [
-        ("raise ImportError('made for another protobuf')", "made for another protobuf"),
+        (
+            "def MlflowTracker():\n    raise ImportError('made for another protobuf')",
+            "made for another protobuf",
+        ),
         (
             "import os\nclass MlflowTracker:\n    def open(self, record):\n        os._exit(7)",
             "ended by itself",
