@@ -1,59 +1,23 @@
 """The process that sends, seen from the training."""
 
+import functools
 import json
 import os
 import time
 
 import pytest
+from faked_tracker import TRACKER, ended, fake, kept
 from recorded import add_epoch, begun, end
 
 from tfgpu import trackers
 from tfgpu.errors import RequestError
 from tfgpu.trackers.client import Sender
 
-# In the place of the library and of the module that speaks with it: a tracker that is a file.
-TRACKER = """
-import json, os, pathlib, time
-
-class {name}:
-    name = "mlflow"
-
-    def open(self, record):
-        self.file = record.run_dir / "kept.jsonl"
-        self.had = self.lines()
-        return "a file"
-
-    def lines(self):
-        return self.file.read_text().splitlines() if self.file.exists() else []
-
-    def has(self, record):
-        return str(record.order) in self.had
-
-    def log(self, records):
-        print("noise of a library")
-        with open(self.file, "a") as file:
-            file.writelines(f"{{each.order}}\\n" for each in records)
-
-    def end(self, ending):
-        (self.file.parent / "ending").write_text(ending)
-"""
-
 
 @pytest.fixture
 def faked(tmp_path, monkeypatch):
     """Has the module of MLflow be another in the processes that send: `faked(source)`."""
-
-    def fake(source):
-        (tmp_path / "sitecustomize.py").write_text(
-            "import sys, types\n"
-            "module = types.ModuleType('tfgpu.trackers.mlflow_tracker')\n"
-            f"exec({source!r}, vars(module))\n"
-            "sys.modules[module.__name__] = module\n"
-        )
-        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-
-    return fake
+    return functools.partial(fake, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -65,9 +29,8 @@ def sender_of(record, heard):
     return Sender(record, "mlflow", warn=lambda text: heard.append(f"warning: {text}"))
 
 
-def kept(record):
-    path = record.run_dir / "kept.jsonl"
-    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+def sent(record):
+    return [each["order"] for each in kept(record.run_dir)]
 
 
 def wait_for(what):
@@ -82,35 +45,35 @@ def orders(record):
 
 
 def test_a_training_that_ends_has_all_sent(tmp_path, faked, heard):
-    faked(TRACKER.format(name="MlflowTracker"))
+    faked()
     record = begun(tmp_path / "run", epochs=1)
     sender = sender_of(record, heard)
-    wait_for(lambda: kept(record))
+    wait_for(lambda: sent(record))
     add_epoch(record, 2)
     sender.update()
     end(record)
     sender.end("finished")
     assert sender.wait(say=heard.append)
-    assert kept(record) == orders(record) and heard == ["mlflow: a file"]
-    assert (record.run_dir / "ending").read_text() == "finished"
+    assert sent(record) == orders(record) and heard == ["mlflow: a file"]
+    assert ended(record.run_dir)["ending"] == "finished"
     assert "noise" in (record.path / "mlflow.txt").read_text()
 
 
 def test_a_training_that_is_killed_is_closed_and_its_next_process_sends_nothing_twice(
     tmp_path, faked, heard
 ):
-    faked(TRACKER.format(name="MlflowTracker"))
+    faked()
     record = begun(tmp_path / "run", epochs=1)
     killed = sender_of(record, heard)
-    wait_for(lambda: kept(record))
+    wait_for(lambda: sent(record))
     killed._process.stdin.close()  # What the end of the process does, however it ends.
     again = sender_of(record, heard)  # While the other may be sending.
-    wait_for(lambda: (record.run_dir / "ending").exists())
-    assert (record.run_dir / "ending").read_text() == "killed"
+    wait_for(lambda: (record.run_dir / "ended.json").exists())
+    assert ended(record.run_dir)["ending"] == "killed"
     add_epoch(record, 2)
     again.end("finished")
     assert again.wait(say=heard.append)
-    assert kept(record) == orders(record)
+    assert sent(record) == orders(record)
     killed.wait(say=heard.append)
 
 
@@ -160,7 +123,7 @@ def test_a_library_that_hangs_does_not_hold_the_end_of_a_training(
 def test_the_makers_of_the_libraries_are_told_nothing(tmp_path, faked, heard, monkeypatch):
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     faked(
-        TRACKER.format(name="MlflowTracker").replace(
+        TRACKER.replace(
             'return "a file"', "return json.dumps({k: os.environ.get(k) for k in self.names})"
         )
         + "\n    names = ['MLFLOW_DISABLE_TELEMETRY', 'WANDB_ERROR_REPORTING']\n"

@@ -106,7 +106,7 @@ class TrackingCallback(keras.callbacks.Callback):
         self._backup = backup
         self._monitor = monitor
         self._report = report
-        self._sampled = time.monotonic()
+        self._sampled, self._sampled_step = time.monotonic(), -1
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         # Whatever comes after the checkpoint is trained again.
@@ -131,11 +131,12 @@ class TrackingCallback(keras.callbacks.Callback):
         self._tracking.update()
 
     def _sample(self) -> None:
-        self._sampled = time.monotonic()
-        if self._monitor is not None:
+        self._sampled, step = time.monotonic(), self._backup.steps_done
+        if self._monitor is not None and step > self._sampled_step:
+            self._sampled_step = step
             means = self._monitor.means("trackers")
             values = {f"system/{name}": value for name, value in means.items()}
-            self._tracking.record.add_system(self._backup.steps_done, values)
+            self._tracking.record.add_system(step, values)
 
 
 def begin(config: TrainSettings, directory: RunDirectory, console: Console) -> Tracking | None:
