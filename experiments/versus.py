@@ -198,6 +198,7 @@ def tfgpu_worker(
     steps: int | None = None,
     tensorboard: bool = False,
     hardware_interval: float | None = None,
+    log_to: str = "none",
 ) -> None:
     """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
     from tfgpu.cli import startup
@@ -248,11 +249,40 @@ def tfgpu_worker(
 
         every = max(1, steps // POINTS_AN_EPOCH)
         callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]
+    monitor = None
     if hardware_interval is not None:
         from tfgpu.machine.hardware_monitor import HardwareMonitor
 
-        HardwareMonitor.of_devices(machine.devices, interval=hardware_interval).start()
+        monitor = HardwareMonitor.of_devices(machine.devices, interval=hardware_interval)
+        monitor.start()
+    if log_to != "none":
+        callbacks += _tracking(Path(folder.name), log_to, steps=steps, monitor=monitor)
     _serve_fit(model, batches, steps=steps, batch_size=batch_size, callbacks=callbacks)
+
+
+def _tracking(folder: Path, log_to: str, *, steps: int, monitor: Any) -> list[Any]:
+    """The callbacks that `--log_to` adds, with the file of metrics that they read."""
+    import types
+
+    import keras
+
+    from tfgpu.artifacts.run_directory import RunDirectory
+    from tfgpu.cli.console import Console
+    from tfgpu.train.tracking import Tracking, TrackingCallback
+
+    directory, done = RunDirectory(folder), types.SimpleNamespace(steps_done=0)
+
+    def end(epoch: int, logs: Mapping[str, float]) -> None:
+        done.steps_done = (epoch + 1) * steps
+        directory.append_metrics({"epoch": epoch + 1, "step": done.steps_done, **logs})
+
+    console = Console(progress="none", file=sys.stderr)
+    tracking = Tracking(folder, log_to.split(","), console=console)
+    backup: Any = done
+    return [
+        keras.callbacks.LambdaCallback(on_epoch_end=end),
+        TrackingCallback(tracking, backup, monitor=monitor, report=None),
+    ]
 
 
 def keras_worker(*, batch_size: int, devices: int = 1) -> None:

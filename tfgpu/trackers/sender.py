@@ -25,6 +25,9 @@ from tfgpu.artifacts.lock import FLAG_BINARY, lock, unlock
 from tfgpu.trackers.mirror import Mirror, in_short
 from tfgpu.trackers.run_record import RunRecord
 
+PAUSE_SECONDS = 5.0
+"""Between two rounds of sending: epochs of a fraction of a second are sent several at a time."""
+
 RETRY_SECONDS = 30.0
 """Between two attempts while a tracker fails."""
 
@@ -32,6 +35,7 @@ PATIENCE = 300.0
 """Seconds that this process may go on after a training that was killed."""
 
 _POLL = 0.2
+_NICE = 10  # The training has the processors first.
 
 _CLASSES = {"mlflow": "MlflowTracker", "wandb": "WandbTracker"}
 
@@ -42,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     # Ctrl-C and SIGTERM are for the training, which says when it has ended.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
     orders = _Orders()
     with _alone(record.path / f"{name}.lock"):
         try:
@@ -58,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         )
         while orders.ending is None:
             done = mirror.update()
+            orders.ended.wait(PAUSE_SECONDS)
             orders.wait(None if done else RETRY_SECONDS)
         return 0 if mirror.end(orders.ending) else 1
 
@@ -67,10 +74,12 @@ class _Orders:
 
     Attributes:
         ending: How the training has ended; None while it goes on.
+        ended: Set when it has.
     """
 
     def __init__(self) -> None:
         self.ending: str | None = None
+        self.ended = threading.Event()
         self._new = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -83,9 +92,11 @@ class _Orders:
         for line in sys.stdin:
             if line.startswith("{"):
                 self.ending = json.loads(line)["end"]
+                self.ended.set()
             self._new.set()
         if self.ending is None:
             self.ending = "killed"
+            self.ended.set()
             _give_up_after(PATIENCE)
         self._new.set()
 
