@@ -16,8 +16,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import sys
 import tempfile
 import time
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +119,29 @@ def local(folder: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "WANDB_MODE": "offline",
     }
+
+
+def tracking(folder: Path, log_to: str, *, steps: int, monitor: Any) -> list[Any]:
+    """The callbacks that `--log_to` adds, with the file of metrics that they read."""
+    import keras
+
+    from tfgpu.artifacts.run_directory import RunDirectory
+    from tfgpu.cli.console import Console
+    from tfgpu.train.tracking import Tracking, TrackingCallback
+
+    directory, done = RunDirectory(folder), types.SimpleNamespace(steps_done=0)
+
+    def end(epoch: int, logs: Mapping[str, float]) -> None:
+        done.steps_done = (epoch + 1) * steps
+        directory.append_metrics({"epoch": epoch + 1, "step": done.steps_done, **logs})
+
+    console = Console(progress="none", file=sys.stderr)
+    tracked = Tracking(folder, log_to.split(","), console=console)
+    backup: Any = done
+    return [
+        keras.callbacks.LambdaCallback(on_epoch_end=end),
+        TrackingCallback(tracked, backup, monitor=monitor, report=None),
+    ]
 
 
 def of_sending(tracker: str, environment: dict[str, str]) -> tuple[float, float]:

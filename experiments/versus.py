@@ -256,33 +256,10 @@ def tfgpu_worker(
         monitor = HardwareMonitor.of_devices(machine.devices, interval=hardware_interval)
         monitor.start()
     if log_to != "none":
-        callbacks += _tracking(Path(folder.name), log_to, steps=steps, monitor=monitor)
+        from tracker_cost import tracking
+
+        callbacks += tracking(Path(folder.name), log_to, steps=steps, monitor=monitor)
     _serve_fit(model, batches, steps=steps, batch_size=batch_size, callbacks=callbacks)
-
-
-def _tracking(folder: Path, log_to: str, *, steps: int, monitor: Any) -> list[Any]:
-    """The callbacks that `--log_to` adds, with the file of metrics that they read."""
-    import types
-
-    import keras
-
-    from tfgpu.artifacts.run_directory import RunDirectory
-    from tfgpu.cli.console import Console
-    from tfgpu.train.tracking import Tracking, TrackingCallback
-
-    directory, done = RunDirectory(folder), types.SimpleNamespace(steps_done=0)
-
-    def end(epoch: int, logs: Mapping[str, float]) -> None:
-        done.steps_done = (epoch + 1) * steps
-        directory.append_metrics({"epoch": epoch + 1, "step": done.steps_done, **logs})
-
-    console = Console(progress="none", file=sys.stderr)
-    tracking = Tracking(folder, log_to.split(","), console=console)
-    backup: Any = done
-    return [
-        keras.callbacks.LambdaCallback(on_epoch_end=end),
-        TrackingCallback(tracking, backup, monitor=monitor, report=None),
-    ]
 
 
 def keras_worker(*, batch_size: int, devices: int = 1) -> None:

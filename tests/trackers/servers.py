@@ -10,7 +10,6 @@ import threading
 import time
 import urllib.request
 
-
 # No reports to its makers, and none of the processes for jobs that are not of tracking.
 _PLAIN = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
