@@ -6,6 +6,7 @@ import pytest
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
+of_wandb = pytest.importorskip("wandb.integration.keras", reason="needs the extra wandb")
 
 from wandb_files import Offline  # noqa: E402
 
@@ -127,7 +128,7 @@ def history_of(run, tmp_path):
 
 
 def test_the_callback_of_wandb_by_epoch(run_of_wandb, two_replicas, plain, tmp_path):
-    history, _, _ = trained(two_replicas, [wandb.integration.keras.WandbMetricsLogger()])
+    history, _, _ = trained(two_replicas, [of_wandb.WandbMetricsLogger()])
     assert history == plain
     rows = history_of(run_of_wandb, tmp_path)
     assert [row["epoch/epoch"] for row in rows] == list(range(EPOCHS))
@@ -135,7 +136,7 @@ def test_the_callback_of_wandb_by_epoch(run_of_wandb, two_replicas, plain, tmp_p
 
 
 def test_the_callback_of_wandb_by_batch(run_of_wandb, two_replicas, plain, tmp_path):
-    logger = wandb.integration.keras.WandbMetricsLogger(log_freq="batch")
+    logger = of_wandb.WandbMetricsLogger(log_freq="batch")
     history, _, _ = trained(two_replicas, [logger])
     assert history == plain
     rows = history_of(run_of_wandb, tmp_path)
@@ -145,7 +146,7 @@ def test_the_callback_of_wandb_by_batch(run_of_wandb, two_replicas, plain, tmp_p
 
 def test_the_checkpoints_of_wandb(run_of_wandb, two_replicas, plain, tmp_path):
     path = str(tmp_path / "kept" / "{epoch:02d}.keras")
-    saving = wandb.integration.keras.WandbModelCheckpoint(path)
+    saving = of_wandb.WandbModelCheckpoint(path)
     history, _, _ = trained(two_replicas, [saving])
     assert history == plain
     kept = keras.models.load_model(tmp_path / "kept" / "03.keras")
