@@ -118,11 +118,12 @@ def run_of_wandb(tmp_path, monkeypatch):
     run = wandb.init(dir=str(tmp_path), settings=wandb.Settings(console="off", silent=True))
     yield run
     run.finish()
-    wandb.teardown()
+    wandb.teardown()  # The next one begins anew.
 
 
 def history_of(run, tmp_path):
     run.finish()
+    wandb.teardown()  # Only then is all of it in the file.
     [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     return Offline(file).history
 
