@@ -39,8 +39,10 @@ def test_what_is_trained_again_is_recorded_again(tmp_path):
 def test_a_run_that_had_no_tracker_is_recorded_from_its_metrics(tmp_path):
     record = begun(tmp_path / "run", epochs=2)
     (record.path / "records.jsonl").unlink()
-    record.complete()
-    assert epochs(record) == [1, 2]
+    again = RunRecord(record.run_dir)
+    again.begin()
+    again.complete()
+    assert epochs(again) == [1, 2]
 
 
 def test_a_line_that_is_being_written_is_left_for_later(tmp_path):
@@ -100,3 +102,11 @@ def test_the_result_gives_figures_that_no_epoch_has(tmp_path):
         "image_size": [32, 32],
         "remat": False,
     }
+
+
+def test_a_long_run_reads_what_is_new_alone(tmp_path):
+    record = begun(tmp_path / "run", epochs=3)
+    at = record._read
+    add_epoch(record, 4)
+    assert at > 0 and record._read == (record.run_dir / "metrics.jsonl").stat().st_size
+    assert epochs(record) == [1, 2, 3, 4]

@@ -73,6 +73,8 @@ class RunRecord:
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
         self.path = run_dir / "tracking"
+        self._recorded: set[int] | None = None  # Steps at which epochs end.
+        self._read = 0  # Bytes of metrics.jsonl.
 
     # ---- what the training writes --------------------------------------------------------------
 
@@ -96,12 +98,17 @@ class RunRecord:
     def rewind(self, step: int) -> None:
         """Takes back what was recorded after a step, which is about to be trained again."""
         self._rewrite([each for each in self.records() if each.step <= step])
+        self._recorded, self._read = None, 0
 
     def complete(self) -> None:
         """Appends the epochs of metrics.jsonl that are not recorded yet."""
-        recorded = {each.step for each in self.records() if each.kind == "epoch"}
-        for line in _lines(self.run_dir / "metrics.jsonl"):
-            if line["step"] not in recorded:
+        if self._recorded is None:
+            self._recorded = {each.step for each in self.records() if each.kind == "epoch"}
+        # From where it was read to, so that an epoch costs the same however many there were.
+        lines, self._read = _lines_from(self.run_dir / "metrics.jsonl", self._read)
+        for line in lines:
+            if line["step"] not in self._recorded:
+                self._recorded.add(line["step"])
                 values = {
                     name: value
                     for name, value in line.items()
@@ -236,17 +243,27 @@ def _line(record: Record) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    return _lines_from(path, 0)[0]
+
+
+def _lines_from(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The objects in the whole lines behind a byte of a file, and where those end."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read()
     except FileNotFoundError:
-        return []
+        return [], start
     found = []
-    for line in text.splitlines():
+    for line in data.splitlines(keepends=True):
         try:
+            if not line.endswith(b"\n"):
+                break  # It is being written, or was when the machine went down.
             found.append(json.loads(line))
         except ValueError:
-            break  # It is being written, or was when the machine went down.
-    return found
+            break
+        start += len(line)
+    return found, start
 
 
 def _object(path: Path) -> dict[str, Any]:

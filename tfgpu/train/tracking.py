@@ -20,6 +20,7 @@ from tfgpu.tensorboard import predictions
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.trackers.client import Sender
 from tfgpu.trackers.run_record import RunRecord
+from tfgpu.trackers.tracker import ENDINGS
 from tfgpu.train.settings import TrainSettings
 
 SYSTEM_SECONDS = 15.0
@@ -153,7 +154,8 @@ def ending(tracking: Tracking | None) -> Iterator[None]:
     finally:
         if tracking is not None:
             status = str(tracking.record.result.get("status"))
-            tracking.end(status if status != "running" else "failed")
+            # On a full disk there is none, or that of an earlier process.
+            tracking.end(status if status in ENDINGS else "failed")
 
 
 def send_rest(config: TrainSettings, console: Console) -> None:
