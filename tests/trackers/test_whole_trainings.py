@@ -92,7 +92,8 @@ def test_a_training_that_is_killed_and_continued(server, environment, tmp_path):
     end(process)
     code, said = end(start(argv, tmp_path, environment))
     assert code == 0, said
-    assert "warning" not in said
+    # That a checkpoint was being written may be one.
+    assert "warning: mlflow" not in said and "warning: wandb" not in said
     assert epochs(server, path) == list(range(1, 31))
     client, run = run_of(server, path)
     assert run.info.status == "FINISHED"
