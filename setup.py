@@ -78,6 +78,10 @@ KUBERNETES = ["PyYAML>=6.0.4"]
 
 RAY = ["ray>=2.60.0"]
 
+MLFLOW = ["mlflow>=3.17.2"]
+
+WANDB = ["wandb>=0.31.0"]
+
 DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 
 # The tests draw every picture, write every format, search and launch. selenium: TensorBoard in a
@@ -121,6 +125,10 @@ EXTRAS_REQUIRE = {
     "ray": RAY,
     # How a run uses GPUs, processor and memory.
     "hardware": HARDWARE,
+    # `--log_to=mlflow`, and a store in a file.
+    "mlflow": MLFLOW,
+    # `--log_to=wandb`.
+    "wandb": WANDB,
     # TensorBoard's Profile tab.
     "profile": ["xprof>=2.20.0"],
     # The site.

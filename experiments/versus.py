@@ -198,6 +198,7 @@ def tfgpu_worker(
     steps: int | None = None,
     tensorboard: bool = False,
     hardware_interval: float | None = None,
+    log_to: str = "none",
 ) -> None:
     """`tfgpu.Model.fit` with resident input; `steps` a turn, by default a pass over the data."""
     from tfgpu.cli import startup
@@ -248,10 +249,16 @@ def tfgpu_worker(
 
         every = max(1, steps // POINTS_AN_EPOCH)
         callbacks = [tfgpu.TensorBoard(folder.name, update_freq=every, hparams={})]
+    monitor = None
     if hardware_interval is not None:
         from tfgpu.machine.hardware_monitor import HardwareMonitor
 
-        HardwareMonitor.of_devices(machine.devices, interval=hardware_interval).start()
+        monitor = HardwareMonitor.of_devices(machine.devices, interval=hardware_interval)
+        monitor.start()
+    if log_to != "none":
+        from tracker_cost import tracking
+
+        callbacks += tracking(Path(folder.name), log_to, steps=steps, monitor=monitor)
     _serve_fit(model, batches, steps=steps, batch_size=batch_size, callbacks=callbacks)
 
 

@@ -31,7 +31,8 @@ EVERY_FLAG = """
     --weight_decay=0.0005 --lr_schedule=linear --warmup_epochs=1.8 --label_smoothing=0.1
     --class_weight=balanced --clip_norm=1.5 --ema_momentum=0.999 --gradient_accumulation_steps=2
     --early_stopping=3 --seed=12
-    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full --profile=5:7
+    --run_dir=runs/mine --resume=must --checkpoint_every=100 --tensorboard=full
+    --log_to=mlflow,wandb --profile=5:7
     --hardware_interval=0.5 --report=true --dry_run=true
     --progress=plain --verbosity=1
 """.split()

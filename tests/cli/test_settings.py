@@ -68,6 +68,7 @@ EVERYTHING = {
     "resume": "must",
     "checkpoint_every": 100,
     "tensorboard": "full",
+    "log_to": "mlflow,wandb",
     "profile": "5:7",
     "hardware_interval": 0.5,
     "report": True,
@@ -198,6 +199,9 @@ IMPOSSIBLE = [
     ("resume", "maybe"),
     ("checkpoint_every", 0),
     ("tensorboard", "all"),
+    ("log_to", "tensorboard"),
+    ("log_to", "wandb,wandb"),
+    ("log_to", ""),
     ("profile", "5"),
     ("profile", "7:5"),
     ("profile", "0:5"),
@@ -343,7 +347,8 @@ def test_a_run_is_continued_with_what_decides_how_it_is_computed():
     assert TrainSettings.names(on_resume="allowed") == {
         *("strategy", "devices", "virtual_devices", "precision", "jit_compile"),
         *("steps_per_execution", "intra_op_threads", "deterministic", "data_dir", "input"),
-        *("checkpoint_every", "tensorboard", "profile", "hardware_interval", "task", "remat"),
+        *("checkpoint_every", "tensorboard", "log_to", "profile", "hardware_interval"),
+        *("task", "remat"),
     }
 
 
@@ -361,7 +366,7 @@ def test_trials_differ_in_what_is_no_matter_of_the_process_or_the_data():
         ),
         *("run_dir", "resume"),
         *("task", "features", "target", "tokens", "task_options"),
-        *("checkpoint_every", "tensorboard", "profile", "progress", "verbosity"),
+        *("checkpoint_every", "tensorboard", "log_to", "profile", "progress", "verbosity"),
         *("hardware_interval", "report", "dry_run", "compile_cache"),
     }
 

@@ -85,7 +85,7 @@ class HardwareMonitor:
         self._clock = clock
         self._missing: dict[str, str] = {}
         self._totals: dict[str, _Total] = {}
-        self._since_point: dict[str, _Total] = {}
+        self._since_point: dict[str, dict[str, _Total]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -186,17 +186,22 @@ class HardwareMonitor:
             self._samples += 1
             self._sampled = self._clock()
             for name, value in found.items():
-                for totals in (self._totals, self._since_point):
+                for totals in (self._totals, *self._since_point.values()):
                     totals.setdefault(name, _Total()).add(value)
 
     def point(self) -> dict[str, tuple[float, str]]:
         """Means of the samples since the last point, (value, description) by tag of TensorBoard."""
-        with self._lock:
-            taken, self._since_point = self._since_point, {}
         return {
-            f"hardware/{name}": (total.sum / total.count, "In {}: {}".format(*_unit(name)))
-            for name, total in taken.items()
+            f"hardware/{name}": (value, "In {}: {}".format(*_unit(name)))
+            for name, value in self.means("TensorBoard").items()
         }
+
+    def means(self, reader: str) -> dict[str, float]:
+        """Means of the samples since the same reader asked last, or since the beginning."""
+        with self._lock:
+            taken = self._since_point.get(reader, self._totals)
+            self._since_point[reader] = {}
+            return {name: total.sum / total.count for name, total in taken.items()}
 
     def summary(self) -> dict[str, Any]:
         """What was sampled, for `result.json`; of this process, after `stop`."""

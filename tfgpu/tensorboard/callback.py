@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,7 @@ class TensorBoard(private.TensorBoardHooks):
         hparams: Settings of this training for the HParams tab: numbers, strings, booleans.
         write_batches: Whether to show a batch: of the first epoch, or of `"every"` epoch.
         monitor: Samples the hardware, for `hardware/`; None writes nothing of it.
+        also: Gets the pictures too: "batch" or "predictions", pictures by tag, steps of training.
         **arguments: Others of `keras.callbacks.TensorBoard`.
     """
 
@@ -78,6 +79,7 @@ class TensorBoard(private.TensorBoardHooks):
         hparams: Mapping[str, Any] | None = None,
         write_batches: bool | Literal["every"] = True,
         monitor: HardwareMonitor | None = None,
+        also: Callable[[str, Mapping[str, Picture], int], None] | None = None,
         **arguments: Any,
     ):
         super().__init__(
@@ -94,6 +96,7 @@ class TensorBoard(private.TensorBoardHooks):
         self._hparams = dict(hparams) if hparams is not None else None
         self._write_batches = write_batches
         self._monitor = monitor
+        self._also = also
         self._statistics: StepStatistics | None = None
         self._performance: PerformanceMeter | None = None
         self._lengths: set[int] = set()  # Of executions that were traced.
@@ -304,13 +307,11 @@ class TensorBoard(private.TensorBoardHooks):
 
     def _show_batch(self, epoch: int) -> None:
         source: Any = self._batches.source if self._batches is not None else None
-        if not hasattr(source, "from_step"):
-            return  # Reading other data sets may have side effects.
-        element = next(iter(source.from_step(self._base).take(1)))
-        element = tf.nest.map_structure(lambda leaf: leaf[: predictions.SHOWN], element)
-        x, y = predictions.preprocess(source, element)
+        shown = predictions.pictures_of_batch(self._report, source, step=self._base)
         with self.train_writer.as_default():
-            _write_pictures(self._report.batch(x, y), step=epoch)
+            _write_pictures(shown, step=epoch)
+        if self._also is not None:
+            self._also("batch", shown, self._base)
 
     def show_predictions(self, dataset: tf.data.Dataset, *, step: int) -> None:
         """Writes what the model makes of a data set, under `validation/`.
@@ -320,13 +321,12 @@ class TensorBoard(private.TensorBoardHooks):
                 uint8 (n, height, width, channels) and integers (n,).
             step: Of the run, or the epoch.
         """
-        most = getattr(self._report, "shown_examples", None)
-        if most is not None and hasattr(dataset, "first"):  # One of tfgpu.data.
-            dataset = dataset.first(most)
-        shown = self._report.predictions(predictions.outputs_of(self.model, dataset))
+        shown = predictions.pictures_of(self._report, self.model, dataset)
         with self.validation_writer.as_default():
             _write_pictures(shown, step=step)
         self.validation_writer.flush()
+        if self._also is not None:
+            self._also("predictions", shown, step)
 
     def show_result(self, metrics: Mapping[str, float | None], *, step: int) -> None:
         """Writes final metrics, which the HParams tab shows beside the settings.

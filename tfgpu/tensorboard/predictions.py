@@ -112,6 +112,32 @@ def outputs_of(model: keras.Model, dataset: Any) -> Iterator[Outputs]:
         yield x, y, some
 
 
+def pictures_of(report: Any, model: keras.Model, dataset: Any) -> Mapping[str, Picture]:
+    """What a report shows of the model's outputs for a data set; see `TensorBoard`."""
+    most = getattr(report, "shown_examples", None)
+    if most is not None and hasattr(dataset, "first"):  # One of tfgpu.data.
+        dataset = dataset.first(most)
+    shown: Mapping[str, Picture] = report.predictions(outputs_of(model, dataset))
+    return shown
+
+
+def pictures_of_batch(report: Any, source: Any, *, step: int) -> Mapping[str, Picture]:
+    """What a report shows of the batch of a step, as the network sees it.
+
+    Args:
+        report: As for `TensorBoard`.
+        source: Training data; of those that are not of tfgpu.data nothing is shown, since reading
+            them may have side effects.
+        step: Of the training.
+    """
+    if not hasattr(source, "from_step"):
+        return {}
+    element = next(iter(source.from_step(step).take(1)))
+    element = tf.nest.map_structure(lambda leaf: leaf[:SHOWN], element)
+    shown: Mapping[str, Picture] = report.batch(*preprocess(source, element))
+    return shown
+
+
 def preprocess(dataset: Any, element: Any) -> tuple[Any, Any]:
     """Returns x and y of an element, after the preprocessing on the device."""
     device_map = getattr(dataset, "device_map", None)

@@ -46,5 +46,6 @@ def files(config: Resolved, *, fitted: bool, workers: int) -> list[str]:
     names += ["fitted.json"] if fitted else []
     names += [f"workers/{rank}.log" for rank in range(1, workers)]
     names += ["tensorboard/"] if config.tensorboard != "none" else []
+    names += ["tracking/"] if config.log_to != "none" else []
     names += ["metrics.jsonl", "checkpoints/", "model.keras", "result.json"]
     return names + ([_REPORT] if config.report else [])

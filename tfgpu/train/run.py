@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from tfgpu import trackers
 from tfgpu.artifacts import environment
 from tfgpu.artifacts.model_file import save_for_keras
 from tfgpu.artifacts.run_directory import RunDirectory
@@ -27,12 +28,12 @@ from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data import preparation
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.errors import Error, Interrupted, ModelFileError, RequestError
+from tfgpu.errors import Error, Interrupted, ModelFileError
 from tfgpu.machine import runtime
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import dry_run, fine_tuning, mixing, recipe, reporting, together
+from tfgpu.train import dry_run, fine_tuning, mixing, recipe, reporting, together, tracking
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
@@ -40,7 +41,8 @@ from tfgpu.train.recipe import Resolved
 from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, data_identity, measured
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
-from tfgpu.train.tensorboard import tensorboard_callback
+from tfgpu.train.tracking import Tracking
+from tfgpu.train.views import Views
 
 
 def run(
@@ -79,9 +81,11 @@ def run(
     """
     with interrupts.caught() as signals, preparation.in_passing(config.dry_run):
         members = members or alone()
+        if members.is_chief:
+            trackers.check(config.log_to)
         if config.model is not None and ":" in config.model:
             find_builder(config.model)  # Before the data, which may take long.
-        begun = together.settings_of_chief(members, _as_recorded(config, members))
+        begun = together.settings_of_chief(members, together.as_recorded(config, members))
         if session is None:
             session = Session.open(begun, stopwatch=stopwatch, members=members)
         else:
@@ -106,6 +110,8 @@ def run(
             console.say(
                 f"{config.run_dir} holds this run, finished; give another --run_dir to repeat it"
             )
+            if members.is_chief:
+                tracking.send_rest(config, console)
             if config.report and members.is_chief:
                 reporting.write(Path(str(config.run_dir)), console)
             return finished
@@ -144,39 +150,15 @@ def run(
                 pictures=pictures,
                 callbacks=(*job.callbacks, *callbacks),
                 given=asked,
+                tracking=tracking.begin(settings, directory, console),
             )
             with (
                 reporting.ending(directory, console, wanted=config.report and members.is_chief),
                 contextlib.closing(directory),
+                tracking.ending(job.tracking),
                 together.failing_together(members, job.command),
             ):
                 return _record(job, directory, console, stopwatch, signals)
-
-
-def _as_recorded(config: TrainSettings, members: Membership) -> TrainSettings:
-    """Takes what the user left open from the run that is to be continued.
-
-    It was decided when that run began: by the devices and the memory that were free then, which
-    may not be the same now.
-    """
-    if not members.is_chief:
-        return config
-    recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
-    # Not those of which None says "off".
-    decided = [*Resolved.__annotations__, "input"]
-    if all(
-        recorded.get(name) == given[name] for name in ("strategy", "devices", "virtual_devices")
-    ):
-        decided += ["jit_compile", "intra_op_threads"]
-    left_open = {
-        name: recorded[name]
-        for name in decided
-        if given[name] in (None, "auto") and name in recorded
-    }
-    try:
-        return TrainSettings.from_json(given | left_open)
-    except RequestError:
-        return config  # Of something else, which `RunDirectory.find` names.
 
 
 def _record(
@@ -265,6 +247,7 @@ class _Job:
         pictures: Whether TensorBoard gets them, and graphs.
         callbacks: More of them.
         given: The settings that the user gave.
+        tracking: What is kept for trackers, in the chief; None for nothing.
         notes: For the user: what became of weights from a file, and what is frozen.
     """
 
@@ -285,6 +268,7 @@ class _Job:
     pictures: bool = True
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tracking: Tracking | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -393,19 +377,21 @@ def _train(
 
     record = Record(directory, timing, outcome, config, backup, job.metrics)
     callbacks: list[Any] = [timing, progress, record]
-    tensorboard = None
-    if config.tensorboard != "none" and chief:
-        tensorboard = tensorboard_callback(
+    views = None
+    if chief:
+        views = Views(
             config,
             directory.tensorboard_dir,
             report=job.data.task.report(job.data.spec),
             steps_per_epoch=job.batches.steps_per_epoch,
             pictures=job.pictures,
             monitor=monitor,
+            tracking=job.tracking,
+            backup=backup,
         )
-        callbacks.append(tensorboard)
+        callbacks += views.tensorboard
     of_settings = recipe.make_callbacks(config)
-    callbacks += [*of_settings, *job.callbacks, backup]
+    callbacks += [*of_settings, *job.callbacks, backup, *(views.tracking if views else [])]
     callbacks += [c.closing for c in of_settings if isinstance(c, SwapEMAWeights)]
     callbacks.append(timing.closing)
     if directory.resuming and chief:
@@ -455,20 +441,19 @@ def _train(
                 save_for_keras(model, directory.model_path, fitted=fitted)
                 if calibrated:
                     directory.write_fitted(fitted)
-    # With several workers a prediction needs all of them, and only the chief has a TensorBoard.
-    shown = tensorboard if job.pictures and job.machine.num_workers == 1 else None
-    if shown is not None and job.validation is not None:
+    # With several workers a prediction needs all of them, and only the chief shows something.
+    drawn = job.pictures and job.machine.num_workers == 1 and job.validation is not None
+    if views is not None and views.any and drawn:
         with stopwatch.during("tensorboard"):
-            shown.show_predictions(job.validation, step=outcome["steps"])
+            views.show_predictions(model, job.validation, step=outcome["steps"])
     if job.test and not job.pauses:
         with stopwatch.during("test"):
             test = model.evaluate(job.evaluated(job.data.test), verbose=0, return_dict=True)
         outcome |= {f"test_{name}": test[name] for name in ("loss", *job.metrics)}
         identical(job.data.test, "test")
-    if tensorboard is not None:
+    if views is not None:
         names = (*measured(job.metrics), "samples_per_second")
-        final = {name: outcome[name] for name in names}
-        tensorboard.show_result(final, step=outcome["steps"])
+        views.show_result({name: outcome[name] for name in names}, step=outcome["steps"])
     if not chief:  # Before the end, so that the chief has it for the log.
         console.say(f"done; {job.members.name(0)} keeps the run in {directory.path}")
     job.members.finish("the end", None)

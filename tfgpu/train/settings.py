@@ -12,6 +12,7 @@ from tfgpu.cli.settings import (
     Settings,
     choice,
     custom,
+    names,
     number,
     pairs,
     text,
@@ -21,6 +22,7 @@ from tfgpu.cli.settings import (
 from tfgpu.data import augmentations
 from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
+from tfgpu.trackers import TRACKERS
 
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "rmsprop", "lion", "nadam", "adagrad", "adamax", "adadelta", "ftrl"),
@@ -299,6 +301,9 @@ class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable
     """Steps between two checkpoints: what a run that is killed loses at most."""
     tensorboard: str = choice("default", ("default", "none", "full"))
     """What to write for TensorBoard: `full` adds histograms and pictures of every epoch."""
+    log_to: str = names("none", TRACKERS, alone="none", one="a tracker")
+    """Experiment trackers that get settings, metrics, figures of the hardware, pictures and the
+    model, beside TensorBoard: {among}, joined by commas (pip install 'tfgpu[mlflow,wandb]')."""
     profile: str | None = custom(None, word="off", values="FIRST:LAST", check=_check_profile)
     """Steps to profile, counted from 1, for TensorBoard's Profile tab
     (pip install 'tfgpu[profile]')."""

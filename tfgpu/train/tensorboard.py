@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard import TensorBoard
+from tfgpu.tensorboard.pictures import Picture
 from tfgpu.train.recipe import Resolved
 
 POINTS_AN_EPOCH = 10
@@ -21,6 +23,7 @@ def tensorboard_callback(
     steps_per_epoch: int,
     pictures: bool,
     monitor: HardwareMonitor | None = None,
+    also: Callable[[str, Mapping[str, Picture], int], None] | None = None,
 ) -> TensorBoard:
     """The callback that `--tensorboard` and `--profile` ask for.
 
@@ -31,11 +34,12 @@ def tensorboard_callback(
         steps_per_epoch: Steps of training in an epoch.
         pictures: Whether it writes graphs and pictures too.
         monitor: Samples the hardware; None writes nothing of it.
+        also: Gets the pictures too.
     """
     full = config.tensorboard == "full"
     settings = config.to_json()
     not_compared = config.names(on_resume="ignored") | {
-        *("data_dir", "tensorboard", "profile", "checkpoint_every", "hardware_interval")
+        *("data_dir", "tensorboard", "log_to", "profile", "checkpoint_every", "hardware_interval")
     }
     hparams = {
         name: "x".join(map(str, value)) if isinstance(value, list) else value
@@ -54,4 +58,5 @@ def tensorboard_callback(
         hparams=hparams,
         write_batches="every" if full else pictures,
         monitor=monitor,
+        also=also,
     )

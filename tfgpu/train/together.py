@@ -16,6 +16,7 @@ from tfgpu.cluster.rendezvous import LAUNCHED
 from tfgpu.errors import Error, RequestError
 from tfgpu.machine import collectives
 from tfgpu.tasks.loading import Dataset
+from tfgpu.train.recipe import Resolved
 from tfgpu.train.settings import TrainSettings
 
 _OWN = TrainSettings.names(on_resume="ignored") | {"data_dir", "devices", "intra_op_threads"}
@@ -36,6 +37,32 @@ def settings_of_chief(members: Membership, settings: TrainSettings) -> TrainSett
     chiefs = members.broadcast("settings", settings.to_json()).fields["value"]
     own = {name: value for name, value in settings.to_json().items() if name in _OWN}
     return TrainSettings.from_json({**chiefs, **own})
+
+
+def as_recorded(config: TrainSettings, members: Membership) -> TrainSettings:
+    """Takes what the user left open from the run that is to be continued.
+
+    It was decided when that run began: by the devices and the memory that were free then, which
+    may not be the same now.
+    """
+    if not members.is_chief:
+        return config
+    recorded, given = RunDirectory.recorded(config.run_dir), config.to_json()
+    # Not those of which None says "off".
+    decided = [*Resolved.__annotations__, "input"]
+    if all(
+        recorded.get(name) == given[name] for name in ("strategy", "devices", "virtual_devices")
+    ):
+        decided += ["jit_compile", "intra_op_threads"]
+    left_open = {
+        name: recorded[name]
+        for name in decided
+        if given[name] in (None, "auto") and name in recorded
+    }
+    try:
+        return TrainSettings.from_json(given | left_open)
+    except RequestError:
+        return config  # Of something else, which `RunDirectory.find` names.
 
 
 def check_data(members: Membership, data: Dataset, *, replicas: int) -> None:

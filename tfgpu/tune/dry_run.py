@@ -37,6 +37,7 @@ def describe(config: TuneSettings, search: Search) -> str:
     going_on = (search.directory / SEARCH).exists()
     lines += ["", f"would {'go on in' if going_on else 'make'} {search.directory}, with:"]
     names = [SEARCH, "log.txt", "tensorboard/", f"{TRIALS}/", TABLE]
+    names += ["tracking/"] if config.log_to != "none" else []
     names += [f"{FINAL}/"] if config.final_seeds else []
     lines += [f"  {name}" for name in (*names, BEST, RESULT)]
     return "\n".join([*lines, "", dry_run.NOTHING])

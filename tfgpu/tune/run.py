@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from tfgpu import trackers
 from tfgpu.cli import interrupts
 from tfgpu.cli.console import Console
 from tfgpu.data import preparation
@@ -16,6 +17,7 @@ from tfgpu.tune.client import HEARTBEAT
 from tfgpu.tune.oracle import FAILED
 from tfgpu.tune.search import Search
 from tfgpu.tune.settings import TuneSettings
+from tfgpu.tune.tracking import tracked
 from tfgpu.tune.trials_table import TrialsTable
 from tfgpu.tune.worker_pool import POLL_SECONDS, RESTART, Worker, WorkerPool, describe_exit
 
@@ -46,11 +48,12 @@ def run(config: TuneSettings, *, console: Console) -> dict[str, Any]:
                 "companions, where other machines do"
             )
         address.check_free(role)
+        trackers.check(config.log_to)
         search = Search.open(config, console=console)
         if config.dry_run:
             console.say(dry_run.describe(config, search))
             return {}
-        with search:
+        with search, tracked(search):
             if (finished := search.finished_result()) is not None:
                 console.say(f"{search.directory} holds this search, finished")
                 console.say(final.summary(finished, search.directory))

@@ -43,8 +43,8 @@ def choose(config: TuneSettings, dataset: str, *, model: str) -> Path:
 
 def fingerprint(config: TuneSettings, space: Space | None) -> dict[str, Any]:
     """Returns what makes two searches the same one: settings and hyperparameters."""
-    # Where the data lie is no part of it either.
-    free = config.names(on_resume="ignored") | {"data_dir"}
+    # Where the data lie, and who is told of it, is no part of it either.
+    free = config.names(on_resume="ignored") | {"data_dir", "log_to"}
     settings = {name: value for name, value in config.to_json().items() if name not in free}
     declared = {} if space is None else space.fingerprint()
     return settings | {f"space {name}": text for name, text in declared.items()}
