@@ -1,7 +1,7 @@
-"""What the pages of the documents speak of, small and made up, for `test_snippets.py` to run them.
+"""What the pages of the documents speak of, small and made up, for `test_snippets.py`.
 
-Nothing of a page's code is replaced but by `CHANGED`, and nothing is left out but by `SKIPPED`, each
-with its reason.
+Nothing of the code of a page is replaced but by `CHANGED`, and nothing is left out but by
+`SKIPPED`, each with its reason.
 """
 
 import functools
@@ -214,6 +214,7 @@ def python_names(page):
     import keras
     import tensorflow as tf
 
+    import tfgpu
     from tfgpu.tasks.loading import load
 
     def batches():
@@ -235,7 +236,7 @@ def python_names(page):
         }
     if page == "data.md":
         inputs = keras.Input((64, 64, 3))
-        model = keras.Sequential([inputs, keras.layers.Flatten(), keras.layers.Dense(2)])
+        model = tfgpu.Sequential([inputs, keras.layers.Flatten(), keras.layers.Dense(2)])
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return {"model": model}
     return {}

@@ -2,8 +2,8 @@
 `slow` it runs.
 
 The blocks of a page run in order in a folder of their own, so that a later one finds what earlier
-ones made. `document_setup.py` says what lies there before, and which commands are not run, each with
-the reason.
+ones made. `document_setup.py` says what lies there before, and which commands are not run, each
+with the reason.
 """
 
 import contextlib
@@ -197,6 +197,8 @@ def finished(shell, prepared, tmp_path_factory):
 
 
 @pytest.mark.slow
+# Keras says so of any tf.data.Dataset to which `fit` was not told shuffle=False.
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored")
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_a_page_runs(page, tmp_path, monkeypatch, capfd, request, shell, prepared, finished):
     name = page.name
