@@ -151,6 +151,8 @@ FILES = {
     "bench.md": a_model_and_photos,
     "data.md": arrays,
     "evaluate.md": a_model_and_photos,
+    "export.md": a_model_and_photos,
+    "BUILD.md": a_model_and_photos,
     "predict.md": a_model_and_photos,
     "tasks.md": of_the_tasks,
     "train.md": birds,
@@ -182,27 +184,31 @@ def with_true_boxes(example):
     """An example of TFDS whose boxes, which are made up, have their corners in order."""
     import tensorflow_datasets as tfds
 
+    def ordered(box):
+        a, b, c, d = box.tolist()
+        return tfds.features.BBox(min(a, c), min(b, d), max(a, c), max(b, d))
+
+    if "head_bbox" in example:  # Of the pets, whose masks have three classes.
+        mask = example["segmentation_mask"] % 3 + 1
+        return {**example, "head_bbox": ordered(example["head_bbox"]), "segmentation_mask": mask}
+    if "objects" not in example:
+        return example
     objects = example["objects"]
     number = min(map(len, objects.values()))
     objects = {name: part[:number] for name, part in objects.items()}
-    boxes = [
-        tfds.features.BBox(min(a, c), min(b, d), max(a, c), max(b, d))
-        for a, b, c, d in objects["bbox"].tolist()
-    ]
-    return {**example, "objects": {**objects, "bbox": boxes}}
+    return {**example, "objects": {**objects, "bbox": [ordered(box) for box in objects["bbox"]]}}
 
 
 def a_set_of_tfds(name, root):
     """Lays out examples that are made up as a prepared set of TFDS."""
     count = {"cifar10": 300, "speech_commands": 24}.get(name, 40)
     version = {"oxford_iiit_pet": "4.0.0"}.get(name, "1.0.0")
+    place = root / "made" if name == "voc/2007" else root
+    mocked.mocked(name, place, count, version=version, change=with_true_boxes)
     if name == "voc/2007":
-        mocked.mocked(name, root / "made", count, version=version, change=with_true_boxes)
         # Without a configuration in its name, and with.
-        shutil.copytree(root / "made" / "voc", root / "voc")
-        shutil.copytree(root / "made" / "voc", root / "voc" / "2007")
-    else:
-        mocked.mocked(name, root, count, version=version)
+        shutil.copytree(place / "voc", root / "voc")
+        shutil.copytree(place / "voc", root / "voc" / "2007")
 
 
 # By the value of --dataset; "voc" is made with voc/2007.
