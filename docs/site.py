@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages and pictures that lie outside of docs/ are part of the site, and notebooks.
+"""Hooks of MkDocs: pages and pictures from outside of docs/, and notebooks, are part of the site.
 
 The start page is README.md. Whatever else a page links to in the repository (BUILD.md, a result)
 is copied to the same place of the site, so that links work here as they do in a checkout. A
