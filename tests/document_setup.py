@@ -114,8 +114,9 @@ def of_the_readme(place):
 
 def of_the_tasks(place):
     shaped.write(place, 24)
-    rows = [(text, label, text, label) for text, label in worded.texts(120)]
-    worded.write(place / "reviews.csv", rows, header=("text", "label", "remark", "stars"))
+    worded.write(place / "reviews.csv", worded.texts(120))
+    remarks = [(text, text, 1 + 4 * (label == "good")) for text, label in worded.texts(120)]
+    worded.write(place / "remarks.csv", remarks, header=("title", "remark", "stars"))
     rated.write(place / "ratings.csv", rated.interactions(300))
     taken = [(user - 99, item, 1, time) for user, item, _, time in rated.interactions(300)]
     rated.write(place / "log.csv", taken, header=("who", "what", "taken", "when"))
