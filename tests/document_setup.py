@@ -39,7 +39,6 @@ SKIPPED = [
 CHANGED = [
     ("README.md", "--max_trials=10 --epochs=10", "--max_trials=2 --epochs=1", "time"),
     ("tune.md", "--max_trials=10 --epochs=10", "--max_trials=2 --epochs=1", "time"),
-    ("tune.md", "--epochs=6", "--epochs=1", "time"),
     ("bench.md", "=device,precision,xla,steps_per_execution,", "=precision,", "time"),
     ("bench.md", "224x224x3:1000", "32x32x3:1000", "time"),
     ("doctor.md", "--probe=mirrored,float32", "--probe=mirrored,float32,1_step,no_xla", "time"),
