@@ -31,6 +31,7 @@ SKIPPED = [
     ("CONTRIBUTING.md", r".*pre-commit install", "changes the checkout"),
     ("launch.md", r"srun ", "needs a Slurm cluster"),
     ("launch.md", r"kubectl ", "needs a Kubernetes cluster"),
+    ("serve.md", r"docker ", "needs Docker"),
     ("several_gpus.md", r".* --devices=GPU:0,GPU:1", "needs two GPUs"),
     ("several_machines.md", r"export |tfgpu train --strategy=multi_worker", "needs two machines"),
 ]
@@ -152,7 +153,7 @@ FILES = {
     "data.md": arrays,
     "evaluate.md": a_model_and_photos,
     "export.md": a_model_and_photos,
-    "BUILD.md": a_model_and_photos,
+    "serve.md": a_model_and_photos,
     "predict.md": a_model_and_photos,
     "tasks.md": of_the_tasks,
     "train.md": birds,
@@ -162,12 +163,12 @@ FILES = {
 PHOTOS = "--dataset=folder:photos --image_size=32x32 --epochs=2 --batch_size=16"
 RUNS = {
     "README.md": ["NAME", "a", "b"],
-    "BUILD.md": ["NAME"],
     "evaluate.md": ["NAME"],
     "export.md": ["NAME"],
     "predict.md": ["NAME"],
     "report.md": ["NAME", "a", "b", "c"],
     "runs.md": ["a", "b"],
+    "serve.md": ["NAME"],
     "tensorboard.md": ["a"],
     "train.md": ["NAME", "cifar10-resnet20"],
 }
