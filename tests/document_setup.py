@@ -63,7 +63,7 @@ FLAGS = {
 }
 
 # (page, command, run): which of the runs that a page has made runs/NAME is; else the newest one.
-NAMED = [("tasks.md", "new.wav sounds", "sounds-*")]
+NAMED = [("tasks.md", "new.wav sounds", "folder-sounds-*")]
 
 CLASSES = {"cat": (200, 60, 40), "dog": (40, 60, 200)}
 
