@@ -90,6 +90,9 @@ TEST_BUT_EXPORT = [
     "pytest>=8.2.0",
     "pytest-xdist>=3.6.0",
     "selenium>=4.30.0",
+    # The notebook, run from top to bottom.
+    "ipykernel>=6.29.5",
+    "nbclient>=0.10.2",
     *PLOTS,
     *HARDWARE,
     *TUNE,

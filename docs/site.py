@@ -1,9 +1,11 @@
-"""Hooks of MkDocs: pages and pictures that lie outside of docs/ are part of the site too.
+"""Hooks of MkDocs: pages and pictures from outside of docs/, and notebooks, are part of the site.
 
 The start page is README.md. Whatever else a page links to in the repository (BUILD.md, a result)
-is copied to the same place of the site, so that links work here as they do in a checkout.
+is copied to the same place of the site, so that links work here as they do in a checkout. A
+notebook becomes a page, and can be downloaded from it.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -26,7 +28,7 @@ def place(target: str, page: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
     if path == START:
         return "index.md"
-    return path.removeprefix("docs/")
+    return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
 
 
 def relinked(text: str, page: str) -> str:
@@ -49,8 +51,19 @@ def linked(text: str, page: str) -> set[str]:
     return {path for path in found if (ROOT / path).is_file()}
 
 
+def of_notebook(path: Path) -> str:
+    """A notebook as Markdown: its text, and its code in fenced blocks."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    parts.insert(1, f"Download: [{path.name}]({path.name})")
+    return "\n\n".join(parts) + "\n"
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Adds README.md and all that is linked to and lies elsewhere."""
+    """Adds README.md, the notebooks, and all that is linked to and lies elsewhere."""
     waiting = [START, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     known = set(waiting)
     while waiting:
@@ -66,6 +79,8 @@ def on_files(files: Any, config: Any) -> Any:
             new = linked(path.read_text(encoding="utf-8"), page) - known
             known |= new
             waiting += [file for file in new if not file.startswith("docs/")]
+    for path in (ROOT / "docs").glob("*.ipynb"):
+        files.append(File.generated(config, f"{path.stem}.md", content=of_notebook(path)))
     return files
 
 

@@ -5,7 +5,15 @@ import tensorflow_datasets as tfds
 from tfgpu.data import tfds_source
 
 
-def mocked(name, root, count, *, splits=("train", "test"), change=lambda example: example):
+def mocked(
+    name,
+    root,
+    count,
+    *,
+    splits=("train", "test"),
+    version="1.0.0",
+    change=lambda example: example,
+):
     """Lays the fake examples of a TFDS set out as a prepared one, of the set's own features.
 
     `change` makes one what the features can hold, where it is not.
@@ -25,7 +33,7 @@ def mocked(name, root, count, *, splits=("train", "test"), change=lambda example
         (tfds.core.GeneratorBasedBuilder,),
         {
             "name": name.partition("/")[0],
-            "VERSION": tfds.core.Version("1.0.0"),
+            "VERSION": tfds.core.Version(version),
             "_info": _info,
             "_split_generators": lambda self, manager: {
                 split: iter(enumerate(rows)) for split in splits

@@ -1,48 +1,27 @@
-"""What the documents name is there: files, headings, flags, commands; and their code is code."""
+"""What the documents name is there: files, headings, flags. Their code has `test_snippets.py`."""
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
+from document_blocks import DOCS, PAGES, README, ROOT, blocks, prose, read
 
 from tfgpu import errors
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, ROOT / "BUILD.md", ROOT / "CONTRIBUTING.md", *DOCS]
-
 # Flags of programs that are not ours, in documents that say how ours are used.
-OTHERS = {"cases", "from", "logdir", "nodes", "ntasks", "requeue", "signal"}
+OTHERS = {"cases", "from", "logdir", "nodes", "ntasks", "requeue", "rm", "signal"}
 
 
 def _id(path):
     return path.name
 
 
-def _text(path):
-    return path.read_text(encoding="utf-8")
-
-
-def _blocks(path, language):
-    """The fenced blocks of a language, without the indentation of the list they may be in."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", _text(path), re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
-
-
-def _prose(path):
-    """The text without its fenced blocks."""
-    return re.sub(r"^ *```.*?^ *```$", "", _text(path), flags=re.MULTILINE | re.DOTALL)
-
-
 def _anchors(path):
     """The names that GitHub gives to the headings."""
-    headings = re.findall(r"^#+ (.+)$", _prose(path), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -63,12 +42,12 @@ def flags(command):
 
 
 def test_the_readme_is_short():
-    assert len(_text(README).splitlines()) < 350
+    assert len(read(README).splitlines()) < 350
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
             continue
         file, _, anchor = target.partition("#")
@@ -80,18 +59,24 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_in_the_readme():
-    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)[)#]", _text(README)))
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)[)#]", read(README)))
     assert {page.name for page in DOCS} <= linked
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
-    listed = re.findall(r": ([\w-]+\.md)$", _text(ROOT / "mkdocs.yml"), re.MULTILINE)
+    listed = re.findall(r": ([\w-]+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE)
     assert {page.name for page in DOCS} <= set(listed)
     assert len(listed) == len(set(listed))
 
 
+def test_every_notebook_is_in_the_readme_and_in_the_navigation():
+    for path in (ROOT / "docs").glob("*.ipynb"):
+        assert f"](docs/{path.name})" in read(README)
+        assert f": {path.stem}.md\n" in read(ROOT / "mkdocs.yml")
+
+
 def test_every_picture_is_shown():
-    shown = "".join(_text(page) for page in [README, *DOCS])
+    shown = "".join(read(page) for page in [README, *DOCS])
     for picture in (ROOT / "docs").glob("*.png"):
         assert f"{picture.name})" in shown, picture
 
@@ -99,7 +84,7 @@ def test_every_picture_is_shown():
 def test_there_is_a_page_with_its_settings_for_each_command():
     assert len(commands()) >= 7
     for command in commands():
-        text = _text(ROOT / "docs" / f"{command}.md")
+        text = read(ROOT / "docs" / f"{command}.md")
         assert text.startswith(f"# tfgpu {command}\n")
         assert text.count(f"<!-- settings: {command} -->\n") == 1
         assert text.count("<!-- /settings -->") == 1
@@ -109,53 +94,22 @@ def test_there_is_a_page_with_its_settings_for_each_command():
 def test_flags_exist(page):
     known = frozenset().union(*map(flags, commands())) | OTHERS
     # What a console shows may be wrong on purpose.
-    text = re.sub(r"^```console$.*?^```$", "", _text(page), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```console$.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--([a-z]\w*)", text))
     assert named <= known
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_commands_take_their_flags(page):
-    for block in _blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            for position, word in enumerate(words):
-                command = None
-                if word.startswith("tfgpu.") and words[position - 1] == "-m":
-                    command, rest = word.removeprefix("tfgpu."), words[position + 1 :]
-                elif word.endswith("tfgpu") and words[position + 1 : position + 2]:
-                    command, rest = words[position + 1], words[position + 2 :]
-                if command == "launch" and "--" in rest:
-                    split = rest.index("--")
-                    _check_flags(page, line, rest[split + 1], rest[split + 2 :])
-                    rest = rest[:split]
-                if command in commands():
-                    _check_flags(page, line, command, rest)
-
-
-def _check_flags(page, line, command, words):
-    for word in words:
-        if match := re.match(r"--(\w+)", word):
-            assert match[1] in flags(command), f"{page.name}: {line}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_id)
-def test_python_parses(page):
-    for block in _blocks(page, "python"):
-        compile(block, page.name, "exec")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_files_that_are_named_exist(page):
     # A name in the root's folders; `results/` and the like are named under `experiments/`.
     pattern = r"(?<![\w/.-])((?:experiments|tests|docs|\.ci|\.github)/[\w./-]*\w/?)"
-    for name in re.findall(pattern, _text(page)):
+    for name in re.findall(pattern, read(page)):
         if "FOLDER" not in name:
             assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
 def test_pages_that_errors_name_are_there():
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tfgpu").rglob("*.py")]
+    sources = [read(path) for path in (ROOT / "tfgpu").rglob("*.py")]
     named = {page for text in sources for page in re.findall(r"\bpage ?= ?\"([\w#-]+)\"", text)}
     assert len(named) >= 6
     for page in named:
@@ -168,9 +122,9 @@ def test_pages_that_errors_name_are_there():
 def test_what_the_architecture_names_is_in_the_package():
     page = ROOT / "docs" / "architecture.md"
     package = ROOT / "tfgpu"
-    (tree,) = _blocks(page, "text")
+    (tree,) = blocks(page, "text")
     folder = package
-    for line in tree.partition("\ntests/")[0].splitlines()[1:]:
+    for line in tree.text.partition("\ntests/")[0].splitlines()[1:]:
         indent, name, rest = re.fullmatch(r"( *)(\S*) *(.*)", line).groups()
         if len(indent) == 2:
             folder = package / name
@@ -179,7 +133,7 @@ def test_what_the_architecture_names_is_in_the_package():
                 assert (folder / module).is_file(), line
         elif name:
             assert (folder / name).is_file(), line
-    for name in re.findall(r"`([a-z]+/[a-z_]+\.py)`", _prose(page)):
+    for name in re.findall(r"`([a-z]+/[a-z_]+\.py)`", prose(page)):
         assert (package / name).is_file(), name
 
 

@@ -199,7 +199,8 @@ def main(name, replicas, cells):
     assert strategy.num_replicas_in_sync == replicas
     _note_eager_collectives()
     outcomes = [train(strategy, cell) for cell in cells]
-    print("RESULT", json.dumps(outcomes), flush=True)
+    # Metrics in the logs of Keras 3.10 may be tensors.
+    print("RESULT", json.dumps(outcomes, default=float), flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ class RequestError(Error):
     exit_code = 2
 
 
+class MeetingError(RequestError):
+    """Processes of several machines cannot become workers of one training as they were started."""
+
+    page = "several_machines"
+
+
 class DataError(Error):
     """The data cannot be had: missing, unreadable, damaged, of the wrong kind."""
 
@@ -77,6 +83,7 @@ class WorkError(Error):
     """The work itself failed: not finite, out of memory, a full disk."""
 
     exit_code = 5
+    page = "troubleshooting#the-work-exit-code-5"
 
 
 class LostWorkerError(Error):
@@ -88,6 +95,8 @@ class LostWorkerError(Error):
 
 class VersionError(WorkError, ImportError):
     """A library is installed in a version that lacks a private name which tfgpu uses."""
+
+    page = ""
 
     def __init__(self, problem: str):
         super().__init__(f"{problem}; `pip check` names the versions that tfgpu asks for")

@@ -52,6 +52,9 @@ def test_the_command_gets_the_arguments_without_the_programs_name(monkeypatch):
     assert seen == ["--a", "b"]
 
 
+WORK = "docs/troubleshooting.md#the-work-exit-code-5"
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "line"),
     [
@@ -60,10 +63,11 @@ def test_the_command_gets_the_arguments_without_the_programs_name(monkeypatch):
         (errors.ModelFileError("no model"), 4, "no model; see docs/checkpoints.md"),
         (errors.RequestError("no", page="train#the-models"), 2, "no; see docs/train.md#the-models"),
         (errors.DataError("no data", page=""), 3, "no data"),
-        (errors.WorkError("not finite"), 5, "not finite"),
+        (errors.WorkError("not finite"), 5, f"not finite; see {WORK}"),
+        (errors.MeetingError("no"), 2, "no; see docs/several_machines.md"),
         (errors.Interrupted(15), 143, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
-        (errors.WorkError("two\n  lines\n"), 5, "two lines"),
+        (errors.WorkError("two\n  lines\n"), 5, f"two lines; see {WORK}"),
     ],
 )
 def test_an_error_is_one_line_and_its_exit_code(capsys, failure, code, line):

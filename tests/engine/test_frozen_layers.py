@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from optimizer_runs import FREEZING, OPTIMIZERS, STOCK, Run, assert_as_stock, on_both
 from replicas import slow, ways
+from versions import KERAS
 
 place = ways("x1", "x2", slow("x1-xla"), "x2-xla")
 ends = ways("x1", "x2-xla")  # The two that differ most.
@@ -76,6 +77,8 @@ def test_accumulation_with_frozen_layers_updates_as_stock(ends):
 
 
 def test_variables_that_the_optimizer_was_not_built_for_are_the_error_of_stock(place):
+    if KERAS < (3, 11) and place[0].num_replicas_in_sync > 1:
+        pytest.skip("Keras 3.10 cannot write the variable of several replicas into its message")
     messages = []
     for kind in (STOCK, place):
         run = Run(kind, FREEZING["momentum"], frozen=True)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from versions import KERAS
 
 from tfgpu.engine.local_copies import on_local_copies
 from tfgpu.engine.update import all_finite, apply
@@ -29,6 +30,8 @@ OPTIMIZERS = {
     "lamb": lambda **kw: keras.optimizers.Lamb(0.01, **kw),
     "muon": lambda **kw: keras.optimizers.Muon(0.01, **kw),
 }
+if KERAS < (3, 11):
+    del OPTIMIZERS["muon"]  # That of 3.10 fails under any strategy, with stock Keras too.
 VARIANTS = {
     "plain": {},
     "weight_decay": {"weight_decay": 0.1},

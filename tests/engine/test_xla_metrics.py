@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from replicas import one_device
+from versions import KERAS
 from xla_models import Distinct, X, Y, build, fit, is_compiled
 
 import tfgpu
@@ -124,7 +125,8 @@ def test_masks_reach_the_metrics(strategy, jit_compile):
     stock, ours = results
     np.testing.assert_allclose(ours["mse"], stock["mse"], rtol=1e-4)
     np.testing.assert_allclose(ours["mae"], stock["mae"], rtol=1e-4)
-    kept = TOKENS > 0
+    # Keras 3.10 heeds a mask where there are weights alone.
+    kept = TOKENS > (0 if KERAS > (3, 10) else -1)
     by_hand = np.mean((ours["output"] - y) ** 2, axis=-1)[kept].mean()
     np.testing.assert_allclose(ours["mse"], by_hand, rtol=1e-4)
 

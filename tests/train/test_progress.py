@@ -278,8 +278,19 @@ def test_progress_is_one_of_four():
         Console(progress="loud")
 
 
-def test_a_pipe_gets_plain_lines():
+def test_a_pipe_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As notebooks and CI have it.
     assert console("auto").mode == "plain"
+
+
+@pytest.mark.parametrize(("variables", "mode"), [({}, "bar"), ({"JPY_PARENT_PID": "1"}, "plain")])
+def test_a_terminal_gets_a_bar_and_a_notebook_lines(monkeypatch, variables, mode):
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    for name, value in {"TERM": "xterm-color", **variables}.items():
+        monkeypatch.setenv(name, value)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    assert Console(progress="auto", file=terminal).mode == mode
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
@@ -301,6 +312,7 @@ with Progress(console=console, timing=timing, epochs=1) as progress:
 """
     ours, theirs = os.openpty()
     environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("JPY_PARENT_PID", None)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=theirs, stderr=subprocess.DEVNULL, env=environment
     ) as process:

@@ -153,6 +153,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if hasattr(value, "numpy"):  # Metrics in the logs of Keras 3.10 may be tensors.
+        value = value.numpy()
     if not isinstance(value, str | int | float | None):
         if not hasattr(value, "item"):
             raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")

@@ -52,8 +52,7 @@ class Console:
         )
         self.mode: Mode
         if progress == "auto":
-            live = self.rich.is_terminal and not self.rich.is_dumb_terminal
-            self.mode = "bar" if live else "plain"
+            self.mode = "bar" if _can_be_overwritten(self.rich) else "plain"
         elif progress == "bar":
             self.mode = "bar"
         elif progress == "plain":
@@ -105,6 +104,15 @@ class Console:
             self._unlogged.append(text)
         else:
             self._log(text)
+
+
+def _can_be_overwritten(console: rich.console.Console) -> bool:
+    """Whether a bar can be drawn where the console writes: on a terminal that is one."""
+    # Jupyter gives a command behind `!` a pseudo-terminal, and shows what it writes without ever
+    # erasing a line or going back to one.
+    notebook = "JPY_PARENT_PID" in os.environ
+    # Not rich's `is_terminal`: FORCE_COLOR, which notebooks and CI set, makes that true of pipes.
+    return console.file.isatty() and not console.is_dumb_terminal and not notebook
 
 
 class Stopwatch:

@@ -78,14 +78,13 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         _drop_stdout()
         sys.exit(141)  # 128 + SIGPIPE: what a program that does not catch it ends with
     except MemoryError:
-        _fail("out of memory; lower --batch_size, or choose --input=streaming", WorkError.exit_code)
+        _fail_at_work("out of memory; lower --batch_size, or choose --input=streaming")
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        _fail(
-            f"{error.strerror}{where}; free some space, or choose another place with --run_dir",
-            WorkError.exit_code,
+        _fail_at_work(
+            f"{error.strerror}{where}; free some space, or choose another place with --run_dir"
         )
     raise SystemExit(code)
 
@@ -145,6 +144,11 @@ def _fail(message: str, code: int, *, see: str = "") -> NoReturn:
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     print(f"tfgpu: {line}{see}", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail_at_work(message: str) -> NoReturn:
+    """What no part of tfgpu has noticed before."""
+    _fail(message, WorkError.exit_code, see=WorkError().see)
 
 
 def _flush_quietly() -> None:

@@ -24,7 +24,7 @@ from tfgpu.cluster import wire
 from tfgpu.cluster.identity import differences, host_identity
 from tfgpu.cluster.membership import Membership
 from tfgpu.cluster.tf_config import Cluster, split_address
-from tfgpu.errors import Error, Interrupted, LostWorkerError, RequestError
+from tfgpu.errors import Error, Interrupted, LostWorkerError, MeetingError, RequestError
 
 TOKEN = "TFGPU_CLUSTER_TOKEN"
 TOKEN_FILE = "TFGPU_CLUSTER_TOKEN_FILE"
@@ -56,17 +56,17 @@ def read_token(variables: Mapping[str, str]) -> bytes:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
-                raise RequestError(
+                raise MeetingError(
                     f"{TOKEN_FILE}={path} may be read by others (mode {mode:o}); "
                     f"`chmod 600 {path}`, and take another token if somebody did"
                 )
             token_bytes = file.read().strip()
     except OSError as error:
-        raise RequestError(
+        raise MeetingError(
             f"{TOKEN_FILE}={path} cannot be read ({error.strerror}); name a file with the token"
         ) from error
     if not token_bytes:
-        raise RequestError(f"{TOKEN_FILE}={path} is empty; write a token into it")
+        raise MeetingError(f"{TOKEN_FILE}={path} is empty; write a token into it")
     return token_bytes
 
 
@@ -130,7 +130,7 @@ def _listening(cluster: Cluster, name: str) -> Iterator[socket.socket]:
             listener.listen(128)
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
-            raise RequestError(
+            raise MeetingError(
                 f"port {port} of {name} {why}; end what listens there "
                 f"(`ss -ltnp 'sport = :{port}'`), or name another port in TF_CONFIG"
             ) from None
@@ -172,7 +172,7 @@ def _lead(
             others = [present[rank][1]["identity"] for rank in sorted(present)]
             different = differences([own.identity, *others], own.names)
             if different:
-                raise RequestError(different)
+                raise MeetingError(different)
         except BaseException as error:
             _refuse(present, error)
             raise
@@ -235,7 +235,7 @@ def _refuse_two_chiefs(cluster: Cluster, own: _Member, token: bytes, ident: str)
             answer = connection.receive(5.0)
         if answer is not None and answer.kind == "refused":
             _raise_refusal(answer.fields["code"], answer.fields["line"])
-    raise RequestError(
+    raise MeetingError(
         f"{own.names[0]} is there already: the chief of other workers answers at this address; "
         "name another port in TF_CONFIG"
     )
@@ -315,7 +315,7 @@ def _take_in(
         with contextlib.suppress(OSError):
             connection.send("refused", line=problem, code=RequestError.exit_code)
         connection.close()
-        raise RequestError(problem)
+        raise MeetingError(problem)
     present[rank] = connection, fields
 
 
@@ -402,11 +402,11 @@ def _reach_chief(
         try:
             return wire.connect(address, token=token)[0]
         except wire.TokenError:
-            raise RequestError(
+            raise MeetingError(
                 f"{chief} has another token; give all processes the same {TOKEN}"
             ) from None
         except wire.WireError as error:
-            raise RequestError(
+            raise MeetingError(
                 f"{chief} cannot be joined: {error} at this address; end what listens there, or "
                 "name another port in TF_CONFIG"
             ) from None
@@ -446,4 +446,4 @@ def _raise_refusal(code: int, line: str) -> None:
         raise LostWorkerError(line)
     if code in (130, 143):
         raise Interrupted(code - 128, line)
-    raise RequestError(line)
+    raise MeetingError(line)

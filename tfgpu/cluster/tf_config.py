@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tfgpu.errors import RequestError
+from tfgpu.errors import MeetingError, RequestError
 
 
 class Cluster(NamedTuple):
@@ -74,7 +74,7 @@ def read_cluster(variables: Mapping[str, str]) -> Cluster:
     )
 
     def wrong(what: str) -> RequestError:
-        return RequestError(
+        return MeetingError(
             f"multi_worker_mirrored: TF_CONFIG {what}; each worker needs one such as {example}, "
             "with its own index"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -245,6 +246,43 @@ require(CompileLoss, "build", "self", "y_true", "y_pred")
 require(loss_module.Loss, "reduce_weighted_values", called_by="__call__")
 require(_Model, "unscale_loss_for_distribution", called_by="train_step")
 
+# Newer versions divide what an activity regulariser gives by the rows, older ones leave it the sum
+# over them.
+
+_Layer: Any = keras.layers.Layer
+require(_Layer, "activity_regularizer")
+activity_is_summed = "batch_size" not in inspect.unwrap(_Layer.__call__).__code__.co_varnames
+
+
+class ActivityRegularizer:
+    """The attribute of layers that holds theirs, read through a function.
+
+    Args:
+        read: Takes the regulariser of a layer, and returns what to call in its place.
+    """
+
+    def __init__(self, read: Callable[[Any], Any]):
+        self._read = read
+
+    def __get__(self, layer: Any, owner: Any = None) -> Any:
+        if layer is None:
+            return self
+        try:
+            regularizer = vars(layer)["activity_regularizer"]
+        except KeyError:
+            raise AttributeError("activity_regularizer") from None
+        return regularizer if regularizer is None else self._read(regularizer)
+
+    def __set__(self, layer: Any, regularizer: Any) -> None:
+        # Where it is anyway, for copies and pickles of the layer.
+        vars(layer)["activity_regularizer"] = regularizer
+
+
+def read_activity_regularizers(read: Callable[[Any], Any]) -> None:
+    """Has layers read theirs through a function; see `ActivityRegularizer`."""
+    _Layer.activity_regularizer = ActivityRegularizer(read)
+
+
 # ---- optimizers ------------------------------------------------------------------------------
 
 _Optimizer = keras.optimizers.Optimizer
@@ -284,6 +322,19 @@ global_generator = functools.partial(require(global_state, "get_global_attribute
 set_global_generator = functools.partial(
     require(global_state, "set_global_attribute", "name"), _name
 )
+
+# Of Keras 3.10 a seed leaves that generator as it stands, and the second time gives other numbers.
+_seed_all = keras.utils.set_random_seed
+
+
+@functools.wraps(_seed_all)
+def _set_random_seed(seed: int) -> None:
+    _seed_all(seed)
+    set_global_generator(None)
+
+
+if "GLOBAL_SEED_GENERATOR" not in _seed_all.__code__.co_names:
+    keras.utils.set_random_seed = _set_random_seed
 
 
 def is_copy(variable: Any) -> bool:

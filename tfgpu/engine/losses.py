@@ -3,9 +3,10 @@
 Each replica computes the loss of its rows as if they were all there are. Their mean, weighted by
 rows, is the loss of the global batch where the loss is a mean over rows, or over anything of
 which each row has as much: time steps, pixels. That is how whatever says nothing else is
-counted: `add_loss`, activity regularisers, functions that return one number, a `compute_loss`
-of one's own. A Keras loss declares its reduction, and one that is no such mean is multiplied
-beforehand by what makes the mean by rows right:
+counted: `add_loss`, activity regularisers (older versions of Keras add them up over the rows, and
+so do replicas then), functions that return one number, a `compute_loss` of one's own. A Keras loss
+declares its reduction, and one that is no such mean is multiplied beforehand by what makes the mean
+by rows right:
 
     sum                       total rows / rows here: sums add
     mean_with_sample_weight   (weight here / total weight) / (rows here / total rows)
@@ -203,6 +204,19 @@ def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
     return tf.reduce_sum(entries * weight)
 
 
+def _summed(regularizer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An activity regulariser that gives a sum over rows, such that the mean by rows adds up."""
+    rows = current.shared
+    if rows is None:
+        return regularizer
+
+    def total(outputs: Any) -> Any:
+        value = tf.convert_to_tensor(regularizer(outputs))
+        return value * tf.cast(rows.times_share, value.dtype)
+
+    return total
+
+
 def _install() -> None:
     """Makes four functions of Keras mind `current`; outside of steps they stay as they are."""
     reduce, scale = private.reduce_weighted_values.function, private.scale_loss.function
@@ -242,6 +256,8 @@ def _install() -> None:
     private.scale_loss.replace(own_scale)
     private.unscale_loss.replace(own_unscale)
     private.mean_update.replace(counted_update)
+    if private.activity_is_summed:
+        private.read_activity_regularizers(_summed)
 
 
 _install()
