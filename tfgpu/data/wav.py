@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfgpu.data.file_tree import Remarks
 from tfgpu.errors import DataError, shown
 
 EXTENSIONS: tuple[str, ...] = (".wav", ".wave")
@@ -108,12 +109,13 @@ def _header(path: str, fields: tuple[int, ...], count: int, offset: int, size: i
     return Header(rate, channels, count // frame, tag == _FLOAT, bits, offset)
 
 
-def read_wav(path: str, rate: int) -> np.ndarray:
+def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndarray:
     """Decodes a WAV file: its channels mixed down to their mean, at a rate.
 
     Args:
         path: The file.
         rate: In Hz; samples at another are brought to it by `resample`.
+        remarks: Gets what the samples are not as they are in the file for.
 
     Returns:
         int16 (samples,), at least one: floats in [-1, 1] and integers of other sizes brought to the
@@ -125,6 +127,12 @@ def read_wav(path: str, rate: int) -> np.ndarray:
     header = read_header(path)
     if not header.samples:
         raise DataError(f"{shown(path)} has a length of zero: it holds no sample")
+    if remarks is not None:
+        name = shown(os.path.basename(path))
+        if header.rate != rate:
+            remarks.add(f"of {header.rate} Hz, resampled to the {rate} Hz of training", name)
+        if header.channels > 1:
+            remarks.add("of several channels, mixed down to one", name)
     frames = header.samples * header.channels
     try:
         with open(path, "rb") as file:
