@@ -365,7 +365,7 @@ def test_predict_reads_files_and_folders(run, tmp_path, capsys):
     (said,) = (line for line in captured.err.splitlines() if line.startswith("tfgpu: recordings: "))
     assert "1 of 8000 Hz, resampled to the 4000 Hz of training (high.wav)" in said
     assert "1 of several channels, mixed down to one (high.wav)" in said
-    assert "2 longer than the 0.39 s that are read (" in said
+    assert "2 longer than the 0.395 s that are read (" in said
 
 
 @pytest.mark.slow
