@@ -18,7 +18,8 @@ from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy, class_weights
 from tfgpu.models.unet import unet
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
-from tfgpu.tasks.segmentation import AUGMENT
+from tfgpu.tasks.parts.serving import PROBABILITIES
+from tfgpu.tasks.segmentation import AUGMENT, _dice
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -132,6 +133,18 @@ def test_dice_is_the_mean_over_classes_without_the_background(background):
     assert found == pytest.approx(each[int(background) :].mean())
 
 
+def test_exported_files_are_judged_by_the_classes_of_a_mask():
+    masks = np.zeros((3, 10, 10), np.uint8)
+    masks[0, 0, :5] = 1
+    masks[1, :, 5:] = VOID
+    background = np.zeros((3, 10, 10, 2), np.float32) + [0.9, 0.1]
+    scores = _dice({PROBABILITIES: background}, masks)
+    assert scores == pytest.approx([(2 * 95 / 195 + 0) / 2, 1, 1])
+    found = background.copy()
+    found[0, 0, :5] = [0.1, 0.9]
+    assert _dice({PROBABILITIES: found}, masks) == pytest.approx([1, 1, 1])
+
+
 # ---- augmentation --------------------------------------------------------------------------
 
 
@@ -243,11 +256,11 @@ def test_predict_writes_masks_and_overlays_in_the_images_own_size(run, place, tm
 
 @pytest.mark.slow
 def test_exported_files_give_the_models_probabilities(run, tmp_path):
-    formats = "--formats=keras,saved_model,onnx,litert"
+    formats = "--formats=keras,saved_model,onnx,litert,litert_int8"
     assert command(export.main, f"--run_dir={run}", f"--out={tmp_path}", formats) == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])
-    measured = stated["reference"]["pixel_accuracy"]
+    measured = stated["reference"]["dice"]
     images = np.zeros((2, 24, 32, 3), np.uint8)
     signature = tf.saved_model.load(tmp_path / "saved_model" / "1").signatures["serving_default"]
     found = signature(pixels=tf.constant(images))["probabilities"]
