@@ -34,163 +34,8 @@ from typing import Any
 
 import numpy as np
 
-MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PYTORCH = Path(__file__).resolve().with_name("pytorch_airbench.py")
 FIXED = {"batch_size": 250, "images": 2000, "epochs": 3}
-
-
-# ---- PyTorch --------------------------------------------------------------------------------
-
-
-def pytorch(job: dict[str, Any]) -> dict[str, Any]:
-    """Trains by PyTorch as `job` says; runs in the other interpreter.
-
-    Args:
-        job: "data", an `.npz` of images and labels; "epochs" of the schedule, "batch_size",
-            "steps", "seed", "test" (how many images), "width", and "products" (the dtype of
-            Muon's). With "batches" and "weights", files of `fixed_inputs`, these are taken in
-            place of random ones.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    torch.manual_seed(job["seed"])
-    data = np.load(job["data"])
-    images = torch.tensor(data["images"]).permute(0, 3, 1, 2)
-    labels = torch.tensor(data["labels"]).long()
-    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
-    size, count = job["batch_size"], len(images)
-    per_epoch = count // size
-    total, bias_total = job["epochs"] * per_epoch, 3 * per_epoch
-
-    def normalised(x: Any) -> Any:
-        return (x.float() / 255 - mean) / deviation
-
-    widths = [24, *(round(w * job["width"]) for w in (64, 256, 256))]
-    filters, shifts, statistics_ = [], [], []
-    for before, after in zip(widths, widths[1:], strict=False):
-        for channels in (before, after):
-            weight = torch.empty(after, channels, 3, 3)
-            bound = (9 * channels) ** -0.5
-            torch.nn.init.uniform_(weight, -bound, bound)
-            torch.nn.init.dirac_(weight[:channels])
-            filters.append(weight)
-            shifts.append(torch.zeros(after))
-            statistics_.append((torch.zeros(after), torch.ones(after)))
-    head = torch.empty(10, widths[-1]).uniform_(-(widths[-1] ** -0.5), widths[-1] ** -0.5)
-    head /= head.std()
-    bias = torch.empty(24).uniform_(-(12**-0.5), 12**-0.5)
-    first = normalised(images[:5000]).unfold(2, 2, 1).unfold(3, 2, 1)
-    first = first.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-    values, vectors = torch.linalg.eigh(first.T @ first / len(first))
-    whitening = (vectors / torch.sqrt(values + 5e-4)).T.reshape(12, 3, 2, 2)
-    whitening = torch.cat([whitening, -whitening])
-    if "weights" in job:
-        given = np.load(job["weights"])
-        kernels = [f"group{g}_conv{c}/kernel" for g in (1, 2, 3) for c in (1, 2)]
-        for weight, name in zip(filters, kernels, strict=True):
-            weight.copy_(torch.tensor(given[name]).permute(3, 2, 0, 1))
-        head.copy_(torch.tensor(given["head/kernel"]).T)
-        bias.copy_(torch.tensor(given["whiten/bias"]))
-        whitening = torch.tensor(given["whiten/kernel"]).permute(3, 2, 0, 1)
-    trained = [bias, head, *filters, *shifts]
-    for each in trained:
-        each.requires_grad_()
-
-    def logits_of(x: Any, *, training: bool, with_bias: bool = True) -> Any:
-        x = F.gelu(F.conv2d(x, whitening, bias if with_bias else bias.detach()))
-        for number, (weight, shift, moving) in enumerate(
-            zip(filters, shifts, statistics_, strict=True)
-        ):
-            x = F.conv2d(x, weight, padding=1)
-            x = F.max_pool2d(x, 2) if number % 2 == 0 else x
-            x = F.batch_norm(x, *moving, bias=shift, training=training, momentum=0.4, eps=1e-12)
-            x = F.gelu(x)
-        x = F.max_pool2d(x, 3).flatten(1)
-        return F.linear(x, head) / x.shape[1]
-
-    def fixed_groups() -> list[dict[str, Any]]:
-        decay = 2e-6 * size
-        of = {"bias": ([bias], 0.053), "shifts": (shifts, 0.053), "head": ([head], 0.67)}
-        return [
-            {"params": params, "lr": rate, "start": rate, "weight_decay": decay / rate}
-            for params, rate in of.values()
-        ]
-
-    sgd = torch.optim.SGD(fixed_groups(), lr=0.1, momentum=0.85, nesterov=True)
-    momenta = [torch.zeros_like(weight) for weight in filters]
-
-    @torch.no_grad()
-    def muon(rate: float) -> None:
-        for weight, momentum in zip(filters, momenta, strict=True):
-            momentum.mul_(0.6).add_(weight.grad)
-            x = (weight.grad + 0.6 * momentum).flatten(1).to(getattr(torch, job["products"]))
-            x = x / (x.norm() + 1e-7)
-            tall = x.shape[0] > x.shape[1]
-            x = x.T if tall else x
-            for _ in range(3):
-                gram = x @ x.T
-                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-            x = x.T if tall else x
-            weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.sub_(rate * x.float().view_as(weight))
-            weight.grad = None
-
-    def own_batches() -> Any:
-        """Shuffled, mirrored in every second epoch, shifted by up to two pixels."""
-        halves = torch.rand(count) < 0.5
-        rows = torch.arange(32)
-        padded = F.pad(images.float(), (2, 2, 2, 2), "reflect")
-        for epoch in range(job["epochs"]):
-            mirrored = halves ^ bool(epoch % 2)
-            order = torch.randperm(count)[: per_epoch * size].view(-1, size)
-            for chosen in order:
-                shift = torch.randint(0, 5, (2, size, 1))
-                at = [rows + each for each in shift]
-                x = padded[chosen].permute(0, 2, 3, 1)
-                x = x[torch.arange(size)[:, None, None], at[0][:, :, None], at[1][:, None, :]]
-                x = torch.where(mirrored[chosen].view(-1, 1, 1, 1), x.flip(2), x)
-                yield x.permute(0, 3, 1, 2), labels[chosen]
-
-    if "batches" in job:
-        stored = np.load(job["batches"])
-        batches = (
-            (torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(y).long())
-            for x, y in zip(stored["images"], stored["labels"], strict=True)
-        )
-    else:
-        batches = own_batches()
-
-    losses, begin = [], time.perf_counter()
-    for step, (x, y) in zip(range(job["steps"]), batches, strict=False):
-        logits = logits_of(normalised(x), training=True, with_bias=step < bias_total)
-        loss = F.cross_entropy(logits, y, label_smoothing=0.2, reduction="sum")
-        loss.backward()
-        losses.append(loss.item() / size)
-        for number, group in enumerate(sgd.param_groups):
-            group["lr"] = group["start"] * (1 - step / (total if number else bias_total))
-        sgd.step()
-        muon(0.24 * (1 - step / total))
-        sgd.zero_grad(set_to_none=True)
-    seconds = time.perf_counter() - begin
-
-    right = 0
-    with torch.no_grad():
-        test, answers = (data[name][: job["test"]] for name in ("test_images", "test_labels"))
-        for at in range(0, len(test), 500):
-            x = torch.tensor(test[at : at + 500]).permute(0, 3, 1, 2)
-            found = logits_of(normalised(x), training=False).argmax(1).numpy()
-            right += int((found == answers[at : at + 500]).sum())
-        end = {
-            "head/kernel": head.T,
-            "whiten/bias": bias,
-            "group1_conv1/kernel": filters[0].permute(2, 3, 1, 0),
-            "group3_conv2/kernel": filters[-1].permute(2, 3, 1, 0),
-            "group2_norm1/beta": shifts[2],
-            "group2_norm1/moving_variance": statistics_[2][1],
-        }
-        np.savez(job["end"], **{name: value.numpy() for name, value in end.items()})
-    accuracy = right / max(1, len(test))
-    return {"losses": losses, "accuracy": accuracy, "seconds": seconds}
 
 
 # ---- tfgpu ----------------------------------------------------------------------------------
@@ -277,10 +122,15 @@ class Curve:
 # ---- the comparison -------------------------------------------------------------------------
 
 
+def write_data(path: Path, train: Any, test: Any) -> None:
+    """Writes images and labels of both splits as `pytorch_airbench.py` reads them."""
+    np.savez(path, images=train[0], labels=train[1], test_images=test[0], test_labels=test[1])
+
+
 def by_pytorch(python: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Runs `pytorch` in another interpreter."""
+    """Runs `pytorch_airbench.py` in another interpreter."""
     done = subprocess.run(
-        [python, __file__, f"--job={json.dumps(job)}"],
+        [python, str(PYTORCH), f"--job={json.dumps(job)}"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -307,13 +157,7 @@ def same_numbers(
     curve.start(seed=0)
     files = {name: folder / f"{name}.npz" for name in ("weights", "batches", "end", "data")}
     curve.fixed_inputs(0, steps, files["weights"], files["batches"])
-    np.savez(
-        files["data"],
-        images=train[0],
-        labels=train[1],
-        test_images=test[0][:1000],
-        test_labels=test[1][:1000],
-    )
+    write_data(files["data"], train, tuple(part[:1000] for part in test))
     in_other = functools.partial(muon.orthogonalised, dtype=tf.as_dtype(products))
     with unittest.mock.patch.object(muon, "orthogonalised", in_other):
         ours = curve.train(seed=0, steps=steps)
@@ -368,7 +212,7 @@ def same_curve(
     steps = len(train[0]) // size
     data = folder / "all.npz"
     test = tuple(part[:count] for part in test)
-    np.savez(data, images=train[0], labels=train[1], test_images=test[0], test_labels=test[1])
+    write_data(data, train, test)
     curve = Curve(recipe, train, test)
     rows: dict[str, list[dict[str, Any]]] = {"tfgpu": [], "pytorch": []}
     for seed in range(options.seeds):
@@ -413,7 +257,7 @@ def same_curve(
 
 
 def main() -> None:
-    """Compares, or trains by PyTorch for a comparison."""
+    """Compares, or writes what PyTorch is to train on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable, help="an interpreter with PyTorch")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"))
@@ -423,11 +267,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=2000)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--output", default="airbench94_pytorch.json")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--write_data", type=Path, help="write the images for it, and no more")
     options = parser.parse_args()
-    if options.job:
-        print(json.dumps(pytorch(json.loads(options.job))))
-        return
     import airbench94
     from versus import machine, write
 
@@ -437,6 +278,9 @@ def main() -> None:
     startup.import_tensorflow()
     train, test, provenance = airbench94.load(options.data_dir)
     train = tuple(part[: options.limit] for part in train)
+    if options.write_data:
+        write_data(options.write_data, train, test)
+        return
     version = "import importlib.metadata as m; print(m.version('torch'))"
     torch = subprocess.run(
         [options.python, "-c", version], check=True, capture_output=True, text=True

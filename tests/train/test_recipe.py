@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import math
+import random
 import re
 import sys
+import types
 
 import keras
 import numpy as np
@@ -329,3 +331,22 @@ def test_resolved_settings_are_those_of_config():
 )
 def test_steps_too_small_to_share(settings, small):
     assert recipe.has_small_steps(TrainSettings(**settings)) is small
+
+
+def test_initial_values_depend_on_the_seed_whatever_was_drawn_before():
+    task = types.SimpleNamespace(
+        arguments=lambda spec: {"image_shape": (32, 32, 3), "num_classes": 10},
+        outputs=lambda spec: None,
+    )
+    data = types.SimpleNamespace(task=task, spec=None)
+    build = find_builder("lenet")
+
+    def values(seed, draws):
+        random.seed(draws)
+        np.random.seed(draws)
+        model = recipe.build_checked(resolve(seed=seed), build, data)
+        return np.concatenate([each.ravel() for each in model.get_weights()])
+
+    first = values(0, 1)
+    np.testing.assert_array_equal(values(0, 2), first)
+    assert np.any(values(1, 1) != first)

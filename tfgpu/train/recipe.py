@@ -460,8 +460,11 @@ def build_checked(
 ) -> keras.Model:
     """Calls the function that builds the model, and checks what it made.
 
+    Its initial values depend on the seed alone: a data set that the first run prepares, and the
+    next only reads, draws random numbers too.
+
     Args:
-        config: For `width` and `depth`.
+        config: For `seed`, `width` and `depth`.
         builder: What `find_builder` returned.
         data: What the model is for.
 
@@ -473,11 +476,11 @@ def build_checked(
     from tfgpu.artifacts.trained_run import with_batch
     from tfgpu.engine.model import ReplicaTrainer
 
+    keras.utils.set_random_seed(config.seed)
     model = build_model(config, builder, **data.task.arguments(data.spec))
     if not isinstance(model, keras.Model):
-        raise RequestError(
-            f"--model={config.model} returned {type(model).__name__}; return a tfgpu.Model"
-        )
+        kind = type(model).__name__
+        raise RequestError(f"--model={config.model} returned {kind}; return a tfgpu.Model")
     if not isinstance(model, ReplicaTrainer):
         raise RequestError(
             f"--model={config.model} returned a {type(model).__module__}.{type(model).__name__}; "
@@ -490,9 +493,8 @@ def build_checked(
     expected = with_batch(outputs)
     found = getattr(model, "output_shape", expected)
     if found != expected:
-        what = "logits" if data.class_names else "outputs"
         raise RequestError(
-            f"--model={config.model} gives outputs of shape {found}; "
-            f"{config.dataset} needs {what} of shape {expected}"
+            f"--model={config.model} gives outputs of shape {found}; {config.dataset} needs "
+            f"{'logits' if data.class_names else 'outputs'} of shape {expected}"
         )
     return model
