@@ -10,7 +10,7 @@ to two pixels. Its labels are the digits that it shows: 2.2 of 10 on average, an
 
 The yardstick is scikit-learn's logistic regression on the pixels, one for each label, and what
 answers that know nothing reach. Thresholds are those of best F1 on the validation collages, for
-tfgpu and for the yardstick alike. Writes `experiments/results/labels.json`; takes about 5 minutes
+tfgpu and for the yardstick alike. Writes `experiments/results/labels.json`; takes about 6 minutes
 on two cores.
 
 What it cannot show: how good a model is on photographs; nor labels that depend on each other.
