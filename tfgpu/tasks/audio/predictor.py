@@ -47,7 +47,7 @@ class AudioPredictor(ClassLines, Predictor):
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
         """See `Predictor.find`."""
-        for file in find_files(arguments, self.extensions, unit=self.unit):
+        for file in find_files(arguments, self.extensions, unit=self.unit, left=self.left):
             if isinstance(file, DataError) or not self._ready:
                 yield file
                 continue

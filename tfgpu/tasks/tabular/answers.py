@@ -44,7 +44,7 @@ class RowPredictor(Predictor):
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
         """See `Predictor.find`; at the end, says what is answered without being known."""
-        for file in find_files(arguments, self.extensions, unit=self.unit):
+        for file in find_files(arguments, self.extensions, unit=self.unit, left=self.left):
             try:
                 if isinstance(file, DataError):
                     yield file
