@@ -6,7 +6,7 @@ FOLDER holds `nuclei`, 64 tiles of 64×64 pixels of one microscope image (from s
 and `lesions`, 178 slices of MRI and CT with a lesion marked in 27 of them (from pyradiomics 3.0.1,
 BSD); each with folders `images` and `masks`. Each seed takes a fifth at random for the test, and
 trains on the rest with the defaults; the lesions are brought to 96×96, for one seed. Writes
-`experiments/results/masks.json`; takes about 12 minutes on two cores.
+`experiments/results/masks.json`; takes about 15 minutes on two cores.
 
 What it cannot show: the tiles are neighbours in one image, so nothing of other microscopes; and 27
 slices with a lesion prove no quality, only that the way works.
