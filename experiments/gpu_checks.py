@@ -9,6 +9,7 @@ is in `gpu_speed.py`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -131,6 +132,7 @@ def kernels() -> None:
     """What the device map needs is on the device, without soft placement; and data stay there."""
     place = Place()
     tf = place.tf
+    from tfgpu.data.gathering import gather
     from tfgpu.data.inputs import make_resident
 
     device = f"{place.kind}:0"
@@ -139,8 +141,8 @@ def kernels() -> None:
         images = tf.zeros([8, 32, 32, 3], tf.uint8)
         rows = tf.zeros([8, 32], tf.int32)
     operations: dict[str, Callable[[], Any]] = {
-        "gather of uint8": lambda: tf.gather(images, [1, 2]),
-        "gather of uint8, by row": lambda: tf.gather(images, rows, axis=1, batch_dims=1),
+        "gather of uint8": lambda: gather(images, tf.constant([1, 2])),
+        "gather of uint8, by row": lambda: gather(images, rows, axis=1, batch_dims=1),
         "reverse of uint8": lambda: tf.reverse(images, [2]),
         "where of uint8": lambda: tf.where(images > images, images, images),
         "gather of int32 labels": lambda: tf.gather(rows, [1, 2]),
@@ -195,7 +197,7 @@ def cells(precision: str) -> None:
         losses[name] = first.history["loss"][0]
         say(
             f"trains: {name}",
-            bool(np.all(np.isfinite(found))) and sum(traces) == 1,
+            bool(np.all(np.isfinite(found))) and max(traces) == 1,
             losses=found,
             traces=traces,
             first_seconds=middle - start,
@@ -251,8 +253,10 @@ def growth() -> None:
     with place.strategy().scope():
         model = small_network(tfgpu.Model, jit=True)
     model.fit(x, y, batch_size=100, epochs=2, verbose=0)
+    gc.collect()  # A data set is part of a cycle, in Keras too.
     before = place.memory()["current"]
     model.fit(x, y, batch_size=100, epochs=25, verbose=0)
+    gc.collect()
     grown = place.memory()["current"] - before
     say("no device memory is kept over 25 epochs", grown < 1e6, bytes=grown)
 

@@ -31,7 +31,7 @@ import gpu_checks
 import gpu_speed
 from versus import machine
 
-from tfgpu.doctor import driver
+from tfgpu.machine import driver
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

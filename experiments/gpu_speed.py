@@ -62,7 +62,7 @@ def lenet() -> None:
     from tfgpu.data.inputs import make_resident, training_batches
     from tfgpu.models.lenet import lenet as build
 
-    batch, steps, rounds = (512, 200, 7) if place.on_gpu else (64, 4, 2)
+    batch, steps, rounds = (512, 1000, 5) if place.on_gpu else (64, 4, 2)
     keras.config.set_dtype_policy("mixed_float16")
     strategy = place.strategy()
     data = examples(tf, batch * 90 if place.on_gpu else 256)

@@ -56,7 +56,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         return ((x.float() / 255 - mean) / deviation).to(dtype, memory_format=layout)
 
     widths = [24, *(round(w * job["width"]) for w in (64, 256, 256))]
-    filters, shifts, statistics_ = [], [], []
+    filters, shifts, scales, statistics_ = [], [], [], []
     for before, after in zip(widths, widths[1:], strict=False):
         for channels in (before, after):
             weight = torch.empty(after, channels, 3, 3)
@@ -65,6 +65,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             torch.nn.init.dirac_(weight[:channels])
             filters.append(weight.to(device, dtype, memory_format=layout))
             shifts.append(torch.zeros(after, device=device))
+            # Its gradient on a GPU wants one, which is not trained.
+            scales.append(torch.ones(after, device=device))
             statistics_.append(
                 (torch.zeros(after, device=device), torch.ones(after, device=device))
             )
@@ -92,12 +94,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     def logits_of(x: Any, *, training: bool, with_bias: bool = True) -> Any:
         x = F.gelu(F.conv2d(x, whitening, bias if with_bias else bias.detach()))
-        for number, (weight, shift, moving) in enumerate(
-            zip(filters, shifts, statistics_, strict=True)
+        for number, (weight, shift, scale, moving) in enumerate(
+            zip(filters, shifts, scales, statistics_, strict=True)
         ):
             x = F.conv2d(x, weight, padding=1)
             x = F.max_pool2d(x, 2) if number % 2 == 0 else x
-            x = F.batch_norm(x, *moving, bias=shift, training=training, momentum=0.4, eps=1e-12)
+            x = F.batch_norm(x, *moving, scale, shift, training, momentum=0.4, eps=1e-12)
             x = F.gelu(x)
         x = F.max_pool2d(x, 3).flatten(1)
         return F.linear(x, head) / x.shape[1]

@@ -9,7 +9,6 @@ import pytest
 from tfgpu.doctor import data_checks, findings, libraries
 from tfgpu.doctor.cluster_checks import check_cluster
 from tfgpu.doctor.data_checks import check_folders
-from tfgpu.doctor.driver import DRIVER_NOT_LOADED, VERSION_MISMATCH, Driver, Gpu
 from tfgpu.doctor.environment_checks import (
     check_processor,
     check_software,
@@ -20,6 +19,7 @@ from tfgpu.doctor.framework import Device, Framework
 from tfgpu.doctor.gpu_checks import OLDEST_DRIVER, check_gpus, kernels_for
 from tfgpu.doctor.libraries import Opened
 from tfgpu.doctor.settings import DoctorSettings
+from tfgpu.machine.driver import DRIVER_NOT_LOADED, VERSION_MISMATCH, Driver, Gpu
 
 A100 = Gpu(
     index=0,

@@ -15,6 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfgpu.data.gathering import gather
+
 CROP_PADDING = 4
 """Pixels that `random_crop` reflects at each border: the usual 4 for 32x32 images."""
 
@@ -75,8 +77,8 @@ def random_crop(images: tf.Tensor, draws: tf.Tensor, *, padding: int = CROP_PADD
     shift = tf.cast(draws * (2 * padding + 1), tf.int32) - padding
     rows = _reflect(tf.range(height)[None, :] + shift[:, :1], height)
     columns = _reflect(tf.range(width)[None, :] + shift[:, 1:], width)
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
+    images = gather(images, rows, axis=1, batch_dims=1)
+    return gather(images, columns, axis=2, batch_dims=1)
 
 
 def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

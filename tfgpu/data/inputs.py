@@ -25,6 +25,7 @@ from tfgpu.data.augment import (
     transform,
 )
 from tfgpu.data.examples import Examples
+from tfgpu.data.gathering import gather
 from tfgpu.engine.batches import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
 from tfgpu.engine.shards import Shard
@@ -127,8 +128,8 @@ class DeviceMap:
             several = tf.unstack(examples, axis=1) if self.num_classes else [examples]
             parts = []
             for some in several:
-                gathered = [tf.gather(array, some) for array in resident]
-                parts += tf.nest.pack_sequence_as(self.element_spec[:2], gathered)
+                found = [gather(array, some) for array in resident]
+                parts += tf.nest.pack_sequence_as(self.element_spec[:2], found)
         x, y, *others = parts
         if self.num_classes:
             y = tf.one_hot(y, self.num_classes)

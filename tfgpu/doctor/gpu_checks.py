@@ -12,14 +12,14 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from tfgpu.doctor import driver as driver_lib
 from tfgpu.doctor import libraries as libraries_lib
-from tfgpu.doctor.driver import Driver
 from tfgpu.doctor.environment_checks import within
 from tfgpu.doctor.findings import Finding, Section, Status
 from tfgpu.doctor.framework import Framework
 from tfgpu.doctor.libraries import Library, Opened
+from tfgpu.machine import driver as driver_lib
 from tfgpu.machine import hardware
+from tfgpu.machine.driver import Driver
 
 OLDEST_DRIVER = "525.60.13"
 """The oldest that runs CUDA 12 on Linux: table 3 of NVIDIA's "CUDA Compatibility" guide."""

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from tfgpu.cli.console import Console, Countdown
-from tfgpu.doctor import driver as driver_lib
 from tfgpu.doctor import environment_checks, findings, probe
 from tfgpu.doctor import framework as framework_lib
 from tfgpu.doctor import libraries as libraries_lib
@@ -22,6 +21,7 @@ from tfgpu.doctor.libraries import Opened
 from tfgpu.doctor.meeting import check_together
 from tfgpu.doctor.probe import Cell, Outcome
 from tfgpu.doctor.settings import DoctorSettings
+from tfgpu.machine import driver as driver_lib
 
 _SECONDS_A_CELL = 8.0  # First estimate: the import of TensorFlow takes most of it.
 

@@ -72,6 +72,7 @@ class Batches:
         alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
         whole: Whether each replica gets the global batch, to cut its rows out with `own_shard`.
         resident: The arrays that the device map takes, by local replica.
+        batch_size: Of every batch but a smaller last one, where the data set says it.
         continued: Whether each iteration goes on where the one before has ended.
     """
 
@@ -89,6 +90,7 @@ class Batches:
         self.source = dataset
         self.steps_per_epoch = steps_per_epoch
         self.device_map = getattr(dataset, "device_map", None)
+        self.batch_size: int | None = getattr(dataset, "batch_size", None)
         self.exact = False
         self.cut_every: int | None = None
         self.alone: range | None = None

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
+from tfgpu.engine.compiled_loop import CompiledLoop
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, metrics_result
 from tfgpu.engine.own_step import OwnStep, is_own
@@ -35,6 +36,7 @@ class Replicas:
     Attributes:
         own: Whether the step is one that the model's class defines.
         own_results: Whether only the step knows what to report.
+        replica_step: The steps of the engine, which an own one stands before.
     """
 
     def __init__(self, model: keras.Model, name: str):
@@ -49,7 +51,8 @@ class Replicas:
         self._own_step = None
         if self.own or (alone and model.run_eagerly):  # To step through.
             self._own_step = OwnStep(model, name)
-        self._step: Callable[..., Any] = self._own_step or getattr(ReplicaStep(model), name)
+        self.replica_step = ReplicaStep(model)
+        self._step: Callable[..., Any] = self._own_step or getattr(self.replica_step, name)
         # Results that only the step knows have to leave the loop with it.
         self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
@@ -168,10 +171,14 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         run_one = tf.function(run_one, **options)
         run_next = tf.function(run_next, **options)
 
+    loop = CompiledLoop(model, replicas, run_one) if name == "train_step" else None
+
     def execution(iterator: Any) -> Any:
         if not isinstance(iterator, BatchIterator):
             return _run_given(trainer, iterator, run_one)
         batches, alone = iterator.batches, iterator.alone
+        if statistics is not None:
+            statistics.latest(None)
         given = (replicas.map_of(batches), batches.resident, batches.whole)
         if not iterator.sized:
             elements = iterator.take_read(trainer.steps_per_execution)
@@ -184,6 +191,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         steps = iterator.take(trainer.steps_per_execution)
         if steps == 0:
             raise StopIteration
+        if loop is not None and not alone and loop.takes(batches, steps):
+            return loop.run(iterator, given[0], steps)
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
             return run_next(iterator.source, *given)
@@ -191,7 +200,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
 
     explained = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
-    explained.traced = (run_steps, run_next, run_one)  # type: ignore[attr-defined]
+    looped = () if loop is None else (loop.traced,)
+    explained.traced = (run_steps, run_next, run_one, *looped)  # type: ignore[attr-defined]
     return explained
 
 

@@ -174,6 +174,11 @@ def for_xla() -> contextlib.AbstractContextManager[None]:
     return _current.having(compiling=True, graph=graph)
 
 
+def is_compiling() -> bool:
+    """Whether what this thread traces is for XLA, by the engine's own doing."""
+    return _current.compiling
+
+
 def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
     """Sums a tensor over the replicas, from inside or outside of `on_local_copies`.
 

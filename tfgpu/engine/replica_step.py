@@ -55,11 +55,16 @@ class ReplicaStep:
 
     Args:
         model: A compiled model.
+
+    Attributes:
+        without_xla: Whether the step was found to be one that XLA cannot compile.
+        inlined: Whether what is traced is part of something that is compiled as a whole.
     """
 
     def __init__(self, model: keras.Model):
         self._model: Any = model
-        self._without_xla = False
+        self.without_xla = False
+        self.inlined = False
 
     # ---- the steps ----------------------------------------------------------------------
 
@@ -234,7 +239,10 @@ class ReplicaStep:
     def _run(self, function: Callable[[], Any]) -> Any:
         """Runs `function`, compiled where the model asks for it and XLA can."""
         model = self._model
-        if not model.jit_compile or model.run_eagerly or self._without_xla:
+        if self.inlined:
+            with for_xla():
+                return function()
+        if not model.jit_compile or model.run_eagerly or self.without_xla:
             return function()
         several = model.distribute_strategy.num_replicas_in_sync > 1
         layers = private.flatten_layers(model) if several else ()
@@ -257,7 +265,7 @@ class ReplicaStep:
         return function()
 
     def _leave_xla(self, reason: str) -> None:
-        self._without_xla = True
+        self.without_xla = True
         if self._model.tfgpu_said_of_xla != reason:  # Evaluation need not say it again.
             self._model.tfgpu_said_of_xla = reason
             warnings.warn(f"{reason}; the step runs without XLA.", stacklevel=2)

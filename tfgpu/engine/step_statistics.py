@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,8 +18,6 @@ class StepStatistics:
     A `tfgpu.Model` does so from the call of `StepStatistics.of(model)` on.
 
     Attributes:
-        gradient_norm: float32 scalar, the global 2-norm of the latest step's gradient: reduced
-            over the replicas, without the loss scale, before any clipping.
         has_norm: Whether steps fill in `gradient_norm`; those of a class's own `train_step` do not.
         times_input: Whether steps fill in `input_seconds`: not under `enable_op_determinism`, where
             TensorFlow refuses to read a clock.
@@ -37,10 +36,12 @@ class StepStatistics:
         self.times_input = has_clock()
         self.all_reduce_bytes = 0
         self.times_all_reduce = False
+        self._held: list[tf.Tensor] | None = None
+        self._latest: tf.Tensor | None = None
         # Of no strategy: of several workers only the chief looks, and making a distributed
         # variable there would wait for the others for ever.
         with tf.device("CPU:0"):
-            self.gradient_norm = tf.Variable(0.0, dtype=tf.float32, trainable=False)
+            self._norm = tf.Variable(0.0, dtype=tf.float32, trainable=False)
             seconds = [tf.Variable(0.0, dtype=tf.float64, trainable=False) for _ in range(3)]
         self.input_seconds, self.all_reduce_seconds, self.all_reduce_exposed_seconds = seconds
 
@@ -52,12 +53,38 @@ class StepStatistics:
             model.train_function = None  # One that was traced already writes none.
         return model.tfgpu_statistics
 
+    @property
+    def gradient_norm(self) -> tf.Tensor | tf.Variable:
+        """float32 scalar, the global 2-norm of the latest step's gradient.
+
+        Reduced over the replicas, without the loss scale, before any clipping.
+        """
+        return self._norm if self._latest is None else self._latest
+
+    def latest(self, norm: tf.Tensor | None) -> None:
+        """Keeps the norm of a step that was `held`; None when steps `record` theirs again.
+
+        It is not waited for, as an assignment to a variable of the host would.
+        """
+        self._latest = norm
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[list[tf.Tensor]]:
+        """Has `record` put what it gets into a list: XLA cannot assign variables of the host."""
+        self._held = []
+        try:
+            yield self._held
+        finally:
+            self._held = None
+
     def record(self, norm: tf.Tensor) -> None:
         """Keeps what `norm` returned; in a replica, of which the first one writes."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        if tf.get_static_value(replica) == 0:
+        if self._held is not None:
+            self._held.append(norm)
+        elif tf.get_static_value(replica) == 0:
             # The variable is none of the replicas', so it is assigned past what guards those.
-            tf.raw_ops.AssignVariableOp(resource=self.gradient_norm.handle, value=norm)
+            tf.raw_ops.AssignVariableOp(resource=self._norm.handle, value=norm)
         self.has_norm = True
 
     def record_all_reduce(self, spent: tf.Tensor, exposed: tf.Tensor) -> None:

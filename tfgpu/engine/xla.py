@@ -77,11 +77,7 @@ def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]
         return [*tensors, *extra]
 
     concrete = tf.function(flat, jit_compile=True, autograph=False)
-    graph = concrete.get_concrete_function().graph
-    for kind, name in _operations(graph):
-        if not _has_kernel(kind):
-            where = _layer_of(name, layers())
-            raise Uncompilable(f"{where} uses {kind}, which XLA cannot compile")
+    check(concrete.get_concrete_function().graph, layers=layers)
     values = concrete()
     tensors = iter(values)
     structure = tree.map_structure(lambda x: next(tensors) if _is_tensor(x) else x, result)
@@ -89,6 +85,22 @@ def compiled(function: Callable[[], Any], *, layers: Callable[[], dict[str, str]
     for (position, name), value in zip(pinned, tensors, strict=True):
         setattr(leaves[position], name, value)
     return structure
+
+
+def check(graph: Any, *, layers: Callable[[], dict[str, str]]) -> None:
+    """Looks for what XLA has no kernel for.
+
+    Args:
+        graph: Of a function that was traced, with all that it calls.
+        layers: See `compiled`.
+
+    Raises:
+        Uncompilable: There is such an operation.
+    """
+    for kind, name in _operations(graph):
+        if not _has_kernel(kind):
+            where = _layer_of(name, layers())
+            raise Uncompilable(f"{where} uses {kind}, which XLA cannot compile")
 
 
 def _is_tensor(leaf: Any) -> bool:

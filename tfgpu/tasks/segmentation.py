@@ -21,6 +21,7 @@ from tfgpu.data.augment import (
     resize_positions,
 )
 from tfgpu.data.examples import Examples, data_errors, python_op
+from tfgpu.data.gathering import gather
 from tfgpu.data.image_files import read_image
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
@@ -211,8 +212,8 @@ def _flip(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 def _resize(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     rows, columns = resize_positions(draws, x.shape[1], x.shape[2])
-    nearest = tf.gather(y, tf.cast(tf.round(rows), tf.int32), axis=1, batch_dims=1)
-    nearest = tf.gather(nearest, tf.cast(tf.round(columns), tf.int32), axis=2, batch_dims=1)
+    nearest = gather(y, tf.cast(tf.round(rows), tf.int32), axis=1, batch_dims=1)
+    nearest = gather(nearest, tf.cast(tf.round(columns), tf.int32), axis=2, batch_dims=1)
     return random_resize(x, draws), nearest
 
 

@@ -26,7 +26,9 @@ def train(config: TrainSettings) -> dict[str, object]:
     # Not at the top: `--help` shall answer at once.
     from tfgpu.cli.console import Console, Stopwatch
     from tfgpu.cli.several_machines import joined
+    from tfgpu.machine import compile_cache
 
+    compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
     with (

@@ -108,6 +108,11 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
     the CPU, and one where steps are too small to share."""
     deterministic: bool = truth(False, tunable=False)
     """Only kernels that give the same bits each time, at some cost in speed."""
+    compile_cache: str = text(
+        "auto", "write auto, none or a folder", values="auto|none|DIR", tunable=False
+    )
+    """Where XLA's compiled programs are kept for the next run. `auto` is `tfgpu/xla` in the user's
+    cache directory where there is a GPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

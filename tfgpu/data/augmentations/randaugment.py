@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.augment import GREY, LUMA, Transformation, to_pixels
+from tfgpu.data.gathering import gather
 
 LAYERS = 2
 MAGNITUDE = 9 / 30
@@ -92,7 +93,8 @@ def _moved(images: tf.Tensor, chosen: dict[str, tf.Tensor], sign: tf.Tensor) -> 
         [[0, 0], [0, 1], [0, 0]],
         constant_values=GREY,
     )
-    moved = tf.gather(flat, tf.cast(tf.reshape(at, [-1, height * width]), tf.int32), batch_dims=1)
+    places = tf.cast(tf.reshape(at, [-1, height * width]), tf.int32)
+    moved = gather(flat, places, axis=1, batch_dims=1)
     return tf.reshape(moved, [-1, height, width, channels])
 
 
@@ -133,7 +135,7 @@ def _mapped(images: tf.Tensor, chosen: dict[str, tf.Tensor]) -> tf.Tensor:
         ("posterize", tf.floor(values / POSTERIZE_STEP) * POSTERIZE_STEP),
     ):
         table = _either(chosen[name][:, None, None], map_, table)
-    found = tf.gather(tf.reshape(tf.cast(table, images.dtype), [-1]), slots)
+    found = tf.cast(tf.gather(tf.reshape(table, [-1]), slots), images.dtype)
     return tf.reshape(found, [-1, height, width, channels])
 
 

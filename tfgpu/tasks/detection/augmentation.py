@@ -16,6 +16,7 @@ from tfgpu.data.augment import (
     resampled,
 )
 from tfgpu.data.augmentations.color_jitter import AUGMENTATION as COLOR_JITTER
+from tfgpu.data.gathering import gather
 from tfgpu.models.detections import CLASS, CROWD
 
 VISIBLE = 0.3
@@ -35,8 +36,8 @@ def crop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     shift = tf.floor(draws * (2 * most + 1)) - most
     rows = tf.range(height)[None, :] - tf.cast(shift[:, :1], tf.int32)
     columns = tf.range(width)[None, :] - tf.cast(shift[:, 1:], tf.int32)
-    moved = tf.gather(x, tf.clip_by_value(rows, 0, height - 1), axis=1, batch_dims=1)
-    moved = tf.gather(moved, tf.clip_by_value(columns, 0, width - 1), axis=2, batch_dims=1)
+    moved = gather(x, tf.clip_by_value(rows, 0, height - 1), axis=1, batch_dims=1)
+    moved = gather(moved, tf.clip_by_value(columns, 0, width - 1), axis=2, batch_dims=1)
     there = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     one = tf.ones_like(shift)
     return _grey(moved, *there), _placed(y, scale=one, offset=shift, size=(height, width))

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tfgpu.doctor import driver
+from tfgpu.machine import driver
 
 # The signatures of nvml.h; `%(answers)s` are the numbers that differ from test to test.
 SOURCE = """

@@ -1,0 +1,114 @@
+"""Keeps what XLA compiled between processes, in files that TensorFlow reads and writes.
+
+To compile the step of a small network takes 14 s on a GPU, that of a ResNet-50 a minute, and each
+run does so anew. TensorFlow can keep compiled programs in a folder. It looks for a program by a
+hash, and compares the whole program with the one that was compiled, but neither versions nor
+devices nor flags: so each combination of them has a folder of its own here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+from tfgpu.errors import RequestError
+from tfgpu.machine import driver
+
+AUTO, NONE = "auto", "none"
+MOST_BYTES = 4 << 30
+"""What all folders may take together; the programs that were compiled first are deleted."""
+
+LEAST_FREE = 1 << 30
+"""Bytes free on the disk, below which nothing is kept: TensorFlow ends a training that cannot."""
+
+_FLAG = "--tf_xla_persistent_cache_directory"
+_VARIABLES = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_USE_AUTOTUNE")
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
+
+
+def keep(setting: str, *, deterministic: bool) -> Path | None:
+    """Has TensorFlow, which this process must not have imported yet, keep compiled programs.
+
+    Args:
+        setting: "auto", which keeps them in `tfgpu/xla` under the user's cache directory
+            (`XDG_CACHE_HOME`, by default `~/.cache`) where the driver knows a GPU and the disk has
+            room; "none"; or another folder.
+        deterministic: Whether programs are compiled for the same bits each time.
+
+    Returns:
+        The folder; None where nothing is kept.
+
+    Raises:
+        RequestError: A folder that was asked for cannot be written.
+    """
+    if setting == NONE or _FLAG in os.environ.get("TF_XLA_FLAGS", ""):
+        return None
+    found = driver.ask()
+    if setting == AUTO:
+        if not found.gpus:
+            return None  # A processor compiles in a second or two.
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfgpu" / "xla"
+    else:
+        root = Path(setting).expanduser().absolute()
+    folder = root / _key(found, deterministic=deterministic)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable", str(folder))
+        _make_room(root)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        if setting == AUTO:
+            return None
+        raise RequestError(
+            f"--compile_cache={setting}: {error.strerror or error}; give a folder that can be "
+            f"written, or --compile_cache={NONE}"
+        ) from error
+    if free < LEAST_FREE and setting == AUTO:
+        return None
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    os.environ["TF_XLA_FLAGS"] = f"{flags} {_FLAG}={folder}".strip()
+    return folder
+
+
+def _key(found: driver.Driver, *, deterministic: bool) -> str:
+    """A name for all that decides what a program is compiled to, besides itself."""
+    parts = [f"deterministic={deterministic}", f"driver={found.version}"]
+    parts += [f"gpu={gpu.name} {gpu.capability}" for gpu in found.gpus]
+    # Of a processor the model is not enough: a virtual one may lack instructions.
+    parts += [platform.machine(), _processor()]
+    parts += [f"{name}={os.environ.get(name, '')}" for name in _VARIABLES]
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(f"{name}={importlib.metadata.version(name)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags)\s*:.*$", text, re.MULTILINE))))
+
+
+def _make_room(root: Path) -> None:
+    """Deletes the oldest programs of all folders until the rest takes no more than may be."""
+    files = []
+    for path in root.glob("*/xla_compile_cache*"):
+        with contextlib.suppress(OSError):  # Another process may be at it too.
+            status = path.stat()
+            files.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= MOST_BYTES:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
