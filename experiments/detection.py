@@ -7,8 +7,8 @@ Shapes: circles, squares and triangles in random colours on noise, 96x96 pixels,
 and `boxes.json`, their hand-drawn boxes as COCO: four images, of which one is held out and the
 other three are trained on, all cut to tiles of 400x400 pixels. The AP is that of pycocotools, over
 the tiles. Writes `experiments/results/detection.json` after each run, and draws the detections of
-the first of `--seeds` on the held-out tiles; takes about a quarter of an hour on two quiet cores, and
-3 minutes for each seed of each further image of trees.
+the first of `--seeds` on the held-out tiles; takes about a quarter of an hour on two quiet cores,
+and 3 minutes for each seed of each further image of trees.
 
 What it cannot show: how good the detector is on photographs. Three images of trees are no training
 set, two of the four show the same valley, and a figure of one image is no more than a sign that it
