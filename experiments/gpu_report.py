@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import datetime
 import importlib.metadata
 import json
 import os
@@ -32,6 +33,9 @@ import gpu_speed
 from versus import machine
 
 from tfgpu.machine import driver
+
+EVERY = (*gpu_checks.GROUPS, *gpu_speed.SPEED)
+"""The groups, in the order of the report."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -73,6 +77,7 @@ def run_group(group: str, *, limit: float) -> dict[str, Any]:
         "checks": checks,
         "error": error,
         "log": said[-4000:] if error else "",
+        "date": datetime.date.today().isoformat(),
     }
 
 
@@ -128,28 +133,34 @@ def page(report: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; {report['machine']['date']}; {report['seconds']:.0f} s in all.",
         "",
-        "| | check | figures |",
-        "| --- | --- | --- |",
+        "| | check | figures | date |",
+        "| --- | --- | --- | --- |",
     ]
     for result in report["groups"]:
         for check in result["checks"]:
             word = {True: "PASS", False: "**FAIL**", None: ""}[check["passed"]]
             told = " ".join(filter(None, [check["note"], _short(check["figures"])]))
-            lines.append(f"| {word} | {check['name']} | {told.replace('|', '/')} |")
+            told = told.replace("|", "/")
+            lines.append(f"| {word} | {check['name']} | {told} | {result['date']} |")
         if result["error"]:
-            lines.append(f"| **FAIL** | {result['group']} | {result['error'].replace('|', '/')} |")
+            told = result["error"].replace("|", "/")
+            lines.append(f"| **FAIL** | {result['group']} | {told} | {result['date']} |")
     return "\n".join(lines) + "\n"
 
 
 def write(
     folder: Path, device: dict[str, Any], groups: list[dict[str, Any]], *, seconds: float
 ) -> None:
-    """Writes what there is so far, as JSON and as a page."""
-    versions = ("tensorflow", "keras", "numpy")
+    """Writes what there is so far, as JSON and as a page.
+
+    Groups that were not asked for stay as an earlier report of the same GPU and versions has them.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    groups = with_earlier(folder / "gpu_report.json", device, versions, groups)
     report = {
         "gpu": device,
         "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in versions},
+        "versions": versions,
         "seconds": seconds,
         "groups": groups,
     }
@@ -158,11 +169,23 @@ def write(
     (folder / "gpu_report.md").write_text(page(report))
 
 
+def with_earlier(
+    path: Path, device: dict[str, Any], versions: dict[str, str], groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The groups of this report and, in the order of all, those of an earlier one beside them."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if (earlier.get("gpu"), earlier.get("versions")) != (device, versions):
+        return groups
+    date = earlier["machine"]["date"]
+    found = {each["group"]: {"date": date, **each} for each in earlier["groups"]}
+    found |= {each["group"]: each for each in groups}
+    return [found[name] for name in EVERY if name in found]
+
+
 def main() -> int:
     """Runs the groups; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = [*gpu_checks.GROUPS, *gpu_speed.SPEED]
-    parser.add_argument("--only", default=",".join(every), help="groups, joined by commas")
+    parser.add_argument("--only", default=",".join(EVERY), help="groups, joined by commas")
     parser.add_argument("--jobs", type=int, default=8, help="groups at once")
     parser.add_argument("--limit", type=float, default=150, help="seconds a check may take")
     parser.add_argument("--speed_limit", type=float, default=150, help="the same, of speed")
@@ -171,9 +194,9 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="try the checks on a CPU")
     options = parser.parse_args()
     asked = options.only.split(",")
-    unknown = [name for name in asked if name not in every]
+    unknown = [name for name in asked if name not in EVERY]
     if unknown:
-        parser.error(f"--only={unknown[0]}: the groups are {', '.join(every)}")
+        parser.error(f"--only={unknown[0]}: the groups are {', '.join(EVERY)}")
     device = gpu()
     if device is None and not options.cpu:
         print("gpu_report: there is no GPU that the driver knows of; --cpu tries the checks here")

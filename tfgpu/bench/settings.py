@@ -35,7 +35,7 @@ class BenchSettings(TrainSettings, section="Comparison"):
     """
 
     sections = ("Comparison", *SECTIONS)
-    no_flags = frozenset({"strategy", "join_timeout"})
+    no_flags = frozenset({"strategy", "join_timeout", "compile_cache"})
     flags = {
         *("factors", "rounds", "run_dir", "progress"),
         *(field.name for each in _BASELINE for field in dataclasses.fields(each)),

@@ -453,8 +453,7 @@ def training_batches(
         augment: Augmentations, in order; names stand for those of images alone.
         resident: What `make_resident` returned, or () to read from disk.
         class_weights: Gives each example a weight by its class, or None.
-        num_classes: Needed where one of the augmentations mixes examples, whose y then are
-            probabilities of so many classes.
+        num_classes: For augmentations that mix examples: y are then probabilities of so many.
         start_step: The first step, counted from the beginning of the run.
         drop_remainder: Whether an epoch leaves out the examples that would be its smaller last
             batch: other ones in each epoch.

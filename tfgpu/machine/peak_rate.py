@@ -19,28 +19,22 @@ _SIDE_CPU, _SIDE_GPU = 1024, 8192
 _SECONDS = 0.3
 
 
-def peak_flops(
-    device: str, *, dtype: str = "float32", cache: Path | None = None, measure: bool = True
-) -> float:
+def peak_flops(device: str, *, dtype: str = "float32", cache: Path | None = None) -> float:
     """Operations a second of a large square matrix product on a device.
 
     Args:
         device: A logical device, such as "GPU:0".
         dtype: The dtype the model computes in: float32, float16 or bfloat16.
         cache: The file that keeps what was measured.
-        measure: Whether to measure what has not been measured yet.
 
     Returns:
         FLOP/s, a multiplication and an addition being two operations: the best of several
-        repetitions, measured now or, on this machine with this TensorFlow, earlier; 0 where it
-        is not known and not to be measured.
+        repetitions, measured now or, on this machine with this TensorFlow, earlier.
     """
     cache = cache or _cache_file()
     is_cuda = tf.sysconfig.get_build_info()["is_cuda_build"]
     key = f"{_describe(device)}|{dtype}|{tf.__version__}|{is_cuda}"
     known = _read(cache)
-    if key not in known and not measure:
-        return 0.0
     if key not in known:
         known[key] = _measure(device, dtype)
         _write(cache, known)

@@ -169,16 +169,10 @@ class PerformanceMeter:
         return sum(getattr(callback, "save_seconds", 0.0) for callback in callbacks)
 
     def _peak_of_replicas(self) -> float:
-        """Returns the FLOP/s that all replicas together can reach; 0 if nobody knows."""
+        """Returns the FLOP/s that all replicas together can reach."""
         strategy = self.model.distribute_strategy
         devices = _local_devices(self.model)
-        # Deterministic kernels are asked for by who compares bits, and on a GPU a run that had
-        # measured the peak first was seen to end with others than one that had not.
-        peak = peak_flops(
-            devices[0],
-            dtype=self.model.dtype_policy.compute_dtype,
-            measure=not private.op_determinism_enabled(),
-        )
+        peak = peak_flops(devices[0], dtype=self.model.dtype_policy.compute_dtype)
         replicas: int = strategy.num_replicas_in_sync
         if devices[0].startswith("GPU"):
             # Virtual GPUs divide the peak of a physical one.
