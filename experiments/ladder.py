@@ -218,6 +218,16 @@ def _task_rows(folder: Path) -> Iterator[list[str]]:
         )
         speed = about.get("recordings_per_second")
         yield cells(what, "accuracy", runs, yards, speed, about["machine"])
+    labels = read(folder, "labels.json")
+    if labels:
+        runs, linear = labels["tfgpu"]["runs"], labels["logistic_regression"]["median"]
+        for metric in ("map", "macro_f1"):
+            yards = f"logistic regression {linear[metric]:.3f}"
+            if metric == "map":
+                yards += f", knowing nothing {linear['map_of_nothing']:.3f}"
+            speed = labels["images_per_second"]
+            what = "`labels.py`: collages of real digits"
+            yield cells(what, metric, runs, yards, speed, labels["machine"])
     boxes = read(folder, "detection.json")
     if "shapes" in boxes:
         about = boxes["shapes"]

@@ -3,20 +3,25 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import threads_as_workers
 from commands import command, refusal
 from finished_run import CLASSES, build_model, write_run
 from PIL import Image
 
+from tfgpu.cluster import membership
 from tfgpu.predict import __main__ as predict
-from tfgpu.tasks.parts.predictor import find_images
+from tfgpu.predict import run
+from tfgpu.tasks.parts.predictor import ImagePredictor, find_images
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -228,3 +233,27 @@ def test_a_model_that_brings_code_is_refused(capsys, tmp_path):
     code, line = refusal(capsys, predict.main, f"--run_dir={run}", "--devices=CPU:0", PATHS[0])
     assert code == 4
     assert "Lambda" in line
+
+
+def test_workers_give_no_two_images_one_name():
+    class Named(ImagePredictor):
+        writes_files = True
+
+    def named(rank, members):
+        predictor = Named(SimpleNamespace(image_shape=(8, 8, 3)), None)
+        found = predictor.find(paths) if members.is_chief else iter(())
+        batches = iter(lambda: list(itertools.islice(found, 1)), [])
+
+        def label(batch):
+            lines = [f"{item} {predictor.name_of(item)}" for item in batch]
+            return run._Labelled(len(batch), [], "", lines, [])
+
+        return [
+            line for each in run._in_turn(members, predictor, batches, label) for line in each.lines
+        ]
+
+    paths = ["a/x.png", "b/x.png", "c/X.png", "d/y.png", "a/x.png"]
+    alone = named(0, membership.alone())
+    assert alone == ["a/x.png x", "b/x.png x-2", "c/X.png X-3", "d/y.png y", "a/x.png x"]
+    with threads_as_workers.joined(2) as members:
+        assert threads_as_workers.each(2, lambda rank: named(rank, members[rank]))[0] == alone

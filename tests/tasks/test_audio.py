@@ -9,7 +9,7 @@ import tensorflow as tf
 from commands import command
 from mocked import mocked
 from sounded import features, tone, wav, write
-from task_runs import result_of, train_run, weights
+from task_runs import assert_same, loaded, result_of, train_run, weights
 
 from tfgpu.data.augmentations.mixup import mixup_recordings
 from tfgpu.data.augmentations.shift import MOST, shift
@@ -362,6 +362,10 @@ def test_predict_reads_files_and_folders(run, tmp_path, capsys):
     rows = [json.loads(line) for line in captured.out.splitlines()]
     assert [row["label"] for row in rows] == ["high", "low"]
     assert "none.wav has a length of zero" in captured.err
+    (said,) = (line for line in captured.err.splitlines() if line.startswith("tfgpu: recordings: "))
+    assert "1 of 8000 Hz, resampled to the 4000 Hz of training (high.wav)" in said
+    assert "1 of several channels, mixed down to one (high.wav)" in said
+    assert "2 longer than the 0.395 s that are read (" in said
 
 
 @pytest.mark.slow
@@ -378,6 +382,7 @@ def test_predict_reads_arrays_and_names_their_rows(place, tmp_path, capsys):
     assert [row["label"] for row in rows] == ["3", "8", "3", "8"]
     assert rows[1]["path"] == f"{tmp_path}/a.npz:1"
     assert "has no array 'X' of frames of 5 features" in captured.err
+    assert_same(*loaded(run, tmp_path / "a.npz"))
 
 
 @pytest.mark.slow

@@ -14,11 +14,12 @@ from task_runs import result_of, train_run, weights
 
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
-from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
+from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy, class_weights
 from tfgpu.models.unet import unet
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
-from tfgpu.tasks.segmentation import AUGMENT
+from tfgpu.tasks.parts.serving import PROBABILITIES
+from tfgpu.tasks.segmentation import AUGMENT, _dice
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -33,22 +34,54 @@ LOGITS = RANDOM.normal(size=(4, 6, 5, 3)).astype(np.float32)
 # ---- loss and metrics ----------------------------------------------------------------------
 
 
-def expected_loss(mask, logits):
+WEIGHTS = (0.5, 1.5, 3.0)
+
+
+def expected_loss(mask, logits, weights=WEIGHTS):
     """Of one example, by the definitions."""
     chance = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     valid = mask != VOID
-    entropy = -np.log(chance[valid, mask[valid]]).mean()
+    own = mask[valid]
+    entropy = -(np.log(chance[valid, own]) * np.array(weights)[own]).mean()
     dice = []
-    for label in range(logits.shape[-1]):
-        p, g = chance[valid, label], (mask[valid] == label).astype(float)
-        dice.append((2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1))
+    for label in np.unique(own):
+        p, g = chance[valid, label], (own == label).astype(float)
+        dice.append(2 * (p * g).sum() / (p.sum() + g.sum()))
     return entropy + 1 - np.mean(dice)
 
 
 def test_the_loss_is_one_value_an_example_without_void_pixels():
-    found = DiceCrossentropy(3).call(tf.constant(MASKS, tf.float32), LOGITS).numpy()
-    expected = [expected_loss(mask, logits) for mask, logits in zip(MASKS, LOGITS, strict=True)]
+    masks = MASKS.copy()
+    masks[3][masks[3] == 2] = 0  # A class that an example has not.
+    found = DiceCrossentropy(3, WEIGHTS).call(tf.constant(masks, tf.float32), LOGITS).numpy()
+    expected = [expected_loss(mask, logits) for mask, logits in zip(masks, LOGITS, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_an_empty_mask_asks_for_nothing_but_the_background():
+    empty, logits = tf.zeros([1, 6, 5]), tf.Variable(LOGITS[:1])
+    with tf.GradientTape() as tape:
+        loss = DiceCrossentropy(3).call(empty, logits)
+    found = tape.gradient(loss, logits).numpy()
+    assert (found[..., 0] < 0).all() and (found[..., 1:] > 0).all()
+    sure = np.zeros((1, 6, 5, 3), np.float32) + [50.0, 0.0, 0.0]
+    assert DiceCrossentropy(3).call(empty, sure).numpy() == pytest.approx(0, abs=1e-6)
+
+
+def test_rare_classes_weigh_more_and_a_pixel_one_on_average():
+    shares = (0.999, 0.001)
+    weights = class_weights(shares)
+    assert np.dot(weights, shares) == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(np.log(2.019) / np.log(1.021))
+    assert class_weights((0.5, 0.5)) == pytest.approx([1, 1])
+
+
+def test_shares_of_the_classes_are_those_of_the_training_masks(run, place):
+    fitted = json.loads((run / "fitted.json").read_text())
+    masks = [np.asarray(Image.open(path)) for path in (place / "set" / "masks").iterdir()]
+    whole = np.mean([(mask == 2).mean() for mask in masks])
+    assert sum(fitted["shares"]) == pytest.approx(1)
+    assert fitted["shares"][2] == pytest.approx(whole, rel=0.2)  # A tenth is for validation.
 
 
 def test_a_mask_of_void_alone_has_a_finite_loss():
@@ -57,8 +90,8 @@ def test_a_mask_of_void_alone_has_a_finite_loss():
 
 
 def test_the_loss_is_saved_and_read_back():
-    loss = keras.losses.deserialize(keras.losses.serialize(DiceCrossentropy(3)))
-    assert loss.num_classes == 3
+    loss = keras.losses.deserialize(keras.losses.serialize(DiceCrossentropy(3, WEIGHTS)))
+    assert (loss.num_classes, loss.class_weights) == (3, list(WEIGHTS))
 
 
 def confusion():
@@ -98,6 +131,18 @@ def test_dice_is_the_mean_over_classes_without_the_background(background):
     each = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
     found = float(updated(MeanDice(num_classes=3, background=background)).result())
     assert found == pytest.approx(each[int(background) :].mean())
+
+
+def test_exported_files_are_judged_by_the_classes_of_a_mask():
+    masks = np.zeros((3, 10, 10), np.uint8)
+    masks[0, 0, :5] = 1
+    masks[1, :, 5:] = VOID
+    background = np.zeros((3, 10, 10, 2), np.float32) + [0.9, 0.1]
+    scores = _dice({PROBABILITIES: background}, masks)
+    assert scores == pytest.approx([(2 * 95 / 195 + 0) / 2, 1, 1])
+    found = background.copy()
+    found[0, 0, :5] = [0.1, 0.9]
+    assert _dice({PROBABILITIES: found}, masks) == pytest.approx([1, 1, 1])
 
 
 # ---- augmentation --------------------------------------------------------------------------
@@ -211,11 +256,11 @@ def test_predict_writes_masks_and_overlays_in_the_images_own_size(run, place, tm
 
 @pytest.mark.slow
 def test_exported_files_give_the_models_probabilities(run, tmp_path):
-    formats = "--formats=keras,saved_model,onnx,litert"
+    formats = "--formats=keras,saved_model,onnx,litert,litert_int8"
     assert command(export.main, f"--run_dir={run}", f"--out={tmp_path}", formats) == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])
-    measured = stated["reference"]["pixel_accuracy"]
+    measured = stated["reference"]["dice"]
     images = np.zeros((2, 24, 32, 3), np.uint8)
     signature = tf.saved_model.load(tmp_path / "saved_model" / "1").signatures["serving_default"]
     found = signature(pixels=tf.constant(images))["probabilities"]

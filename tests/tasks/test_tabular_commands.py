@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from commands import command, refusal
 from tabled import homes, write
-from task_runs import result_of, train_run, weights
+from task_runs import assert_same, loaded, result_of, train_run, weights
 
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
@@ -128,6 +128,30 @@ def test_predict_answers_rows_and_says_what_is_unknown(runs, tmp_path, capsys, t
     short = write(tmp_path / "short.csv", [("ulm", 3)], header=("city", "size"))
     assert command(predict.main, f"--run_dir={run}", short) == 1
     assert "has no column 'age (years)'" in capsys.readouterr().err
+
+
+def test_predict_answers_rows_of_parquet_as_those_of_a_csv(runs, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    columns = {
+        "city": pyarrow.array(["ulm", None, "bonn"]).dictionary_encode(),
+        "age (years)": pyarrow.array([20, None, 3], pyarrow.int16()),
+        "size": pyarrow.array([100.0, 20.5, 30.0], pyarrow.float32()),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "new.parquet")
+    rows = [("ulm", 20, 100), ("", "", 20.5), ("bonn", 3, 30)]
+    write(tmp_path / "new.csv", rows, header=tuple(columns))
+    names = "new.parquet", "new.csv"
+    (one, at_a_worker), (other, _) = (loaded(runs["price"], tmp_path / name) for name in names)
+    assert len(one) == 3
+    assert_same(one, other)
+    assert_same(one, at_a_worker)
+    capsys.readouterr()
+    argv = (f"--run_dir={runs['price']}", "--format=jsonl", tmp_path / "new.parquet")
+    assert command(predict.main, *argv) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in found] == [f"{tmp_path}/new.parquet:{i}" for i in (1, 2, 3)]
+    assert 1150 < found[0]["price"] < 1230 and 1030 < found[2]["price"] < 1110
 
 
 @pytest.mark.slow

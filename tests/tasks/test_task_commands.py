@@ -49,7 +49,7 @@ def tfgpu(command, *flags):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_search_compares_by_the_metric_of_the_task(place, tmp_path, task):
     data, flags, objective, _ = TASKS[task]
-    # The tasks' own spaces have batches that are larger than these sets.
+    # Of the smallest models, since a trial of each task is enough.
     space = tmp_path / "space.py"
     space.write_text('def space(hp):\n    return {"width": hp.Choice("width", [0.25, 0.5])}\n')
     search = (

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from commands import command
 from mocked import mocked
-from task_runs import result_of, train_run, weights
+from task_runs import assert_same, loaded, result_of, train_run, weights
 from worded import texts, write
 
 from tfgpu.errors import DataError, RequestError
@@ -313,6 +313,18 @@ def test_predict_reads_tables_lines_and_standard_input(run, tmp_path, capsys, mo
     assert [row["path"] for row in rows] == places
     assert [row["label"] for row in rows] == ["good", "bad", "good", "bad", "bad"]
     assert f"{table}:4: the cell of the column 'text' is empty" in captured.err
+
+
+def test_predict_reads_parquet_as_it_does_a_csv(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = ["a lovely\nfilm", "a dull sea"]
+    parquet.write_table(pyarrow.table({"id": [1, 2], "text": texts}), tmp_path / "a.parquet")
+    write(tmp_path / "a.csv", [("1", texts[0]), ("2", texts[1])], header=("id", "text"))
+    (one, at_a_worker), (other, _) = (loaded(run, tmp_path / f"a.{e}") for e in ("parquet", "csv"))
+    assert len(one) == 2
+    assert_same(one, other)
+    assert_same(one, at_a_worker)
 
 
 def test_predict_refuses_a_table_without_the_column(run, tmp_path, capsys):

@@ -27,6 +27,22 @@ def test_the_default_space_fits_the_default_job(tensorflow):
     Space.load("default").check(TrainSettings(), resolve)
 
 
+@pytest.mark.parametrize(
+    ("examples", "replicas", "batches"),
+    [(300, 2, [32, 64, 128, 256]), (100, 1, [32, 64]), (21, 2, [20])],
+)
+def test_the_default_space_fits_a_small_training_set(tensorflow, examples, replicas, batches):
+    from tfgpu.tasks.parts.spaces import for_examples, of_lenet
+    from tfgpu.tune.space import Space
+
+    def resolve(settings):
+        return recipe.resolve(settings, num_examples=examples, replicas=replicas, on_gpu=False)
+
+    space = Space.load("default", for_examples(of_lenet, examples, replicas=replicas))
+    space.check(TrainSettings(), resolve)
+    assert space.values()["batch_size"] == batches
+
+
 def test_settings_of_a_trial_are_the_fixed_ones_with_the_changes(space_of):
     space = space_of(lambda hp: {"learning_rate": hp.Float("rate", 0.1, 1.0)})
     hp = space.hyperparameters.copy()

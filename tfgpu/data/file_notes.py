@@ -15,8 +15,9 @@ from tfgpu.errors import shown
 def notes(
     left: Remarks,
     paths: Mapping[str, list[str]],
-    headers: list[Header],
+    of_files: Remarks,
     *,
+    what: str = "images",
     class_names: Iterable[str] = (),
     linked: bool = False,
 ) -> tuple[str, ...]:
@@ -24,18 +25,16 @@ def notes(
 
     Args:
         left: What was left out.
-        paths: The images of each split.
-        headers: Of all of them, in that order.
+        paths: The files of each split.
+        of_files: What there is to say of them.
+        what: They are called.
         class_names: The names of the classes.
         linked: Whether a file may be in two splits by links.
     """
     every_path = list(itertools.chain(*paths.values()))
     lines = [f"left out: {left}"] if left.counts else []
-    of_images = Remarks()
-    for path, header in zip(every_path, headers, strict=True):
-        remark(header, path, of_images)
-    if of_images.counts:
-        lines.append(f"images: {of_images}")
+    if of_files.counts:
+        lines.append(f"{what}: {of_files}")
     escaped = [name for name in class_names if name.startswith("$'")]
     if escaped:
         lines.append(
@@ -52,12 +51,20 @@ def notes(
     if twins:
         one, other = (shown(os.path.basename(path)) for path in twins[0])
         lines.append(
-            f"images: {len(twins):,} of a name that differs from another's in case or Unicode form "
+            f"{what}: {len(twins):,} of a name that differs from another's in case or Unicode form "
             f"alone ({one}, {other}): are they copies?"
         )
     if linked and len(paths) > 1:
         lines += _shared(paths)
     return tuple(lines)
+
+
+def image_remarks(paths: Iterable[str], headers: Iterable[Header]) -> Remarks:
+    """What there is to say of images, from their headers."""
+    remarks = Remarks()
+    for path, header in zip(paths, headers, strict=True):
+        remark(header, path, remarks)
+    return remarks
 
 
 def _twins(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -10,16 +10,15 @@ With directories `images` and `masks` in the place of those of classes it is
 import hashlib
 import json
 import os
-import pathlib
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.class_folders import by_parts, find_classes
 from tfgpu.data.examples import python_op
-from tfgpu.data.file_notes import notes
-from tfgpu.data.file_tree import FileTree, Remarks, is_of_system, subdirectories
+from tfgpu.data.file_notes import image_remarks, notes
+from tfgpu.data.file_tree import FileTree, Remarks, subdirectories
 from tfgpu.data.image_files import EXTENSIONS, Header, read_headers, read_image
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.data.wav_folder import holds_recordings, open_wav_folders
@@ -68,22 +67,9 @@ def open_folder(path: str) -> Source:
 
         return open_mask_folders(path, root, split_dirs, left)
     if holds_recordings(split_dirs["train"], others=EXTENSIONS):
-        return open_wav_folders(path, root, split_dirs)
-    trees = {split: FileTree(EXTENSIONS, root=directory) for split, directory in split_dirs.items()}
-    found = {
-        split: _find_classes(directory, trees[split], left)
-        for split, directory in split_dirs.items()
-    }
-    class_names = tuple(found["train"])
-    _check_classes(found, split_dirs, class_names, trees)
-
-    files: dict[str, tuple[list[str], list[int]]] = {
-        split: (
-            [image for name in class_names for image in classes.get(name, [])],
-            [i for i, name in enumerate(class_names) for _ in classes.get(name, [])],
-        )
-        for split, classes in found.items()
-    }
+        return open_wav_folders(path, root, split_dirs, left)
+    found = find_classes(split_dirs, left, extensions=EXTENSIONS, what="images")
+    class_names, files = found.names, found.files
     every_path = [image for paths, _ in files.values() for image in paths]
     headers = read_headers(every_path)
     relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
@@ -100,8 +86,6 @@ def open_folder(path: str) -> Source:
             return None
         return _records(*files[split_name], image=images)
 
-    for tree in trees.values():
-        left.merge(tree.left.to_json())
     return Source(
         name=f"folder:{path}",
         fingerprint=hashlib.sha256(json.dumps(relative).encode()).hexdigest(),
@@ -110,10 +94,9 @@ def open_folder(path: str) -> Source:
         notes=notes(
             left,
             {split: paths for split, (paths, _) in files.items()},
-            headers,
+            image_remarks(every_path, headers),
             class_names=class_names,
-            linked=any(tree.has_links for tree in trees.values())
-            or any(map(os.path.islink, split_dirs.values())),
+            linked=found.linked,
         ),
     )
 
@@ -143,76 +126,7 @@ def find_images(directory: str, tree: FileTree | None = None) -> list[str]:
         DataError: A directory cannot be read.
     """
     tree = tree or FileTree(EXTENSIONS, root=directory)
-    return _sorted(path for _, path in tree.find([("", directory)]))
-
-
-def _sorted(paths: Iterable[str]) -> list[str]:
-    # By parts, so that the order does not depend on the separator of the system.
-    return sorted(paths, key=lambda path: pathlib.PurePath(path).parts)
-
-
-def _find_classes(directory: str, tree: FileTree, left: Remarks) -> dict[str, list[str]]:
-    """Returns the sorted images of each class.
-
-    A class is called as its folder, in Unicode's composed form (NFC): macOS decomposes the names of
-    folders, and a class must not be two for it. Two folders of one name so are one class.
-    """
-    folders = [
-        (shown(unicodedata.normalize("NFC", name)), os.path.join(directory, name))
-        for name in subdirectories(directory, left)
-    ]
-    found: dict[str, list[str]] = {name: [] for name in sorted({name for name, _ in folders})}
-    for name, image in tree.find(folders):
-        found[name].append(image)
-    if found:
-        with os.scandir(directory) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not is_of_system(entry.name) and entry.name.lower().endswith(EXTENSIONS):
-                    left.add("in no folder of a class", shown(entry.name))
-    return {name: _sorted(images) for name, images in found.items()}
-
-
-def _check_classes(
-    found: dict[str, dict[str, list[str]]],
-    directories: dict[str, str],
-    class_names: tuple[str, ...],
-    trees: Mapping[str, FileTree],
-) -> None:
-    where = shown(directories["train"])
-    if not class_names:
-        raise DataError(
-            f"the folder {where} holds no folder of a class: images belong in "
-            f"{os.path.join(where, 'CLASS')}"
-        )
-    if len(class_names) == 1:
-        raise DataError(
-            f"the folder {where} holds one class only, {class_names[0]!r}: there must be at least "
-            "two to tell apart"
-        )
-    for split, classes in found.items():
-        conflicts = trees[split].conflicts
-        if conflicts:
-            one, other = (os.path.relpath(each, directories[split]) for each in conflicts[0])
-            more = f" (and {len(conflicts) - 1:,} more such)" if len(conflicts) > 1 else ""
-            raise DataError(
-                f"{shown(one)} leads to {shown(other)} in {shown(directories[split])}, which is of "
-                f"another class{more}: take one of the two away"
-            )
-        for name, images in classes.items():
-            directory = os.path.join(shown(directories[split]), name)
-            if name not in class_names:
-                raise DataError(
-                    f"the class {name!r} of {directory} is unknown to {where}, which has "
-                    f"{', '.join(class_names)}"
-                )
-            if not images:
-                left = trees[split].left
-                there = f"; left out: {left}" if left.counts else ""
-                raise DataError(
-                    f"the folder {directory} holds no images ({', '.join(EXTENSIONS)}){there}"
-                )
-        if not classes:
-            raise DataError(f"the folder {shown(directories[split])} holds no folder of a class")
+    return by_parts(path for _, path in tree.find([("", directory)]))
 
 
 def _other_size(paths: list[str], headers: list[Header]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import python_op
-from tfgpu.data.file_notes import notes
+from tfgpu.data.file_notes import image_remarks, notes
 from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.folder import decode_image, find_images, image_feature
 from tfgpu.data.image_files import EXTENSIONS, TURNED, opened, read_headers, upright
@@ -82,7 +82,7 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str], left: Re
     lines = notes(
         left,
         {name: [image for image, _ in of_split] for name, of_split in pairs.items()},
-        headers,
+        image_remarks(images, headers),
         linked=any(linked),
     )
     turns = Remarks()

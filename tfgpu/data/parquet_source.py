@@ -160,6 +160,46 @@ def open_source(rest: str) -> Source:
     )
 
 
+def chunks(path: str) -> Iterator[tuple[list[str], list[list[Any]], list[int]]]:
+    """Yields the names of the columns, some rows, and their numbers, from 1.
+
+    Returns of each value the cell that the same table has as CSV, "" for null, so that what was
+    learnt from one is found in the other; of a list of numbers the list.
+
+    Raises:
+        RequestError: There is no pyarrow.
+        DataError: It is no Parquet file.
+    """
+    count = 0
+    for batch in _batches(path):
+        names = [str(field.name) for field in batch.schema]
+        columns = [_cells(values) for values in batch.columns]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        yield names, rows, [*range(count + 1, count + 1 + len(rows))]
+        count += len(rows)
+
+
+def _cells(values: Any) -> list[Any]:
+    from pyarrow import types
+
+    kind = values.type
+    if types.is_dictionary(kind):
+        values = values.dictionary_decode()
+        kind = values.type
+    if types.is_decimal(kind):
+        values = values.cast("float64", safe=False)
+    elif types.is_temporal(kind):
+        values = values.cast("string")
+    cells = values.to_pylist()
+    if types.is_nested(kind):
+        # Of strings those that are joined in a CSV.
+        return [
+            "|".join(cell) if cell and all(isinstance(each, str) for each in cell) else cell or ""
+            for cell in cells
+        ]
+    return ["" if cell is None else str(cell) for cell in cells]
+
+
 def _batches(path: str) -> Iterator[Any]:
     try:
         import pyarrow as arrow

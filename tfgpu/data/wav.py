@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfgpu.errors import DataError
+from tfgpu.data.file_tree import Remarks
+from tfgpu.errors import DataError, shown
 
 EXTENSIONS: tuple[str, ...] = (".wav", ".wave")
 
@@ -58,7 +59,7 @@ def read_header(path: str) -> Header:
         with open(path, "rb") as file:
             start = file.read(12)
             if len(start) < 12 or start[8:] != b"WAVE" or start[:4] != b"RIFF":
-                raise DataError(f"{path} is no WAV file: it does not begin as one")
+                raise DataError(f"{shown(path)} is no WAV file: it does not begin as one")
             fields: tuple[int, ...] | None = None
             while len(head := file.read(8)) == 8:
                 name, count = struct.unpack("<4sI", head)
@@ -72,26 +73,27 @@ def read_header(path: str) -> Header:
                     file.seek(count, os.SEEK_CUR)
                 file.seek(count % 2, os.SEEK_CUR)  # Chunks begin at even places.
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    raise DataError(f"{path} is a WAV file with a damaged header: it has no part of samples")
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+    raise DataError(f"{shown(path)} is a WAV file with a damaged header: it has no part of samples")
 
 
 def _format(path: str, chunk: bytes) -> tuple[int, ...]:
     """Tag, channels, rate, bytes of a frame, bits of a sample."""
     if len(chunk) < 16:
-        raise DataError(f"{path} is a WAV file with a damaged header")
+        raise DataError(f"{shown(path)} is a WAV file with a damaged header")
     tag, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", chunk[:16])
     if tag == _EXTENSIBLE and len(chunk) >= 26:
         (tag,) = struct.unpack("<H", chunk[24:26])
     readable = (tag == _PCM and bits in (8, 16, 24, 32)) or (tag == _FLOAT and bits in (32, 64))
     if not readable:
         name = {_PCM: f"PCM of {bits} bits", _FLOAT: f"floats of {bits} bits"}.get(tag)
+        name = name or _OTHERS.get(tag, f"format 0x{tag:04x}")
         raise DataError(
-            f"{path} is encoded as {name or _OTHERS.get(tag, f'format 0x{tag:04x}')}, which is not "
-            "read here: convert it to PCM, such as with `ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav`"
+            f"{shown(path)} is encoded as {name}, which is not read here: convert it to PCM, "
+            "such as with `ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav`"
         )
     if not channels or not rate or frame != channels * bits // 8:
-        raise DataError(f"{path} is a WAV file with a damaged header")
+        raise DataError(f"{shown(path)} is a WAV file with a damaged header")
     return tag, channels, rate, frame, bits
 
 
@@ -101,16 +103,19 @@ def _header(path: str, fields: tuple[int, ...], count: int, offset: int, size: i
     if count in _UNKNOWN_SIZE:
         count = there
     if count > there:
-        raise DataError(f"{path} is cut off: {there:,} of {count:,} bytes of samples are there")
+        raise DataError(
+            f"{shown(path)} is cut off: {there:,} of {count:,} bytes of samples are there"
+        )
     return Header(rate, channels, count // frame, tag == _FLOAT, bits, offset)
 
 
-def read_wav(path: str, rate: int) -> np.ndarray:
+def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndarray:
     """Decodes a WAV file: its channels mixed down to their mean, at a rate.
 
     Args:
         path: The file.
         rate: In Hz; samples at another are brought to it by `resample`.
+        remarks: Gets what the samples are not as they are in the file for.
 
     Returns:
         int16 (samples,), at least one: floats in [-1, 1] and integers of other sizes brought to the
@@ -121,19 +126,25 @@ def read_wav(path: str, rate: int) -> np.ndarray:
     """
     header = read_header(path)
     if not header.samples:
-        raise DataError(f"{path} has a length of zero: it holds no sample")
+        raise DataError(f"{shown(path)} has a length of zero: it holds no sample")
+    if remarks is not None:
+        name = shown(os.path.basename(path))
+        if header.rate != rate:
+            remarks.add(f"of {header.rate} Hz, resampled to the {rate} Hz of training", name)
+        if header.channels > 1:
+            remarks.add("of several channels, mixed down to one", name)
     frames = header.samples * header.channels
     try:
         with open(path, "rb") as file:
             file.seek(header.offset)
             content = file.read(frames * header.bits // 8)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
     if header.bits == 16 and header.channels == 1 and header.rate == rate:
         return np.frombuffer(content, "<i2").astype(np.int16)
     values = _values(content, header)
     if not np.isfinite(values).all():
-        raise DataError(f"{path} has samples that are not finite: mend it, or take it away")
+        raise DataError(f"{shown(path)} has samples that are not finite: mend it, or take it away")
     mixed = values.reshape(-1, header.channels).mean(axis=1)
     return resample(mixed, header.rate, rate)
 

@@ -13,53 +13,48 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
 from tfgpu.data import wav
+from tfgpu.data.class_folders import find_classes
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_notes import notes
+from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError
+from tfgpu.errors import DataError, shown
 
 _SHOWN = 3  # Names in a line about many.
 
 
 def holds_recordings(directory: str, *, others: tuple[str, ...]) -> bool:
     """Whether there are WAV files below a directory, and no files with other extensions."""
+    tree = FileTree((*wav.EXTENSIONS, *others), root=directory)
     found = False
-    for _, _, names in os.walk(directory):
-        for name in names:
-            if name.lower().endswith(others) and not name.startswith("."):
-                return False
-            found = found or _is_recording(name)
+    # What cannot be read is named by who reads the files.
+    for _, file in tree.find([("", directory)], on_error=lambda error: None):
+        if file.lower().endswith(others):
+            return False
+        found = True
     return found
 
 
-def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str]) -> Source:
+def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str], left: Remarks) -> Source:
     """Opens a directory of recordings.
 
     Args:
         path: As the user wrote it.
         root: The directory.
         split_dirs: The directory of each split, which holds one for each class.
+        left: What was left out so far.
 
     Raises:
-        DataError: A file cannot be read, or is encoded as nothing that is read here; there are
-            fewer than two classes, or a class has no file or is unknown to the training split; or
-            no file of a split has a sample.
+        DataError: See `find_classes`; or a file cannot be read, or is encoded as nothing that is
+            read here; or no file of a split has a sample.
     """
-    classes = {split: _find_classes(directory) for split, directory in split_dirs.items()}
-    class_names = tuple(classes["train"])
-    _check_classes(classes, split_dirs)
-    files = {
-        split: (
-            [file for name in class_names for file in of.get(name, [])],
-            [i for i, name in enumerate(class_names) for _ in of.get(name, [])],
-        )
-        for split, of in classes.items()
-    }
+    classes = find_classes(split_dirs, left, extensions=wav.EXTENSIONS, what="WAV files")
+    class_names, files = classes.names, classes.files
     every = [file for paths, _ in files.values() for file in paths]
     # Threads because opening waits for the disk.
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -94,59 +89,18 @@ def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str]) -> Sou
             supervised=("audio", "label"),
         ),
         split=split,
-        notes=_notes(found, rate),
+        notes=(
+            *notes(
+                left,
+                {split: paths for split, (paths, _) in kept.items()},
+                Remarks(),
+                what="WAV files",
+                class_names=class_names,
+                linked=classes.linked,
+            ),
+            *_notes(found, rate),
+        ),
     )
-
-
-def _is_recording(name: str) -> bool:
-    return name.lower().endswith(wav.EXTENSIONS) and not name.startswith(".")
-
-
-def _find_classes(directory: str) -> dict[str, list[str]]:
-    """The sorted WAV files of each class, at any depth below its folder."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}")
-
-    found: dict[str, list[str]] = {}
-    try:
-        names = sorted(e.name for e in os.scandir(directory) if e.is_dir())
-    except OSError as error:
-        raise DataError(f"the folder {directory} cannot be read: {error.strerror}") from None
-    for name in names:
-        if not name.startswith("."):
-            below = os.walk(os.path.join(directory, name), onerror=fail)
-            files = [os.path.join(p, f) for p, _, some in below for f in some if _is_recording(f)]
-            # By parts, so that the order does not depend on the separator of the system.
-            found[name] = sorted(files, key=lambda file: pathlib.PurePath(file).parts)
-    return found
-
-
-def _check_classes(
-    classes: Mapping[str, Mapping[str, Sequence[str]]], split_dirs: Mapping[str, str]
-) -> None:
-    known, where = classes["train"], split_dirs["train"]
-    if len(known) < 2:
-        only = f", {next(iter(known))!r}" if known else ""
-        raise DataError(
-            f"the folder {where} holds {len(known) or 'no'} folder{'' if only else 's'} of a "
-            f"class{only}: WAV files belong in {os.path.join(where, 'CLASS')}, and there must be "
-            "at least two classes to tell apart"
-        )
-    for split, of_split in classes.items():
-        if not of_split:
-            raise DataError(f"the folder {split_dirs[split]} holds no folder of a class")
-        for name, files in of_split.items():
-            directory = os.path.join(split_dirs[split], name)
-            if name not in known:
-                raise DataError(
-                    f"the class {name!r} of {directory} is unknown to {where}, which has "
-                    f"{', '.join(known)}"
-                )
-            if not files:
-                raise DataError(
-                    f"the folder {directory} holds no WAV files ({', '.join(wav.EXTENSIONS)})"
-                )
 
 
 def _with_samples(
@@ -157,7 +111,7 @@ def _with_samples(
         (path, label) for path, label in zip(paths, labels, strict=True) if headers[path].samples
     ]
     if not kept:
-        raise DataError(f"no WAV file of the {split} split has a sample, such as {paths[0]}")
+        raise DataError(f"no WAV file of the {split} split has a sample, such as {shown(paths[0])}")
     return [path for path, _ in kept], [label for _, label in kept]
 
 
@@ -166,16 +120,16 @@ def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
     said = []
     empty = [path for path, header in headers.items() if not header.samples]
     if empty:
-        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        files = ", ".join(map(shown, empty[:_SHOWN])) + ", ..." * (len(empty) > _SHOWN)
         verb = "has a length of zero and is" if len(empty) == 1 else "have a length of zero and are"
-        said.append(f"{len(empty):,} {verb} left out: {shown}")
+        said.append(f"{len(empty):,} {verb} left out: {files}")
     other = collections.Counter(
         header.rate for header in headers.values() if header.rate != rate and header.samples
     )
     if other:
-        shown = ", ".join(f"{count:,} of {each} Hz" for each, count in sorted(other.items()))
+        rates = ", ".join(f"{count:,} of {each} Hz" for each, count in sorted(other.items()))
         verb = "is" if sum(other.values()) == 1 else "are"
-        said.append(f"{shown} {verb} resampled to {rate} Hz, the rate of most of the files")
+        said.append(f"{rates} {verb} resampled to {rate} Hz, the rate of most of the files")
     several = sum(header.channels > 1 for header in headers.values())
     if several:
         verb = "has" if several == 1 else "have"

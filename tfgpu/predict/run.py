@@ -99,7 +99,7 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
         found = predictor.find(arguments) if members.is_chief else iter(())
         # A batch of arguments at a time, so that a list without an end can be read.
         batches = iter(lambda: list(itertools.islice(found, config.batch_size)), [])
-        for labelled in _in_turn(members, batches, label):
+        for labelled in _in_turn(members, predictor, batches, label):
             unreadable += len(labelled.problems)
             for problem in labelled.problems:
                 print(f"tfgpu: {problem}", file=sys.stderr, flush=True)
@@ -129,7 +129,10 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
 
 
 def _in_turn(
-    members: Membership, batches: Iterator[list[Any]], label: Callable[[list[Any]], _Labelled]
+    members: Membership,
+    predictor: Predictor,
+    batches: Iterator[list[Any]],
+    label: Callable[[list[Any]], _Labelled],
 ) -> Iterator[_Labelled]:
     """Has each worker label a batch in turn; yields what came of all of them, at the chief."""
     if members.alone:
@@ -138,7 +141,10 @@ def _in_turn(
     while True:
         # What is wrong with an argument travels as its text.
         round_ = [
-            [["problem", str(i)] if isinstance(i, DataError) else ["item", i] for i in batch]
+            [
+                ["problem", str(i)] if isinstance(i, DataError) else ["item", predictor.to_json(i)]
+                for i in batch
+            ]
             for batch in itertools.islice(batches, members.size)
         ]
         round_ = members.broadcast("a round of arguments", round_).fields["value"]
@@ -147,7 +153,10 @@ def _in_turn(
         own = _Labelled(0, [], "", [], [])
         if members.rank < len(round_):
             own = label(
-                [DataError(i) if kind == "problem" else i for kind, i in round_[members.rank]]
+                [
+                    DataError(i) if kind == "problem" else predictor.from_json(i)
+                    for kind, i in round_[members.rank]
+                ]
             )
         sizes = [(name, len(content)) for name, content in own.written]
         body = b"".join(content for _, content in own.written)

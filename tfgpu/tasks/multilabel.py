@@ -270,6 +270,12 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     )
 
 
+def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
+    # The loss is a mean over the labels: gradients shrink with their number, which Adam's steps do
+    # not. Of ten labels on collages of digits, gradient descent reached 0.54 where this had 0.88.
+    return {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01}
+
+
 TASK = Task(
     name="multilabel",
     read=read,
@@ -285,6 +291,7 @@ TASK = Task(
     # Those that mix images mix classes too, of which an image has one there.
     augment={name: each for name, each in augmentations.of_images().items() if not each.mixes},
     outputs=lambda spec: (spec.num_classes,),
+    recipe=_recipe,
     settings=frozenset({"image_size", "label_smoothing", "target"}),
     options={"labels": ""},
     report=LabelReport,

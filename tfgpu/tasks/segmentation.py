@@ -27,7 +27,7 @@ from tfgpu.data.records import Records, Schema
 from tfgpu.engine.batches import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.machine import hardware
-from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy
+from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy, class_weights
 from tfgpu.tasks.parts.image_serving import image_preprocessing, image_reference, inference_model
 from tfgpu.tasks.parts.mask_report import MaskReport, overlay, pixel_metrics
 from tfgpu.tasks.parts.predictor import ImagePredictor, Written
@@ -123,12 +123,13 @@ def fit(request: Request, y: str) -> dict[str, Any]:
     one. 255 beside more than one other value is void, as in the sets of Pascal VOC and Cityscapes.
 
     Returns:
-        "values" of the masks in the order of the classes, "names", and "void", a value or None.
+        "values" of the masks in the order of the classes, "names", "void", a value or None, and
+        "shares" of the classes among the pixels that are not void.
 
     Raises:
         DataError: There is one class only, or a mask has a value beyond the named classes.
     """
-    seen = _values(request.train, y)
+    seen, pixels = _values(request.train, y)
     present = [value for value in range(256) if seen[value] >= 0]
     names = list(request.schema.features[y].class_names)
     void = VOID if VOID in present and len(present) > 2 else None
@@ -141,7 +142,8 @@ def fit(request: Request, y: str) -> dict[str, Any]:
                 f"{where} has the value {beyond[0]}, and there are {len(names)} classes: values "
                 f"from 0 to {len(names) - 1}, and 255 for void"
             )
-        return {"values": list(range(len(names))), "names": names, "void": void}
+        values = list(range(len(names)))
+        return {"values": values, "names": names, "void": void, "shares": _shares(pixels, values)}
     values = [value for value in present if value != void]
     if len(values) < 2:
         raise DataError(
@@ -156,26 +158,38 @@ def fit(request: Request, y: str) -> dict[str, Any]:
         )
     plain = len(values) == 2 and values[0] == 0
     names = ["background", "foreground"] if plain else [str(value) for value in values]
-    return {"values": values, "names": names, "void": void}
+    return {"values": values, "names": names, "void": void, "shares": _shares(pixels, values)}
 
 
-def _values(train: Records, y: str) -> np.ndarray:
-    """(256,): the first example whose mask has each value, -1 for those that none has."""
+def _shares(pixels: np.ndarray, values: Sequence[int]) -> list[float]:
+    counts = pixels[list(values)]
+    return (counts / max(1.0, counts.sum())).tolist()
+
+
+def _values(train: Records, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """(256,) of the first example whose mask has each value, -1 for none, and (256,) of pixels."""
     decode = train.select((y,))
 
-    def present(positions: tf.Tensor) -> tf.Tensor:
+    def counts(positions: tf.Tensor) -> tf.Tensor:
         def one(parts: tuple[tf.Tensor, ...]) -> tf.Tensor:
             values = tf.cast(tf.reshape(decode(*parts)[y][..., 0], [-1]), tf.int32)
-            return tf.math.bincount(values, minlength=256, maxlength=256) > 0
+            return tf.math.bincount(values, minlength=256, maxlength=256)
 
         read = train.read(positions)
-        return tf.map_fn(one, read, fn_output_signature=tf.bool, parallel_iterations=1)
+        return tf.map_fn(one, read, fn_output_signature=tf.int32, parallel_iterations=1)
 
     positions = tf.data.Dataset.range(train.num_examples).batch(16)
-    batches = positions.map(present, num_parallel_calls=hardware.usable_cores())
+    batches = positions.map(counts, num_parallel_calls=hardware.usable_cores())
+    first, pixels, start = np.full(256, -1), np.zeros(256), 0
     with data_errors():
-        found = np.concatenate(list(untuned(batches).as_numpy_iterator()))
-    return np.where(found.any(axis=0), found.argmax(axis=0), -1)
+        for batch in untuned(batches).as_numpy_iterator():
+            found = batch > 0
+            new = found.any(axis=0) & (first < 0)
+            first[new] = start + found.argmax(axis=0)[new]
+            # Of each mask the share, so that large images do not count more than small ones.
+            pixels += (batch / batch.sum(axis=1, keepdims=True)).sum(axis=0)
+            start += len(batch)
+    return first, pixels
 
 
 def _file(request: Request, position: int) -> str:
@@ -259,11 +273,22 @@ def _png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _pixel_accuracy(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
-    """(n,): of each mask the share of the pixels whose class is found, void ones left out."""
-    valid = y != VOID
-    right = ((likeliest(outputs) == y) & valid).sum(axis=(1, 2))
-    return right / np.maximum(valid.sum(axis=(1, 2)), 1)
+def _dice(outputs: Mapping[str, np.ndarray], y: Any) -> np.ndarray:
+    """(n,): of each mask the mean of Dice over its classes, void pixels left out.
+
+    Not the share of the pixels that are right, which a file that finds no rare class hardly misses.
+    """
+    found, scores = likeliest(outputs), np.zeros(len(y))
+    for i, (mask, own) in enumerate(zip(np.asarray(y), found, strict=True)):
+        mask, own = mask[mask != VOID], own[mask != VOID]
+        each = [
+            2
+            * ((mask == label) & (own == label)).sum()
+            / ((mask == label).sum() + (own == label).sum())
+            for label in np.unique(mask)
+        ]
+        scores[i] = np.mean(each) if each else 1.0
+    return scores
 
 
 def _serve(spec: DataSpec, kind: str) -> Serving:
@@ -274,8 +299,8 @@ def _serve(spec: DataSpec, kind: str) -> Serving:
         model=lambda model: inference_model(model, image_shape=shape),
         reference=image_reference,
         outputs=(PROBABILITIES,),
-        measure="pixel_accuracy",
-        score=_pixel_accuracy,
+        measure="dice",
+        score=_dice,
         decide=likeliest,
         unit="a probability",
         preprocessing=image_preprocessing(shape) | {"mask_values": list(spec.fitted["values"])},
@@ -298,7 +323,9 @@ TASK = Task(
     name="segmentation",
     read=read,
     models={"unet": "tfgpu.models.unet:unet"},
-    loss=lambda spec, settings: DiceCrossentropy(spec.num_classes),
+    loss=lambda spec, settings: DiceCrossentropy(
+        spec.num_classes, class_weights(spec.fitted["shares"])
+    ),
     metrics=pixel_metrics,
     objective="mean_iou",
     maximize=True,

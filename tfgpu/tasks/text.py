@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from tfgpu.data.augmentations.drop import dropping
 from tfgpu.data.columns import UNSPACED
-from tfgpu.data.csv_source import chunks
 from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.records import Records, Schema
+from tfgpu.data.table_rows import EXTENSIONS as TABLES
+from tfgpu.data.table_rows import chunks, is_table
 from tfgpu.engine.batches import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.models.classification_loss import classification_loss
@@ -310,7 +311,7 @@ class _Text:
 class TextPredictor(ClassLines, Predictor):
     """Classifies the rows of tables, and the lines of text files and of standard input."""
 
-    extensions = (".csv", ".tsv", ".txt")
+    extensions = (*TABLES, ".txt")
     unit = "texts"
 
     def __init__(self, spec: Any, settings: Any):
@@ -330,7 +331,7 @@ class TextPredictor(ClassLines, Predictor):
                     yield file
                     continue
                 try:
-                    if file.lower().endswith((".csv", ".tsv")):
+                    if is_table(file):
                         yield from self._of_table(file)
                     else:
                         with open(file, encoding="utf-8-sig") as lines:
@@ -353,10 +354,20 @@ class TextPredictor(ClassLines, Predictor):
             at = names.index(column)
             for row, line in zip(rows, lines, strict=True):
                 place = f"{file}:{line}"
-                if row[at].strip():
+                if not isinstance(row[at], str):
+                    yield DataError(f"{shown(place)}: the column {column!r} holds no text")
+                elif row[at].strip():
                     yield _Text(place, row[at])
                 else:
                     yield DataError(f"{shown(place)}: the cell of the column {column!r} is empty")
+
+    def to_json(self, item: Any) -> Any:
+        """See `Predictor.to_json`."""
+        return dataclasses.astuple(item)
+
+    def from_json(self, value: Any) -> Any:
+        """See `Predictor.from_json`."""
+        return _Text(*value)
 
     def load(self, item: Any) -> np.ndarray:
         """See `Predictor.load`: int32 (length,)."""

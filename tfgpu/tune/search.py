@@ -18,7 +18,7 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
-from tfgpu.tasks.parts.spaces import of_lenet
+from tfgpu.tasks.parts.spaces import for_examples, of_lenet
 from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
 from tfgpu.train.session import load_data
@@ -88,7 +88,8 @@ class Search:
                 f"--model={config.model} has no default space: the task's is for "
                 "lenet; write one, --space=FILE.py"
             )
-        space = Space.load(config.space, task.space)
+        count = data.train.num_examples
+        space = Space.load(config.space, for_examples(task.space, count, replicas=replicas))
         builder = find_builder(config.model, task.models, task=task.name)
 
         def resolve(settings: TrainSettings) -> recipe.Resolved:
@@ -107,6 +108,8 @@ class Search:
         directory = search_directory.choose(config, data.name, model=model)
         config = dataclasses.replace(config, run_dir=str(directory))
         search_directory.check(directory, config, space)
+        if config.space == DEFAULT:
+            _say_batches(Space.load(DEFAULT, task.space), space, count, console)
         return cls(
             config,
             directory,
@@ -200,3 +203,17 @@ class Search:
         """Returns the error of a search that a signal has stopped."""
         name = signal.Signals(number).name
         return Interrupted(number, f"stopped by {name}; continue with: {self.resume_command}")
+
+
+def _say_batches(whole: Space, space: Space, count: int, console: Console) -> None:
+    """Says what the default space has lost for a small training set."""
+    known, taken = (each.values().get("batch_size", []) for each in (whole, space))
+    if known != taken:
+        console.say(
+            f"the default space tries batches of {_listed(taken)} instead of {_listed(known)}: "
+            f"there are {count:,} training examples"
+        )
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))

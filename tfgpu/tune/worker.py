@@ -49,6 +49,7 @@ class _Worker:
         # They import TensorFlow, so not earlier.
         import grpc
 
+        from tfgpu.tasks.parts.spaces import for_examples
         from tfgpu.train.session import Session
         from tfgpu.tune import client as clients
         from tfgpu.tune import oracle
@@ -58,8 +59,10 @@ class _Worker:
         config = self._config
         # Before the first trial, so that an error of this machine or its data fails no trial.
         self._session = Session.open(config.training, stopwatch=Stopwatch())
-        task = self._session.data.task
-        self._space = Space.load(config.space, task.space)
+        data, task = self._session.data, self._session.data.task
+        # Of the choices only their names matter here: the chief sends the values.
+        default = for_examples(task.space, data.train.num_examples, replicas=1)
+        self._space = Space.load(config.space, default)
         self._objective, maximize = oracle.objective_of(config, task)
         known = oracle.make(
             config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from tfgpu.data import npz_source, wav
 from tfgpu.data.records import Records
-from tfgpu.errors import DataError, Error
+from tfgpu.errors import DataError, Error, shown
 from tfgpu.tasks.audio.reading import FEATURES, LENGTH, SAMPLES, is_input
 from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files
 
@@ -46,7 +47,7 @@ class AudioPredictor(ClassLines, Predictor):
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
         """See `Predictor.find`."""
-        for file in find_files(arguments, self.extensions, unit=self.unit):
+        for file in find_files(arguments, self.extensions, unit=self.unit, left=self.left):
             if isinstance(file, DataError) or not self._ready:
                 yield file
                 continue
@@ -70,6 +71,14 @@ class AudioPredictor(ClassLines, Predictor):
         found = {split: source.split(split, None) for split in ("train", "validation", "test")}
         return {split: records for split, records in found.items() if records is not None}
 
+    def to_json(self, item: Any) -> Any:
+        """See `Predictor.to_json`: of arrays the place, which every worker opens by itself."""
+        return dataclasses.astuple(item) if self._ready else item
+
+    def from_json(self, value: Any) -> Any:
+        """See `Predictor.from_json`."""
+        return _Row(*value) if self._ready else value
+
     def load(self, item: Any) -> dict[str, Any]:
         """See `Predictor.load`: x without the batch."""
         fitted = self.spec.fitted
@@ -82,7 +91,12 @@ class AudioPredictor(ClassLines, Predictor):
                 found = records.select((name,))(*(part[0] for part in parts))[name]
             values = found.numpy().astype(np.float32)
         else:
-            values = wav.read_wav(item, fitted["rate"])
+            values = wav.read_wav(item, fitted["rate"], remarks=self.remarks)
+        if len(values) > length:
+            seconds = length / fitted["rate"]
+            self.remarks.add(
+                f"longer than the {seconds:.3g} s that are read", shown(os.path.basename(item))
+            )
         real = min(len(values), length)
         whole = np.zeros((length, *values.shape[1:]), values.dtype)
         whole[:real] = values[:real]

@@ -92,6 +92,17 @@ class Predictor:
         """
         raise NotImplementedError
 
+    def to_json(self, item: Any) -> Any:
+        """An item as JSON holds it, on its way to the worker that takes it.
+
+        Called at the chief alone, in the order of the items.
+        """
+        return item
+
+    def from_json(self, value: Any) -> Any:
+        """The item that `to_json` made a value of."""
+        return value
+
     def raw(self, item: Any) -> Any:
         """What `rows` and `written` get of an item beside x; read in the same threads."""
         return None
@@ -152,6 +163,25 @@ class ImagePredictor(Predictor):
         super().__init__(spec, settings)
         self._names: dict[str, str] = {}  # Of the files of an item, without the extension.
         self._taken: set[str] = set()  # As a file system sees them that ignores case and form.
+
+    def find(self, arguments: Iterable[str]) -> Iterator[Any]:
+        """See `Predictor.find`."""
+        for item in super().find(arguments):
+            # Here, where there is one order of the items, however many workers share them.
+            if self.writes_files and not isinstance(item, DataError):
+                self.name_of(item)
+            yield item
+
+    def to_json(self, item: Any) -> Any:
+        """See `Predictor.to_json`: with the name of its files."""
+        return [item, self.name_of(item)] if self.writes_files else item
+
+    def from_json(self, value: Any) -> Any:
+        """See `Predictor.from_json`."""
+        if not self.writes_files:
+            return value
+        item, self._names[value[0]] = value
+        return item
 
     def name_of(self, item: str) -> str:
         """A name for the files of an item, which no other item has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -33,3 +34,39 @@ def of_adamw(hp: Any) -> dict[str, Any]:
         "weight_decay": hp.Float("weight_decay", 1e-4, 1e-1, sampling="log", default=4e-3),
         "batch_size": hp.Choice("batch_size", [8, 16, 32], default=16),
     }
+
+
+def for_examples(
+    space: Callable[[Any], dict[str, Any]], num_examples: int, *, replicas: int
+) -> Callable[[Any], dict[str, Any]]:
+    """A space without the batches that are larger than the training set.
+
+    Args:
+        space: A search space.
+        num_examples: Training examples.
+        replicas: Among which a batch divides.
+
+    Returns:
+        The space with those choices of "batch_size" that `tfgpu train` takes; where none of them
+        is, with the largest batch that it takes.
+    """
+    most = max(num_examples // replicas, 1) * replicas
+    return lambda hp: space(_SmallBatches(hp, most))
+
+
+class _SmallBatches:
+    """KerasTuner's `hp`, but for the choices of "batch_size" above a number."""
+
+    def __init__(self, hp: Any, most: int):
+        self._hp = hp
+        self._most = most
+
+    def Choice(self, name: str, values: list[Any], default: Any = None, **settings: Any) -> Any:
+        """See KerasTuner."""
+        if name == "batch_size":
+            values = [value for value in values if value <= self._most] or [self._most]
+            default = default if default is None or default in values else max(values)
+        return self._hp.Choice(name, values, default=default, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hp, name)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tfgpu.data.columns import MISSING
-from tfgpu.data.csv_source import chunks
-from tfgpu.errors import DataError
+from tfgpu.data.table_rows import EXTENSIONS, chunks
+from tfgpu.errors import DataError, shown
 from tfgpu.tasks.parts.predictor import ClassLines, Predictor, csv_row, find_files
 from tfgpu.tasks.tabular.encoder import Encoder, title
 from tfgpu.tasks.tabular.reading import unusual
@@ -31,9 +31,9 @@ class _Row:
 
 
 class RowPredictor(Predictor):
-    """Reads the rows of CSV files, whose columns are found by their names."""
+    """Reads the rows of CSV and Parquet files, whose columns are found by their names."""
 
-    extensions = (".csv", ".tsv")
+    extensions = EXTENSIONS
     unit = "rows"
 
     def __init__(self, spec: Any, settings: Any):
@@ -44,7 +44,7 @@ class RowPredictor(Predictor):
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
         """See `Predictor.find`; at the end, says what is answered without being known."""
-        for file in find_files(arguments, self.extensions, unit=self.unit):
+        for file in find_files(arguments, self.extensions, unit=self.unit, left=self.left):
             try:
                 if isinstance(file, DataError):
                     yield file
@@ -61,8 +61,8 @@ class RowPredictor(Predictor):
             for column in encoder.columns:
                 if column not in names:
                     raise DataError(
-                        f"{file} has no column {column!r}, which the model was trained on; it has "
-                        f"{', '.join(names)}"
+                        f"{shown(file)} has no column {column!r}, which the model was trained on; "
+                        f"it has {', '.join(names)}"
                     )
             cells = dict(zip(names, zip(*rows, strict=True), strict=True))
             raw, problems = self._raw(cells, [f"{file}:{line}" for line in lines])
@@ -90,10 +90,8 @@ class RowPredictor(Predictor):
         for position, (name, part) in enumerate(zip(encoder.inputs, parts, strict=True)):
             column = part["column"]
             if "index" in part:
-                raise DataError(
-                    f"the model takes {title(part)}, one of several numbers of a column, which no "
-                    "CSV has: use an exported file"
-                )
+                raw[name] = self._numbers_of(cells[column], part, problems)
+                continue
             if position >= len(encoder.numbers):
                 stripped = [cell if cell.strip() else "" for cell in cells[column]]
                 raw[name] = np.array([cell.encode() for cell in stripped], object)
@@ -111,9 +109,41 @@ class RowPredictor(Predictor):
             raw[name] = values
         return raw, {i: f"{places[i]}: {problem}" for i, problem in problems.items()}
 
+    def _numbers_of(
+        self, cells: Sequence[Any], part: Mapping[str, Any], problems: dict[int, str]
+    ) -> np.ndarray:
+        """One of the numbers of each list of a column; adds what is wrong with rows."""
+        values = np.full(len(cells), np.nan, np.float32)
+        for i, cell in enumerate(cells):
+            if not isinstance(cell, list):
+                problems[i] = (
+                    f"the model takes {title(part)}, one of a list of numbers, and the cell of "
+                    f"the column {part['column']!r} is {cell!r}; Parquet files have lists"
+                )
+            elif len(cell) <= part["index"]:
+                problems[i] = f"the column {part['column']!r} has fewer numbers than in training"
+            elif (value := cell[part["index"]]) is not None:
+                values[i] = value
+                if np.isinf(values[i]):
+                    problems[i] = f"a number of the column {part['column']!r} is infinite"
+        return values
+
     def load(self, item: Any) -> Any:
         """See `Predictor.load`."""
         return item.x
+
+    def to_json(self, item: Any) -> Any:
+        """See `Predictor.to_json`."""
+        return [item.place, {name: each.tolist() for name, each in item.x.items()}]
+
+    def from_json(self, value: Any) -> Any:
+        """See `Predictor.from_json`."""
+        place, x = value
+        spec = self._encoder.spec
+        return _Row(
+            place,
+            {name: np.array(each, spec[name].dtype.as_numpy_dtype) for name, each in x.items()},
+        )
 
 
 class RowClassPredictor(ClassLines, RowPredictor):
