@@ -42,7 +42,12 @@ CHANGED = [
     ("tune.md", "--max_trials=10 --epochs=10", "--max_trials=2 --epochs=1", "time"),
     ("bench.md", "=device,precision,xla,steps_per_execution,", "=precision,", "time"),
     ("bench.md", "224x224x3:1000", "32x32x3:1000", "time"),
-    ("speed.md", "--factors=precision,xla,steps_per_execution,input", "--factors=precision", "time"),
+    (
+        "speed.md",
+        "--factors=precision,xla,steps_per_execution,input",
+        "--factors=precision",
+        "time",
+    ),
     ("speed.md", "--factors=precision,xla,batch_size", "--factors=precision", "time"),
     ("doctor.md", "--probe=mirrored,float32", "--probe=mirrored,float32,1_step,no_xla", "time"),
     ("differences.md", "--cases 600", "--cases 1", "time"),
