@@ -278,3 +278,24 @@ def test_augmentations_are_found_by_name():
     found = augmentations.of_images()
     assert set(found) == set(AUGMENTATIONS) - {"drop", "shift"}
     assert all(each.name == name for name, each in found.items())
+
+
+# ---- shares of a batch ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(augmentations.of_images()))
+def test_an_example_has_the_same_bits_whatever_share_of_the_batch_it_is_in(name):
+    one = augmentations.of_images()[name]
+    images, drawn = tf.constant(IMAGES), tf.constant(draws(one.numbers))
+    whole = [images, tf.constant(SOFT), drawn]
+    if one.mixes:
+        whole += [tf.constant(OTHERS), tf.constant(THEIRS)]
+    together = one.function(*whole)
+    # Shares that fill registers of processors, and that do not.
+    for count in (1, 3, 5, 7, 12):
+        shares = [
+            one.function(*(part[start : start + count] for part in whole))
+            for start in range(0, COUNT, count)
+        ]
+        for expected, found in zip(together, zip(*shares, strict=True), strict=True):
+            np.testing.assert_array_equal(tf.concat(found, 0), expected)

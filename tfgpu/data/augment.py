@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tfgpu.data import elementary
 from tfgpu.data.gathering import gather
 
 CROP_PADDING = 4
@@ -94,6 +96,16 @@ def random_flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     return tf.where(draws[:, :, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
 
+def resize_factors(draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """By what `random_resize` enlarges: float32 (n, 1), of both sides and of their ratio.
+
+    Args:
+        draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
+    """
+    scale = elementary.exp(math.log(MOST_RESIZED) * (2 * draws[:, :1] - 1))
+    return scale, elementary.exp(math.log(MOST_STRETCHED) * (draws[:, 1:2] - 0.5))
+
+
 def resize_positions(draws: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Where `random_resize` takes each row and each column from.
 
@@ -105,8 +117,7 @@ def resize_positions(draws: tf.Tensor, height: int, width: int) -> tuple[tf.Tens
     Returns:
         float32 (n, height) and (n, width), positions from 0 to the last row and column.
     """
-    scale = MOST_RESIZED ** (2 * draws[:, :1] - 1)
-    stretch = MOST_STRETCHED ** (draws[:, 1:2] - 0.5)
+    scale, stretch = resize_factors(draws)
 
     def taken(size: int, factor: tf.Tensor) -> tf.Tensor:
         middle = (size - 1) / 2

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data import elementary
 from tfgpu.data.augment import LUMA, Transformation, grey, to_pixels
 
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
@@ -46,7 +47,7 @@ def color_jitter(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     if images.shape[-1] == 3:
         angle = 2 * math.pi * HUE * (2 * draws[:, 3] - 1)
         one, zero = tf.ones_like(angle), tf.zeros_like(angle)
-        cos, sin = tf.cos(angle), tf.sin(angle)
+        cos, sin = elementary.cos(angle), elementary.sin(angle)
         turned = tf.reshape(
             tf.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1), [-1, 3, 3]
         )

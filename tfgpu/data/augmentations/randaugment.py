@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data import elementary
 from tfgpu.data.augment import GREY, LUMA, Transformation, to_pixels
 from tfgpu.data.gathering import gather
 
@@ -74,7 +75,7 @@ def _moved(images: tf.Tensor, chosen: dict[str, tf.Tensor], sign: tf.Tensor) -> 
     def of_images(value: tf.Tensor) -> tf.Tensor:
         return value[:, None, None]
 
-    cos, sin = of_images(tf.cos(angle)), of_images(tf.sin(angle))
+    cos, sin = of_images(elementary.cos(angle)), of_images(elementary.sin(angle))
     row = (tf.range(height, dtype=tf.float32) - (height - 1) / 2)[None, :, None]
     column = (tf.range(width, dtype=tf.float32) - (width - 1) / 2)[None, None, :]
     # One of them at most is not the identity, so their order is of no matter.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tfgpu.data import elementary
 from tfgpu.data.augment import Transformation, resampled
 
 LEAST_AREA = 0.08
@@ -16,7 +17,7 @@ MOST_RATIO = 4 / 3
 def window(draws: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, ...]:
     """Top, left, height and width of what is cut out, whole pixels: float32 (n,) each."""
     area = (LEAST_AREA + (1 - LEAST_AREA) * draws[:, 0]) * height * width
-    ratio = tf.exp(np.float32(np.log(MOST_RATIO)) * (2 * draws[:, 1] - 1))
+    ratio = elementary.exp(math.log(MOST_RATIO) * (2 * draws[:, 1] - 1))
     tall = tf.clip_by_value(tf.round(tf.sqrt(area / ratio)), 1.0, float(height))
     wide = tf.clip_by_value(tf.round(tf.sqrt(area * ratio)), 1.0, float(width))
     top = tf.floor(draws[:, 2] * (height - tall + 1))

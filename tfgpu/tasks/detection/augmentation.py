@@ -9,11 +9,10 @@ import tensorflow as tf
 
 from tfgpu.data.augment import (
     GREY,
-    MOST_RESIZED,
-    MOST_STRETCHED,
     Transformation,
     random_flip,
     resampled,
+    resize_factors,
 )
 from tfgpu.data.augmentations.color_jitter import AUGMENTATION as COLOR_JITTER
 from tfgpu.data.gathering import gather
@@ -70,8 +69,7 @@ def resize(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.
         draws: float32 in [0, 1), (n, 2): for the scale and for the stretch.
     """
     size = height, width = x.shape[1], x.shape[2]
-    scale = MOST_RESIZED ** (2 * draws[:, :1] - 1)
-    stretch = MOST_STRETCHED ** (draws[:, 1:] - 0.5)
+    scale, stretch = resize_factors(draws)
     factors = tf.concat([scale * stretch, scale / stretch], axis=1)
 
     def taken(side: int, factor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
