@@ -111,6 +111,21 @@ def test_boxes_move_as_their_image_does(name, reference):
     assert (moved_y[:, 0] != y[:, 0]).any()
 
 
+@pytest.mark.parametrize("name", ["crop", "flip", "resize"])
+def test_boxes_have_the_same_bits_whatever_share_of_the_batch_they_are_in(name):
+    images, y = pictures()
+    draws = RANDOM.uniform(size=(len(y), AUGMENT[name].numbers)).astype(np.float32)
+    whole = (tf.constant(images), tf.constant(y), tf.constant(draws))
+    together = AUGMENT[name].function(*whole)
+    for count in (1, 3, 4, 7):
+        shares = [
+            AUGMENT[name].function(*(part[start : start + count] for part in whole))
+            for start in range(0, len(y), count)
+        ]
+        for expected, found in zip(together, zip(*shares, strict=True), strict=True):
+            np.testing.assert_array_equal(tf.concat(found, 0), expected)
+
+
 def test_what_an_edge_leaves_little_of_counts_nowhere():
     y = np.array([[[0, 10, 6, 30, 1, 0], [0, 10, 20, 30, 1, 0], [0, 10, 5, 30, 1, 0]]], np.float32)
     images = np.zeros((1, HEIGHT, WIDTH, 3), np.uint8)
