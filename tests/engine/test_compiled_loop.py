@@ -151,11 +151,11 @@ def test_what_xla_cannot_compile_as_a_whole_runs_step_by_step_and_loses_no_batch
 def test_large_steps_and_deterministic_ones_are_not_looped(as_on_gpu, monkeypatch):
     strategy = one_device()
     model = network(strategy)
-    monkeypatch.setattr(compiled_loop, "MOST_WORK", 100)
-    train(model, strategy)
-    assert not loops(model)
-    monkeypatch.undo()
-    monkeypatch.setattr(compiled_loop, "on_gpu", lambda arrays: True)
+    for limit in ("MOST_WORK", "MOST_VALUES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(compiled_loop, limit, 100)
+            train(model, strategy)
+            assert not loops(model)
     monkeypatch.setattr(compiled_loop.private, "op_determinism_enabled", lambda: True)
     train(model, strategy)
     assert not loops(model)

@@ -129,3 +129,30 @@ def test_the_next_process_finds_the_programs(tmp_path):
     first = programs()
     assert first
     assert programs() == first
+
+
+@pytest.mark.parametrize("content", [b"", b"\x0a\x05ab", b"rubbish!", b"\x0b", b"\x0a\xff"])
+def test_a_program_that_is_damaged_is_deleted(machine, content):
+    machine(GPU)
+    folder = keep()
+    damaged, whole = (folder / f"xla_compile_cache__{name}.pb" for name in "ab")
+    damaged.write_bytes(content)
+    whole.write_bytes(b"\x0a\x02ab\x10\x05")  # Field 1 of two bytes, field 2 a number.
+    machine(GPU)
+    keep()
+    assert [path.name for path in folder.iterdir()] == [whole.name]
+
+
+def test_no_default_where_there_is_no_home_or_a_space_in_its_path(machine, monkeypatch, tmp_path):
+    machine(GPU)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "with space"))
+    assert keep() is None
+    with pytest.raises(RequestError, match="no folder with a space"):
+        keep(str(tmp_path / "with space"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert keep() is None

@@ -1,6 +1,7 @@
 """Segmentation: loss, metrics and augmentation against NumPy, and a set through every command."""
 
 import json
+import types
 import zipfile
 
 import keras
@@ -19,7 +20,7 @@ from tfgpu.models.unet import unet
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
 from tfgpu.tasks.parts.serving import PROBABILITIES
-from tfgpu.tasks.segmentation import AUGMENT, _dice
+from tfgpu.tasks.segmentation import AUGMENT, TASK, _dice, _shares
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -82,6 +83,20 @@ def test_shares_of_the_classes_are_those_of_the_training_masks(run, place):
     whole = np.mean([(mask == 2).mean() for mask in masks])
     assert sum(fitted["shares"]) == pytest.approx(1)
     assert fitted["shares"][2] == pytest.approx(whole, rel=0.2)  # A tenth is for validation.
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"), [((0.1, 0.1), (0.5, 0.5)), ((0, 0), (0.5, 0.5)), ((3, 1), (0.75, 0.25))]
+)
+def test_shares_sum_to_one_however_little_of_the_masks_is_labelled(pixels, expected):
+    counts = np.zeros(256)
+    counts[:2] = pixels
+    assert _shares(counts, [0, 1]) == pytest.approx(expected)
+
+
+def test_a_run_of_before_there_were_shares_has_a_loss():
+    spec = types.SimpleNamespace(num_classes=2, fitted={})
+    assert TASK.loss(spec, None).class_weights is None
 
 
 def test_a_mask_of_void_alone_has_a_finite_loss():

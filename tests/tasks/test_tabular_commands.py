@@ -152,6 +152,11 @@ def test_predict_answers_rows_of_parquet_as_those_of_a_csv(runs, tmp_path, capsy
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["path"] for row in found] == [f"{tmp_path}/new.parquet:{i}" for i in (1, 2, 3)]
     assert 1150 < found[0]["price"] < 1230 and 1030 < found[2]["price"] < 1110
+    for name, values in (("size", [[1.0], [2.0], None]), ("city", [["ulm", None], [], ["bonn"]])):
+        lists = columns | {name: pyarrow.array(values)}
+        parquet.write_table(pyarrow.table(lists), tmp_path / "lists.parquet")
+        assert command(predict.main, *argv[:2], tmp_path / "lists.parquet") == 1
+        assert "the model was trained on single values, not on lists" in capsys.readouterr().err
 
 
 @pytest.mark.slow

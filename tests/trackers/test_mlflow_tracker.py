@@ -6,7 +6,13 @@ from recorded import STEPS, add_epoch, add_pictures, begun, end
 mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 
 from tfgpu.trackers.mirror import Mirror  # noqa: E402
-from tfgpu.trackers.mlflow_tracker import MlflowTracker, key, text, without_credentials  # noqa: E402
+from tfgpu.trackers.mlflow_tracker import (  # noqa: E402
+    MlflowTracker,
+    key,
+    text,
+    without_credentials,
+    without_secrets,
+)
 
 pytestmark = [
     # Of its own parts.
@@ -173,3 +179,16 @@ def test_a_password_in_the_address_goes_where_it_is_not_shown(monkeypatch):
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s@"
     assert without_credentials("sqlite:////a@b.db") == "sqlite:////a@b.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("postgresql://bob:hunter2@db.example:5432/ml", "postgresql://db.example:5432/ml"),
+        ("mysql+pymysql://db/ml?user=bob&password=hunter2", "mysql+pymysql://db/ml"),
+        ("sqlite:///runs/mlflow.db", "sqlite:///runs/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_no_password_is_said_or_kept(uri, said):
+    assert without_secrets(uri) == said

@@ -36,8 +36,11 @@ MOST_LENGTHS = 3
 """Of loops that are compiled, each for itself; executions of other lengths run step by step."""
 
 MOST_WORK = 5e8
-"""Trainable parameters times the rows of a batch. A step of more keeps a GPU busy for some
-milliseconds, beside which the host counts little, and its loop has not been measured."""
+"""Parameters times the rows of a batch. A step of more keeps a GPU busy for some milliseconds,
+beside which the host counts little, and its loop has not been measured."""
+
+MOST_VALUES = 4e6
+"""Values of a batch of examples, likewise: each may meet a small filter many times."""
 
 
 class CompiledLoop:
@@ -72,13 +75,22 @@ class CompiledLoop:
             and batches.batch_size is not None
             and on_gpu(batches.resident[0])
             and self._can_compile()
-            and self._parameters() * batches.batch_size <= MOST_WORK
+            and self._model.built
+            and self._is_small(batches)
+            and self._has_length_for(steps)
         )
 
-    def _parameters(self) -> int:
-        """Of the model, those that train."""
-        variables = self._model.trainable_variables
-        return sum(math.prod(variable.shape) for variable in variables)
+    def _is_small(self, batches: Batches) -> bool:
+        """Whether a step is one that the host would hold up."""
+        rows = batches.batch_size or 0
+        parameters = sum(math.prod(variable.shape) for variable in self._model.variables)
+        values = sum(math.prod(array.shape[1:]) for array in batches.resident[0])
+        return rows * parameters <= MOST_WORK and rows * values <= MOST_VALUES
+
+    def _has_length_for(self, steps: int) -> bool:
+        """Whether `steps`, or all but a smaller last one, are a length that may be compiled."""
+        known = not self._lengths.isdisjoint((steps, steps - 1))
+        return known or len(self._lengths) < MOST_LENGTHS
 
     def _can_compile(self) -> bool:
         model, step = self._model, self._replicas.replica_step

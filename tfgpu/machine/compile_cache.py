@@ -15,7 +15,9 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from tfgpu.errors import RequestError
 from tfgpu.machine import driver
@@ -27,9 +29,22 @@ MOST_BYTES = 4 << 30
 LEAST_FREE = 1 << 30
 """Bytes free on the disk, below which nothing is kept: TensorFlow ends a training that cannot."""
 
+_PROBE = 16 << 20  # Bytes that are written, and deleted, to see whether there is room.
 _FLAG = "--tf_xla_persistent_cache_directory"
-_VARIABLES = ("XLA_FLAGS", "TF_XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_USE_AUTOTUNE")
-_PACKAGES = ("tensorflow", "tensorflow-cpu", "nvidia-cudnn-cu12", "nvidia-cublas-cu12")
+_VARIABLES: tuple[str, ...] = (
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TF_CUDNN_USE_AUTOTUNE",
+)
+_VARIABLES += ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDNN_VERSION", "CUDA_VERSION")
+_PACKAGES: tuple[str, ...] = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "nvidia-cudnn-cu12",
+    "nvidia-cublas-cu12",
+)
+_PACKAGES += ("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvcc-cu12")
 
 
 def keep(setting: str, *, deterministic: bool) -> Path | None:
@@ -50,31 +65,81 @@ def keep(setting: str, *, deterministic: bool) -> Path | None:
     if setting == NONE or _FLAG in os.environ.get("TF_XLA_FLAGS", ""):
         return None
     found = driver.ask()
-    if setting == AUTO:
-        if not found.gpus:
-            return None  # A processor compiles in a second or two.
-        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfgpu" / "xla"
-    else:
-        root = Path(setting).expanduser().absolute()
-    folder = root / _key(found, deterministic=deterministic)
+    if setting == AUTO and not found.gpus:
+        return None  # A processor compiles in a second or two.
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "not writable", str(folder))
-        _make_room(root)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
+        folder = _prepared(setting, _key(found, deterministic=deterministic))
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without a home.
         if setting == AUTO:
             return None
+        reason = getattr(error, "strerror", None) or error
         raise RequestError(
-            f"--compile_cache={setting}: {error.strerror or error}; give a folder that can be "
-            f"written, or --compile_cache={NONE}"
+            f"--compile_cache={setting}: {reason}; give a folder that can be written, or "
+            f"--compile_cache={NONE}"
         ) from error
-    if free < LEAST_FREE and setting == AUTO:
-        return None
     flags = os.environ.get("TF_XLA_FLAGS", "")
     os.environ["TF_XLA_FLAGS"] = f"{flags} {_FLAG}={folder}".strip()
     return folder
+
+
+def _prepared(setting: str, key: str) -> Path:
+    """Makes the folder, and sees that programs can be written to it and read from it.
+
+    Raises:
+        OSError: They cannot be.
+        RuntimeError: The user has no home directory.
+        ValueError: TensorFlow does not take such a path.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tfgpu" / "xla"
+    root = (default if setting == AUTO else Path(setting)).expanduser().absolute()
+    if re.search(r"\s", str(root)):
+        raise ValueError("TensorFlow takes no folder with a space in its path")
+    folder = root / key
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("xla_compile_cache*.pb"):
+        if not _is_whole(path):
+            path.unlink(missing_ok=True)
+    _make_room(root)
+    if setting == AUTO and shutil.disk_usage(folder).free < LEAST_FREE:
+        raise OSError("little room")
+    # What is free does not tell of a quota.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="room-") as probe:
+        probe.write(bytes(_PROBE))
+        probe.flush()
+    return folder
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is a message of Protocol Buffers from its beginning to its end.
+
+    TensorFlow ends a training that meets one which is not, such as what a power cut leaves.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        return False
+    with open(path, "rb") as file:
+        while (at := file.tell()) < size:
+            tag = _varint(file)
+            if tag is None or tag & 7 not in (0, 2):
+                return False
+            value = _varint(file)
+            if value is None:
+                return False
+            if tag & 7 == 2:
+                file.seek(value, os.SEEK_CUR)
+        return at == size
+
+
+def _varint(file: BinaryIO) -> int | None:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return value
+    return None
 
 
 def _key(found: driver.Driver, *, deterministic: bool) -> str:

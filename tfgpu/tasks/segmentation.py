@@ -163,7 +163,9 @@ def fit(request: Request, y: str) -> dict[str, Any]:
 
 def _shares(pixels: np.ndarray, values: Sequence[int]) -> list[float]:
     counts = pixels[list(values)]
-    return (counts / max(1.0, counts.sum())).tolist()
+    total = counts.sum()
+    # Of masks that are void everywhere nothing is known.
+    return (counts / total if total else np.full(len(values), 1 / len(values))).tolist()
 
 
 def _values(train: Records, y: str) -> tuple[np.ndarray, np.ndarray]:
@@ -319,13 +321,17 @@ def _recipe(spec: DataSpec, num_examples: int) -> Mapping[str, Any]:
     }
 
 
+def _loss(spec: DataSpec, settings: Any) -> DiceCrossentropy:
+    # Runs of before had no shares.
+    shares = spec.fitted.get("shares")
+    return DiceCrossentropy(spec.num_classes, class_weights(shares) if shares else None)
+
+
 TASK = Task(
     name="segmentation",
     read=read,
     models={"unet": "tfgpu.models.unet:unet"},
-    loss=lambda spec, settings: DiceCrossentropy(
-        spec.num_classes, class_weights(spec.fitted["shares"])
-    ),
+    loss=_loss,
     metrics=pixel_metrics,
     objective="mean_iou",
     maximize=True,

@@ -29,7 +29,9 @@ def check(log_to: str) -> None:
         RequestError: Names the extra to install.
     """
     for name in asked(log_to):
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        # W&B leaves folders of its name, which Python takes for packages without a file.
+        if found is None or found.origin is None:
             raise RequestError(
                 f"--log_to={log_to} needs {name}, which is not installed: "
                 f"pip install 'tfgpu[{name}]', or leave {name} out",

@@ -129,6 +129,12 @@ class Sender:
         self.tell(say)
         return not late and self._process.returncode == 0
 
+    def kill(self) -> None:
+        """Ends the process that sends, whatever it has not sent."""
+        if self._process.poll() is None:
+            self._kill()
+        self._process.wait()
+
     def _order(self, line: str) -> None:
         assert self._process.stdin is not None
         try:

@@ -57,11 +57,12 @@ class MlflowTracker:
         self._record = record
         uri = without_credentials(mlflow.get_tracking_uri())
         self._client = mlflow.MlflowClient(tracking_uri=uri)
-        run = self._find(uri) or self._create()
+        place = without_secrets(uri)
+        run = self._find(place) or self._create()
         self._run_id = run.info.run_id
         known = record.known(self.name)
-        if known.get(uri) != self._run_id:
-            record.remember(self.name, known | {uri: self._run_id})
+        if known.get(place) != self._run_id:
+            record.remember(self.name, known | {place: self._run_id})
         if run.info.status != "RUNNING":
             self._client.update_run(self._run_id, status="RUNNING")
         self._log_settings(run)
@@ -71,7 +72,7 @@ class MlflowTracker:
         files = self._client.list_artifacts(self._run_id, "pictures")
         self._pictures = {Path(file.path).name for file in files}
         experiment = self._client.get_experiment(run.info.experiment_id).name
-        return f"run {self._run_id} of the experiment {experiment!r} at {uri}"
+        return f"run {self._run_id} of the experiment {experiment!r} at {place}"
 
     def has(self, record: Record) -> bool:
         if record.kind == "epoch":
@@ -83,10 +84,16 @@ class MlflowTracker:
     def log(self, records: Sequence[Record]) -> None:
         metrics: list[Metric] = []
         for record in records:
-            metrics += [
+            found = [
                 Metric(key(name), value, round(1e3 * record.time), record.step)
                 for name, value in record.values.items()
             ]
+            # A request holds whole records: one that fails leaves none in part, which `has` would
+            # take for there.
+            if len(metrics) + len(found) > _MOST_METRICS:
+                self._log_metrics(metrics)
+                metrics = []
+            metrics += found
         self._log_metrics(metrics)
         for record in records:
             if record.file:
@@ -109,9 +116,9 @@ class MlflowTracker:
                 self._client.set_tag(self._run_id, _MODEL, digest)
         self._client.set_terminated(self._run_id, _STATUS[ending])
 
-    def _find(self, uri: str) -> Run | None:
+    def _find(self, place: str) -> Run | None:
         """The run that was made for this record."""
-        run_id = self._record.known(self.name).get(uri)
+        run_id = self._record.known(self.name).get(place)
         if run_id is not None:
             return self._client.get_run(run_id)
         # The process may have been killed before it could keep the id.
@@ -190,6 +197,14 @@ def without_credentials(uri: str) -> str:
     os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(name)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(password)
     return parts._replace(netloc=host).geturl()
+
+
+def without_secrets(uri: str) -> str:
+    """The address of a server or a database as it may be said and kept."""
+    parts = urllib.parse.urlsplit(uri)
+    if not parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def key(name: str) -> str:

@@ -91,7 +91,7 @@ class RunRecord:
 
     def _search(self) -> dict[str, str] | None:
         """`id` and `name` of the search that this run is a trial of: SEARCH/trials/NUMBER."""
-        directory = self.run_dir.resolve().parents[1]
+        directory = self.run_dir.resolve().parent.parent
         found = RunRecord(directory).identity if (directory / "search.json").exists() else {}
         return {"id": found["id"], "name": found["name"]} if found else None
 

@@ -97,7 +97,8 @@ class _Orders:
         if self.ending is None:
             self.ending = "killed"
             self.ended.set()
-            _give_up_after(PATIENCE)
+        # Nobody waits any more, and the next run's process must not wait for this one for ever.
+        _give_up_after(PATIENCE)
         self._new.set()
 
 

@@ -28,7 +28,8 @@ def train(config: TrainSettings) -> dict[str, object]:
     from tfgpu.cli.several_machines import joined
     from tfgpu.machine import compile_cache
 
-    compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
+    if not config.dry_run:
+        compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
     stopwatch = Stopwatch(phase="start-up")
     console = Console(progress=config.progress)
     with (

@@ -20,8 +20,9 @@ def main(argv: list[str]) -> None:
     from tfgpu.cli.console import Console
     from tfgpu.machine import compile_cache
 
-    # The workers, which train, inherit it.
-    compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
+    if not config.dry_run:
+        # The workers, which train, inherit it.
+        compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
     console = Console(progress=config.progress)
     startup.prepare_environment(verbosity=config.verbosity)
     startup.import_tensorflow(verbosity=config.verbosity)

@@ -92,12 +92,13 @@ class RowPredictor(Predictor):
             if "index" in part:
                 raw[name] = self._numbers_of(cells[column], part, problems)
                 continue
+            texts = _texts(cells[column], column, problems)
             if position >= len(encoder.numbers):
-                stripped = [cell if cell.strip() else "" for cell in cells[column]]
+                stripped = [cell if cell.strip() else "" for cell in texts]
                 raw[name] = np.array([cell.encode() for cell in stripped], object)
                 continue
             values = np.full(len(places), np.nan, np.float32)
-            for i, cell in enumerate(cells[column]):
+            for i, cell in enumerate(texts):
                 if cell.strip() in MISSING:
                     continue
                 try:
@@ -175,3 +176,16 @@ def predictor(spec: Any, settings: Any) -> Predictor:
     """The predictor for the goal of a run."""
     kind = RowClassPredictor if spec.class_names else NumberPredictor
     return kind(spec, settings)
+
+
+def _texts(cells: Sequence[Any], column: str, problems: dict[int, str]) -> list[str]:
+    """The cells of a column that holds single values; adds what is wrong with rows."""
+    found = []
+    for i, cell in enumerate(cells):
+        if not isinstance(cell, str):
+            problems[i] = (
+                f"the cell of the column {column!r} is {cell!r}; the model was trained on single "
+                "values, not on lists"
+            )
+        found.append(cell if isinstance(cell, str) else "")
+    return found
