@@ -49,15 +49,24 @@ class CompiledLoop:
     Args:
         model: A compiled model.
         replicas: What runs its steps.
+        read_batch: Reads an element from an iterator, in a graph.
         one_by_one: Runs a step: (element, device map, resident arrays, whole) -> logs.
 
     Attributes:
         traced: The function that was traced, for those who want to see it.
     """
 
-    def __init__(self, model: keras.Model, replicas: Replicas, one_by_one: Callable[..., Any]):
+    def __init__(
+        self,
+        model: keras.Model,
+        replicas: Replicas,
+        *,
+        read_batch: Callable[[Any], Any],
+        one_by_one: Callable[..., Any],
+    ):
         self._model: Any = model
         self._replicas = replicas
+        self._read_batch = read_batch
         self._one_by_one = one_by_one
         self._lengths: set[int] = set()
         self._left: str | None = None
@@ -104,17 +113,15 @@ class CompiledLoop:
             and not private.op_determinism_enabled()
         )
 
-    def run(self, iterator: BatchIterator, device_map: Any, steps: int) -> Any:
+    def run(self, iterator: BatchIterator, given: tuple[Any, Any, bool], steps: int) -> Any:
         """Reads and runs steps; returns the logs.
 
         Args:
             iterator: Of which `steps` batches are reserved.
-            device_map: Of its data.
+            given: Device map, resident arrays, and whether a batch is the global one.
             steps: 2 or more.
         """
-        batches = iterator.batches
-        given = (device_map, batches.resident, batches.whole)
-        rows = batches.batch_size or 0
+        rows = iterator.batches.batch_size or 0
         elements, counts = self._read(iterator.source, tf.constant(steps), rows)
         counts = counts.numpy().tolist()
         logs, at = None, 0
@@ -181,13 +188,11 @@ class CompiledLoop:
 
     def _read_of(self, source: Any, steps: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
         """Reads batches on the host: stacked, filled up to `rows`, and the rows of each."""
-        statistics = self._model.tfgpu_statistics
         spec = source.element_spec
         leaves = tf.nest.flatten(spec)
 
         def body(at: tf.Tensor, counts: Any, *arrays: Any) -> Any:
-            element = next(source) if statistics is None else statistics.timed(lambda: next(source))
-            parts = tf.nest.flatten(element)
+            parts = tf.nest.flatten(self._read_batch(source))
             count = tf.shape(parts[0])[0]
             filled = []
             for part, one in zip(parts, leaves, strict=True):
@@ -196,7 +201,7 @@ class CompiledLoop:
             written = [array.write(at, part) for array, part in zip(arrays, filled, strict=True)]
             return (at + 1, counts.write(at, count), *written)
 
-        with tf.device("CPU:0"), tf.name_scope("input"):
+        with tf.device("CPU:0"):
             arrays = [
                 tf.TensorArray(one.dtype, steps, element_shape=[rows, *one.shape[1:]])
                 for one in leaves

@@ -171,7 +171,9 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         run_one = tf.function(run_one, **options)
         run_next = tf.function(run_next, **options)
 
-    loop = CompiledLoop(model, replicas, run_one) if name == "train_step" else None
+    loop = None
+    if name == "train_step":
+        loop = CompiledLoop(model, replicas, read_batch=read_batch, one_by_one=run_one)
 
     def execution(iterator: Any) -> Any:
         if not isinstance(iterator, BatchIterator):
@@ -192,7 +194,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         if steps == 0:
             raise StopIteration
         if loop is not None and not alone and loop.takes(batches, steps):
-            return loop.run(iterator, given[0], steps)
+            return loop.run(iterator, given, steps)
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
             return run_next(iterator.source, *given)

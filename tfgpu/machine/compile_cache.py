@@ -31,20 +31,25 @@ LEAST_FREE = 1 << 30
 
 _PROBE = 16 << 20  # Bytes that are written, and deleted, to see whether there is room.
 _FLAG = "--tf_xla_persistent_cache_directory"
-_VARIABLES: tuple[str, ...] = (
+_VARIABLES = (
     "XLA_FLAGS",
     "TF_XLA_FLAGS",
     "NVIDIA_TF32_OVERRIDE",
     "TF_CUDNN_USE_AUTOTUNE",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_VERSION",
+    "CUDNN_VERSION",
 )
-_VARIABLES += ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDNN_VERSION", "CUDA_VERSION")
-_PACKAGES: tuple[str, ...] = (
+_PACKAGES = (
     "tensorflow",
     "tensorflow-cpu",
-    "nvidia-cudnn-cu12",
+    "nvidia-cublas",
     "nvidia-cublas-cu12",
+    "nvidia-cuda-nvcc-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
 )
-_PACKAGES += ("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvcc-cu12")
 
 
 def keep(setting: str, *, deterministic: bool) -> Path | None:

@@ -120,9 +120,7 @@ class Sender:
                 time.sleep(_POLL)
         finally:
             late = self._process.poll() is None
-            if late:
-                self._kill()
-            self._process.wait()
+            self.kill()
             self._listener.join()
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -132,7 +130,10 @@ class Sender:
     def kill(self) -> None:
         """Ends the process that sends, whatever it has not sent."""
         if self._process.poll() is None:
-            self._kill()
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
         self._process.wait()
 
     def _order(self, line: str) -> None:
@@ -142,12 +143,6 @@ class Sender:
             os.write(self._process.stdin.fileno(), f"{line}\n".encode())
         except OSError:
             self._gone = True
-
-    def _kill(self) -> None:
-        if hasattr(os, "killpg"):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

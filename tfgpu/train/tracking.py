@@ -68,19 +68,16 @@ class Tracking:
         self.start()
         for sender in self._senders:
             sender.end(ending)
-        waiting = list(self._senders)
         try:
-            while waiting:
-                if not waiting[0].wait(say=self._console.say):
+            for sender in self._senders:
+                if not sender.wait(say=self._console.say):
                     self._console.say(
-                        f"not all was sent to {waiting[0].tracker}: {self.record.path} has it, and "
-                        "the same command with this --run_dir sends the rest"
+                        f"not all was sent to {sender.tracker}: {self.record.path} has it, and the "
+                        "same command with this --run_dir sends the rest"
                     )
-                del waiting[0]
-        except BaseException:  # Ctrl-C: nobody waits for the others any more.
-            for sender in waiting:
+        finally:  # After Ctrl-C nobody waits for the others any more.
+            for sender in self._senders:
                 sender.kill()
-            raise
 
     def add_pictures(self, kind: str, shown: Mapping[str, Picture], step: int) -> None:
         """Adds pictures; see `RunRecord.add_picture`."""
