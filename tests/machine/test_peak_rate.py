@@ -41,6 +41,12 @@ def test_a_home_that_cannot_be_written_does_no_harm(tmp_path, measured):
     assert peak_rate.peak_flops("CPU:0", cache=tmp_path / "file" / "peak.json") == 2e9
 
 
+def test_a_user_without_a_home_measures_it_each_time(measured, monkeypatch):
+    monkeypatch.setattr(peak_rate.user_cache, "directory", lambda: None)
+    assert peak_rate.peak_flops("CPU:0") == peak_rate.peak_flops("CPU:0") == 2e9
+    assert len(measured) == 2
+
+
 def test_it_is_kept_under_the_users_cache_directory(tmp_path, measured, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     peak_rate.peak_flops("CPU:0")

@@ -19,6 +19,7 @@ from tfgpu.data import preparation, tfds_source
 from tfgpu.data.records import Source
 from tfgpu.data.tfds_import import tfds
 from tfgpu.errors import DataError
+from tfgpu.machine import user_cache
 
 _NUM_TEST = 360
 
@@ -197,10 +198,10 @@ def prepare(*, data_dir: str | None) -> str:
 
 
 def _fallback_dirs() -> list[str]:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache = user_cache.directory()
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return [
-        os.path.join(cache, "tfgpu", "datasets"),
+        *([] if cache is None else [str(cache / "datasets")]),
         os.path.join(tempfile.gettempdir(), f"tfgpu-{user}", "datasets"),
     ]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tfgpu.errors import RequestError
-from tfgpu.machine import driver
+from tfgpu.machine import driver, user_cache
 
 AUTO, NONE = "auto", "none"
 MOST_BYTES = 4 << 30
@@ -74,7 +74,7 @@ def keep(setting: str, *, deterministic: bool) -> Path | None:
         return None  # A processor compiles in a second or two.
     try:
         folder = _prepared(setting, _key(found, deterministic=deterministic))
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without a home.
+    except (OSError, RuntimeError, ValueError) as error:
         if setting == AUTO:
             return None
         reason = getattr(error, "strerror", None) or error
@@ -95,8 +95,13 @@ def _prepared(setting: str, key: str) -> Path:
         RuntimeError: The user has no home directory.
         ValueError: TensorFlow does not take such a path.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tfgpu" / "xla"
-    root = (default if setting == AUTO else Path(setting)).expanduser().absolute()
+    own = user_cache.directory()
+    if setting != AUTO:
+        root = Path(setting).expanduser().absolute()
+    elif own is None:
+        raise RuntimeError("the user has no home directory")
+    else:
+        root = own.absolute() / "xla"
     if re.search(r"\s", str(root)):
         raise ValueError("TensorFlow takes no folder with a space in its path")
     folder = root / key

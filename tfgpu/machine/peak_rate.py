@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfgpu.machine import user_cache
+
 _SIDE_CPU, _SIDE_GPU = 1024, 8192
 _SECONDS = 0.3
 
@@ -31,7 +33,8 @@ def peak_flops(device: str, *, dtype: str = "float32", cache: Path | None = None
         FLOP/s, a multiplication and an addition being two operations: the best of several
         repetitions, measured now or, on this machine with this TensorFlow, earlier.
     """
-    cache = cache or _cache_file()
+    if cache is None and (directory := user_cache.directory()) is not None:
+        cache = directory / "peak.json"
     is_cuda = tf.sysconfig.get_build_info()["is_cuda_build"]
     key = f"{_describe(device)}|{dtype}|{tf.__version__}|{is_cuda}"
     known = _read(cache)
@@ -74,12 +77,9 @@ def _describe(device: str) -> str:
     return f"{hardware.cpu_model()}, {threads} threads, oneDNN {onednn or 'default'}"
 
 
-def _cache_file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "tfgpu" / "peak.json"
-
-
-def _read(cache: Path) -> dict[str, float]:
+def _read(cache: Path | None) -> dict[str, float]:
+    if cache is None:
+        return {}
     try:
         known = json.loads(cache.read_text(encoding="utf-8"))
         return {str(key): float(value) for key, value in known.items() if value > 0}
@@ -87,7 +87,9 @@ def _read(cache: Path) -> dict[str, float]:
         return {}  # None yet, or somebody else's: it is measured again.
 
 
-def _write(cache: Path, known: dict[str, float]) -> None:
+def _write(cache: Path | None, known: dict[str, float]) -> None:
+    if cache is None:
+        return
     # A home that cannot be written costs a third of a second the next time, no more.
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
