@@ -7,6 +7,7 @@ import tensorflow as tf
 from replicas import copies
 
 import tfgpu
+from tfgpu.engine import update
 
 RNG = np.random.RandomState(0)
 X = RNG.randn(256, 6).astype("float32")
@@ -130,3 +131,54 @@ def test_a_constant_scale_changes_nothing_in_float32(mirrored2, accumulation):
         weights.append(model.get_weights())
     for one, other in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other)  # A power of 2 changes no digit.
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=1.0),
+    "averaging": adam,
+    # It keeps a number that is not among its variables.
+    "nadam": lambda: keras.optimizers.Nadam(0.01),
+    "accumulating": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "strategies",
+    [tf.distribute.get_strategy, lambda: tf.distribute.MirroredStrategy(["CPU:0"])],
+    ids=["none", "mirrored"],
+)
+def test_xla_updates_without_a_branch_what_it_updates_with_one(monkeypatch, kind, strategies):
+    def train(branch):
+        monkeypatch.setattr(update, "_can_take_back", (lambda _: False) if branch else can)
+        strategy = strategies()
+        model = build(
+            strategy, optimizer=scaled, normalize=True, jit_compile=True, steps_per_execution=3
+        )
+        x = X[:88].copy()
+        x[20] = 1e30  # Infinite in float16: the third of eleven steps.
+        fit(model, x, LABELS[:88], batch_size=8)
+        inner = model.optimizer.inner_optimizer
+        hidden = [inner._u_product] if kind == "nadam" else []
+        variables = [*model.variables, *model.optimizer.variables, *hidden]
+        return [(v.path, copies(v)[0]) for v in variables], branches(model)
+
+    def branches(model):
+        graphs = [
+            concrete.graph.as_graph_def()
+            for function in model.train_function.traced
+            for concrete in function._list_all_concrete_functions()
+        ]
+        nodes = [node for graph in graphs for fun in graph.library.function for node in fun.node_def]
+        return sum(node.op in ("If", "StatelessIf") and "update" in node.name for node in nodes)
+
+    def scaled():
+        return keras.optimizers.LossScaleOptimizer(OPTIMIZERS[kind](), dynamic_growth_steps=4)
+
+    can = update._can_take_back
+    expected, with_one = train(branch=True)
+    found, without = train(branch=False)
+    assert with_one > without == (1 if kind == "accumulating" else 0)
+    for (name, value), (_, other) in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(other, value, err_msg=name)
+        assert np.isfinite(value).all()

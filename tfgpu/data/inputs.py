@@ -156,6 +156,7 @@ class DeviceDataset(WrappedDataset):
         num_examples: In one epoch.
         batch_size: Of the global batch.
         steps_per_epoch: Batches in one epoch.
+        start_step: Of the run, with which the elements begin.
         settings: What decides the batches besides the examples, as JSON holds it.
     """
 
@@ -181,14 +182,13 @@ class DeviceDataset(WrappedDataset):
             examples: See the class.
             batch_size: See the class.
             settings: See the class.
-            make: Makes `dataset` from a step on, and what `cut` leaves of each element; None
-                where neither is possible before it is read.
+            make: Makes `dataset` from a step on, and what `cut` leaves of it; None where neither can.
             start_step: With which `dataset` begins.
-            steps_per_epoch: See the class; None for as many as hold every example.
+            steps_per_epoch: See the class; None for all examples.
         """
         self.settings = settings
         self._make = make
-        self._start_step = start_step
+        self.start_step = start_step
         self.device_map = device_map
         self.resident = resident
         self.examples = examples
@@ -199,8 +199,8 @@ class DeviceDataset(WrappedDataset):
 
     def first(self, count: int) -> DeviceDataset:
         """Batches of the first examples alone, each once, in order, without augmentation."""
-        some = self.examples.take(np.arange(min(count, self.num_examples)))
-        return evaluation_batches(some, batch_size=self.batch_size)
+        some = np.arange(min(count, self.num_examples))
+        return evaluation_batches(self.examples.take(some), batch_size=self.batch_size)
 
     def from_step(self, step: int) -> DeviceDataset:
         """The same data set beginning at a step, counted from the beginning of the run.
@@ -229,7 +229,7 @@ class DeviceDataset(WrappedDataset):
             cut: Turns a data set of elements, or of the numbers of their examples, into one of
                 `Shard`s of them or of even parts.
         """
-        return cut(self.wrapped) if self._make is None else self._make(self._start_step, cut)
+        return cut(self.wrapped) if self._make is None else self._make(self.start_step, cut)
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -403,6 +403,26 @@ class BatchIterator:
                 steps = min(steps, batches.alone.start - self._position)
         return steps
 
+    def full_batches(self, steps: int) -> tuple[int, int | None]:
+        """How many of the `steps` batches that were taken last are full, before a smaller one.
+
+        Returns:
+            The number, and the rows of a full batch; None where they are not known, or where a
+            smaller batch is not the last one.
+        """
+        batches, source = self.batches, self.batches.source
+        rows = batches.batch_size
+        if rows is None or not batches.whole:
+            return steps, None
+        every = source.steps_per_epoch
+        if every * rows <= source.num_examples:
+            return steps, rows  # What is left of an epoch is no batch.
+        end = self._position - self._first + source.start_step
+        smaller = [step for step in range(end - steps, end) if (step + 1) % every == 0]
+        if not smaller:
+            return steps, rows
+        return (steps - 1, rows) if smaller == [end - 1] else (steps, None)
+
     @property
     def alone(self) -> bool:
         """Whether the next batch is to be an execution of its own."""

@@ -143,27 +143,37 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             return next(source) if statistics is None else statistics.timed(lambda: next(source))
 
     def run_steps(
-        source: Any, device_map: Any, resident: Any, whole: bool, steps: tf.Tensor
+        source: Any,
+        device_map: Any,
+        resident: Any,
+        whole: bool,
+        steps: tf.Tensor,
+        rows: int | None = None,
     ) -> Any:
         """`steps` steps; the last apart when only it knows the results."""
         looped = steps - 1 if replicas.own_results else steps
 
         def body(count: tf.Tensor) -> list[tf.Tensor]:
-            replicas.run(read_batch(source), device_map, resident, whole=whole)
+            element = of_rows(read_batch(source), rows)
+            replicas.run(element, device_map, resident, whole=whole)
             return [count + 1]
 
         tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
         if not replicas.own_results:
             return replicas.logs(None)
-        return replicas.logs(replicas.run(read_batch(source), device_map, resident, whole=whole))
+        element = of_rows(read_batch(source), rows)
+        return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
     def run_one(
         element: Any, device_map: Any = None, resident: Any = (), whole: bool = True
     ) -> Any:
         return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
-    def run_next(source: Any, device_map: Any, resident: Any, whole: bool) -> Any:
-        return replicas.logs(replicas.run(read_batch(source), device_map, resident, whole=whole))
+    def run_next(
+        source: Any, device_map: Any, resident: Any, whole: bool, rows: int | None = None
+    ) -> Any:
+        element = of_rows(read_batch(source), rows)
+        return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
     if not model.run_eagerly:
         options = {"reduce_retracing": True, "autograph": False}
@@ -171,6 +181,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         run_one = tf.function(run_one, **options)
         run_next = tf.function(run_next, **options)
 
+    layers = private.flatten_layers(model)
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
     loop = None
     if name == "train_step":
         loop = CompiledLoop(model, replicas, read_batch=read_batch, one_by_one=run_one)
@@ -195,16 +207,34 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             raise StopIteration
         if loop is not None and not alone and loop.takes(batches, steps):
             return loop.run(iterator, given, steps)
+        # Steps over time are faster where their rows are known when they are traced. Others are
+        # not, and would be traced twice for nothing.
+        full, rows = iterator.full_batches(steps) if recurrent else (steps, None)
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
-            return run_next(iterator.source, *given)
-        return run_steps(iterator.source, *given, tf.constant(steps))
+            return run_next(iterator.source, *given, rows if full else None)
+        if full == steps:
+            return run_steps(iterator.source, *given, tf.constant(steps), rows)
+        if full:
+            run_steps(iterator.source, *given, tf.constant(full), rows)
+        return run_next(iterator.source, *given)
 
     explained = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
     looped = () if loop is None else (loop.traced,)
     explained.traced = (run_steps, run_next, run_one, *looped)  # type: ignore[attr-defined]
     return explained
+
+
+def of_rows(element: Any, rows: int | None) -> Any:
+    """A batch whose number of rows is known when it is traced; None leaves it as it is."""
+    if rows is None:
+        return element
+
+    def known(leaf: Any) -> Any:
+        return tf.ensure_shape(leaf, [rows, *leaf.shape[1:]])
+
+    return keras.tree.map_structure(known, element)
 
 
 def make_prediction(model: keras.Model) -> Callable[[Any], Any]:

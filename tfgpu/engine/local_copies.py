@@ -74,6 +74,30 @@ class Writes:
         self.before.append(before)
 
 
+class Former:
+    """The values that variables had before a block assigned them.
+
+    Made outside of the block, in the graph that is to read them.
+
+    Attributes:
+        values: Each variable that was assigned, and its value before. Under a strategy it is the
+            copy of the replica that asks.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[tuple[tf.Variable, tf.Tensor]] = []
+        self._seen: set[int] = set()
+        self._graph = tf.compat.v1.get_default_graph()
+
+    def note(self, variable: tf.Variable) -> None:
+        """Called before `variable` is assigned, by whatever graph is being made."""
+        if id(variable) in self._seen:
+            return
+        self._seen.add(id(variable))
+        with self._graph.as_default():
+            self.values.append((variable, variable.read_value()))
+
+
 class _Current(ThreadState):
     """What this thread is tracing or running.
 
@@ -81,6 +105,7 @@ class _Current(ThreadState):
         local: Whether inside `on_local_copies`.
         replica: The number of the replica whose random numbers are drawn; 0 outside.
         writes: Where assignments are noted, or None.
+        former: Where values from before an assignment are kept, or None.
         compiling: Whether what is traced is for XLA.
         layers: Of the model that is called, whose losses other replicas must not mix with.
         several: Whether this is the step of one of several replicas.
@@ -91,6 +116,7 @@ class _Current(ThreadState):
     local = False
     replica = 0
     writes: Writes | None = None
+    former: Former | None = None
     compiling = False
     layers: Sequence[Any] = ()
     several = False
@@ -209,6 +235,17 @@ def summed_beforehand(
 def noting(writes: Writes | None) -> contextlib.AbstractContextManager[None]:
     """Notes what is assigned in the block; None notes nothing, whatever stands around it."""
     return _current.having(writes=writes)
+
+
+@contextlib.contextmanager
+def keeping_former() -> Iterator[Former]:
+    """Keeps what variables were before the block assigns them, in a graph.
+
+    It sees the methods of variables, and not operations on their handles.
+    """
+    former = Former()
+    with _current.having(former=former):
+        yield former
 
 
 def current_writes() -> Writes | None:
@@ -347,18 +384,20 @@ def _install() -> None:
             return seed
         return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
 
-    def refusing(assign: Any) -> Any:
+    def minding(assign: Any) -> Any:
         @functools.wraps(assign)
-        def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def minded(self: Any, *args: Any, **kwargs: Any) -> Any:
             if _shared_by_replicas(self) and not is_seed(self):
                 raise ValueError(
                     f"Variable {self.name!r} is assigned in a step of several replicas and was "
                     "made outside of the strategy's scope, so that it has no copy for each. Make "
                     "it, and what holds it, under `strategy.scope()`."
                 )
+            if _current.former is not None:
+                _current.former.note(self)
             return assign(self, *args, **kwargs)
 
-        return refused
+        return minded
 
     @functools.wraps(read)
     def read_outside(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -371,7 +410,7 @@ def _install() -> None:
     for kind in (private.BaseResourceVariable, private.ResourceVariable):
         for name in ("assign", "assign_add", "assign_sub"):
             if name in vars(kind):
-                setattr(kind, name, refusing(vars(kind)[name]))
+                setattr(kind, name, minding(vars(kind)[name]))
     private.read_variable.replace(read_outside)
     private.strategy_update.replace(local_update)
     private.assign_distributed.replace(noted_assign)

@@ -75,12 +75,12 @@ class ReplicaStep:
         dynamic = update.has_dynamic_scale(model.optimizer)
 
         def whole() -> tuple[Outcome, Any]:
-            outcome = self._compute(context, rows, read)
+            outcome = self._compute_and_forget(context, rows, read, dynamic=dynamic)
             norm = self._update(context, outcome.gradients)
             return outcome._replace(gradients=[]), norm
 
         with losses.counting(rows):
-            if rows.replicas == 1 and not dynamic:
+            if rows.replicas == 1:
                 outcome, norm = self._run(whole)
             else:
                 outcome = self._forward_and_sum(shard, device_map, resident, dynamic=dynamic)
@@ -135,13 +135,7 @@ class ReplicaStep:
         model = self._model
         context, rows, read = begun(shard, device_map, resident)
         if rows.replicas == 1:
-            before = _floats(model.non_trainable_variables) if dynamic else []
-            outcome = self._run(lambda: self._compute(context, rows, read))
-            finite = update.all_finite(outcome.gradients) if before else None
-            for variable, value in before:
-                # What a step that overflows has seen is forgotten.
-                variable.assign(tf.where(finite, variable, value))
-            return outcome
+            return self._run(lambda: self._compute(context, rows, read))
         totals = self._weight_totals(context, shard, rows, device_map)
         writes = Writes(keep=dynamic or rows.may_be_absent)
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
@@ -153,6 +147,22 @@ class ReplicaStep:
         finite = update.all_finite(gradients) if dynamic else None
         settlement.finish(sums[len(gradients) :], finite)
         return outcome._replace(gradients=gradients)
+
+    def _compute_and_forget(
+        self, context: Any, rows: Rows, read: Callable[[], Any], *, dynamic: bool
+    ) -> Outcome:
+        """Both passes on one replica; what a step that overflows has seen is forgotten."""
+        if not dynamic:
+            return self._compute(context, rows, read)
+        with on_local_copies(context):
+            before = _floats(self._model.non_trainable_variables)
+        outcome = self._compute(context, rows, read)
+        if before:
+            with on_local_copies(context):
+                finite = update.all_finite(outcome.gradients)
+                for variable, value in before:
+                    variable.assign(tf.where(finite, variable, value))
+        return outcome
 
     def _weight_totals(
         self, context: Any, shard: Shard, rows: Rows, device_map: Any

@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.local_copies import is_compiling, keeping_former
 from tfgpu.engine.temporary import in_place_of
 
 
@@ -55,7 +56,42 @@ def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
         variables: The trainable ones of today, which may be fewer than the optimizer knows.
     """
     with prepared(optimizer):
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if is_compiling() and _can_take_back(optimizer):
+            _apply_and_take_back(optimizer, gradients, variables)
+        else:
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+
+def _can_take_back(optimizer: Any) -> bool:
+    """Whether it scales the loss, and all that it assigns is seen: Keras' optimizers and ours."""
+    return (
+        type(optimizer) is keras.optimizers.LossScaleOptimizer
+        and optimizer.built
+        and type(optimizer.inner_optimizer).__module__.startswith(("keras.", "tfgpu."))
+    )
+
+
+def _apply_and_take_back(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    """`LossScaleOptimizer.apply`, which updates only if all gradients are finite, without a branch.
+
+    At a branch in what XLA compiled the host waits for the GPU, once a step. Here the update is
+    made in any case, and after an overflow every value is the one from before.
+    """
+    finite = optimizer.check_finite(gradients)
+    scale = tf.convert_to_tensor(optimizer.dynamic_scale)
+    steps = tf.convert_to_tensor(optimizer.step_counter)
+    with keeping_former() as former:
+        unscaled = [
+            g if g is None or getattr(v, "overwrite_with_gradient", False) else g / scale
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+        optimizer.inner_optimizer.apply(unscaled, trainable_variables=variables)
+    for variable, value in former.values:
+        variable.assign(tf.where(finite, variable.read_value(), value))
+    grows = steps == optimizer.dynamic_growth_steps - 1
+    optimizer.step_counter.assign(tf.where(finite & ~grows, steps + 1, 0))
+    factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
+    optimizer.dynamic_scale.assign(scale * tf.cast(factor, scale.dtype))
 
 
 def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
