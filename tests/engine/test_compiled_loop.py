@@ -11,6 +11,7 @@ import tfgpu
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import make_resident, training_batches
 from tfgpu.engine import compiled_loop
+from tfgpu.engine.batches import Batches
 from tfgpu.engine.step_statistics import StepStatistics
 
 ROWS, BATCH, TOGETHER = 90, 16, 4  # Executions of 4 steps, of 1 whole and of 1 smaller batch.
@@ -159,6 +160,32 @@ def test_large_steps_and_deterministic_ones_are_not_looped(as_on_gpu, monkeypatc
     monkeypatch.setattr(compiled_loop.private, "op_determinism_enabled", lambda: True)
     train(model, strategy)
     assert not loops(model)
+
+
+@pytest.mark.parametrize("lengths", [(4, 1, 3, 2), (2, 3, 4, 1), (3, 2, 2, 2, 1)])
+def test_batches_read_ahead_are_not_lost_when_executions_change_their_length(as_on_gpu, lengths):
+    strategy = one_device()
+    data = examples().take(np.arange(5 * BATCH))
+    found = []
+    for each in (lengths, (1,) * sum(lengths)):
+        model = network(strategy)
+        batches = training_batches(
+            data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
+        )
+        model.train_on_batch(*(array[:BATCH] for array in data.load_arrays()))
+        with strategy.scope():
+            iterator = iter(Batches(batches, strategy))
+            ahead = []
+            for length in each:  # Epochs of 5 steps.
+                model.steps_per_execution = length
+                model.train_function(iterator)
+                ahead.append(iterator.ahead is not None)
+        assert any(ahead) == (each is lengths)
+        assert int(model.optimizer.iterations.numpy()) == 1 + sum(lengths)
+        assert bool(loops(model)) == (each is lengths)
+        found.append(model.get_weights())
+    for expected, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-6)
 
 
 @pytest.mark.slow

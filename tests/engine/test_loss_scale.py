@@ -169,7 +169,9 @@ def test_xla_updates_without_a_branch_what_it_updates_with_one(monkeypatch, kind
             for function in model.train_function.traced
             for concrete in function._list_all_concrete_functions()
         ]
-        nodes = [node for graph in graphs for fun in graph.library.function for node in fun.node_def]
+        nodes = [
+            node for graph in graphs for fun in graph.library.function for node in fun.node_def
+        ]
         return sum(node.op in ("If", "StatelessIf") and "update" in node.name for node in nodes)
 
     def scaled():

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import tensorflow as tf
@@ -312,6 +313,8 @@ class BatchIterator:
     Attributes:
         batches: What is iterated over.
         input_seconds: Seconds spent in `read_ahead`, until somebody sets it back.
+        ahead: What comes before the batches of `source`, and may still be being read; None for
+            nothing. See `compiled_loop`.
     """
 
     def __init__(self, dataset: Any, batches: Batches, *, position: int = 0):
@@ -323,6 +326,7 @@ class BatchIterator:
         self._ahead: list[Any] = []
         self._promised: int | None = None
         self.input_seconds = 0.0
+        self.ahead: Future[Any] | None = None
 
     @functools.cached_property
     def source(self) -> Iterator[Any]:

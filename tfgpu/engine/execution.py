@@ -185,7 +185,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
     loop = None
     if name == "train_step":
-        loop = CompiledLoop(model, replicas, read_batch=read_batch, one_by_one=run_one)
+        loop = CompiledLoop(model, replicas, one_by_one=run_one)
 
     def execution(iterator: Any) -> Any:
         if not isinstance(iterator, BatchIterator):
@@ -205,7 +205,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         steps = iterator.take(trainer.steps_per_execution)
         if steps == 0:
             raise StopIteration
-        if loop is not None and not alone and loop.takes(batches, steps):
+        if loop and (iterator.ahead or (not alone and loop.takes(batches, steps))):
             return loop.run(iterator, given, steps)
         # Steps over time are faster where their rows are known when they are traced. Others are
         # not, and would be traced twice for nothing.

@@ -71,7 +71,9 @@ def _can_take_back(optimizer: Any) -> bool:
     )
 
 
-def _apply_and_take_back(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+def _apply_and_take_back(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
+) -> None:
     """`LossScaleOptimizer.apply`, which updates only if all gradients are finite, without a branch.
 
     At a branch in what XLA compiled the host waits for the GPU, once a step. Here the update is
