@@ -182,7 +182,7 @@ class DeviceDataset(WrappedDataset):
             examples: See the class.
             batch_size: See the class.
             settings: See the class.
-            make: Makes `dataset` from a step on, and what `cut` leaves of it; None where neither can.
+            make: Makes `dataset` from a step on, and what `cut` leaves of it; None: it cannot.
             start_step: With which `dataset` begins.
             steps_per_epoch: See the class; None for all examples.
         """
