@@ -25,6 +25,12 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
+def see(page: str) -> str:
+    """Where to read more, as it is added to a message: see `Error`."""
+    name, _, heading = page.partition("#")
+    return f"; see {PAGES.format(name)}{'#' if heading else ''}{heading}" if name else ""
+
+
 class Error(Exception):
     """Base of the errors whose message is meant for the user.
 
@@ -49,8 +55,7 @@ class Error(Exception):
     @property
     def see(self) -> str:
         """Where to read more, as it is added to the message: "; see docs/data.md", or ""."""
-        name, _, heading = self.page.partition("#")
-        return f"; see {PAGES.format(name)}{'#' if heading else ''}{heading}" if name else ""
+        return see(self.page)
 
 
 class RequestError(Error):

@@ -180,6 +180,7 @@ def test_both_ways_to_start_a_command_say_the_same():
     assert as_module.returncode == as_command.returncode == 2
     assert as_module.stderr == as_command.stderr
     assert as_module.stderr.startswith("tfgpu: --epochs=0: ")
+    assert as_module.stderr.endswith("; see docs/train.md\n")
     assert as_module.stderr.count("\n") == 1
 
 

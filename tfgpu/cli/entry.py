@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tfgpu.cli import flags
-from tfgpu.errors import DISK_FULL, Error, RequestError, VersionWarning, WorkError, did_you_mean
+from tfgpu.errors import (
+    DISK_FULL,
+    Error,
+    RequestError,
+    VersionWarning,
+    WorkError,
+    did_you_mean,
+    see,
+)
 
 # Each command is the module of that name in this package.
 COMMANDS = {
@@ -49,8 +57,9 @@ def _one_line(
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits the process with the code its outcome calls for.
 
-    An `errors.Error` ends as one line on standard error. Any other exception is a bug: it keeps
-    its traceback and exits 1. `TFGPU_DEBUG=1` shows the traceback of every error.
+    An `errors.Error` ends as one line on standard error, which says where to read more: the page
+    that it names, or for a wrong request that of the command. Any other exception is a bug: it
+    keeps its traceback and exits 1. `TFGPU_DEBUG=1` shows the traceback of every error.
 
     Args:
         main: Takes the arguments without the program's name; returns an exit code, or None for 0.
@@ -69,7 +78,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         # Here rather than at the interpreter's end, where a closed pipe can no longer be caught.
         sys.stdout.flush()
     except Error as error:
-        _fail(str(error), error.exit_code, see=error.see)
+        page = _command(main, argv) if isinstance(error, RequestError) else ""
+        _fail(str(error), error.exit_code, more=error.see or see(page))
     except KeyboardInterrupt:
         _fail("stopped by SIGINT", 130)
     except BrokenPipeError:
@@ -87,6 +97,16 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
             f"{error.strerror}{where}; free some space, or choose another place with --run_dir"
         )
     raise SystemExit(code)
+
+
+def _command(main: Callable[..., object], argv: Sequence[str] | None) -> str:
+    """The command that was asked for, by either of its names; "" for none."""
+    if main is _dispatch:
+        name = next(iter(sys.argv[1:] if argv is None else argv), "")
+    else:  # `python -m tfgpu.train` calls its module `__main__`.
+        spec = getattr(sys.modules.get(main.__module__), "__spec__", None)
+        name = spec.name.split(".")[1] if spec and spec.name.startswith("tfgpu.") else ""
+    return name if name in COMMANDS else ""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -137,18 +157,18 @@ def _help_text() -> str:
     )
 
 
-def _fail(message: str, code: int, *, see: str = "") -> NoReturn:
+def _fail(message: str, code: int, *, more: str = "") -> NoReturn:
     if os.environ.get("TFGPU_DEBUG") == "1":
         traceback.print_exc()
     _flush_quietly()
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"tfgpu: {line}{see}", file=sys.stderr)
+    print(f"tfgpu: {line}{more}", file=sys.stderr)
     sys.exit(code)
 
 
 def _fail_at_work(message: str) -> NoReturn:
     """What no part of tfgpu has noticed before."""
-    _fail(message, WorkError.exit_code, see=WorkError().see)
+    _fail(message, WorkError.exit_code, more=WorkError().see)
 
 
 def _flush_quietly() -> None:
