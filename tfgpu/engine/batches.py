@@ -415,10 +415,9 @@ class BatchIterator:
             smaller batch is not the last one.
         """
         batches, source = self.batches, self.batches.source
-        rows = batches.batch_size
-        if rows is None or not batches.whole:
+        rows, every = batches.batch_size, getattr(source, "steps_per_epoch", None)
+        if rows is None or every is None or not batches.whole:
             return steps, None
-        every = source.steps_per_epoch
         if every * rows <= source.num_examples:
             return steps, rows  # What is left of an epoch is no batch.
         end = self._position - self._first + source.start_step
