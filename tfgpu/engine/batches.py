@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.batch_sizes import BatchSizes
 from tfgpu.engine.shards import Shard, row_count, shard_of
 
 
@@ -66,6 +67,7 @@ class Batches:
         steps_per_epoch: Batches an epoch, when the data set is to be cut into
             epochs; None: an epoch is the data set.
         continued: See the attribute.
+        sizes: See the attribute, where the caller knows it.
 
     Attributes:
         exact: Whether executions have to end where `cut_every` and the epoch say.
@@ -85,7 +87,9 @@ class Batches:
         num_batches: int | None = None,
         steps_per_epoch: int | None = None,
         continued: bool = False,
+        sizes: BatchSizes | None = None,
     ):
+        self._sizes = sizes
         self.continued = continued
         self.element_spec = dataset.element_spec
         self.source = dataset
@@ -111,6 +115,13 @@ class Batches:
         self._direct = private.is_default(strategy) or _is_cpu(strategy) or alone
         self._local = local_replicas(strategy)
         self.whole = self._direct and not has_several_workers(strategy)
+
+    @property
+    def sizes(self) -> BatchSizes | None:
+        """How many rows the batches have, where that is known beforehand."""
+        if not self.whole:
+            return None
+        return BatchSizes.of(self.source) if self._sizes is None else self._sizes
 
     @property
     def model_spec(self) -> Any:
@@ -408,23 +419,11 @@ class BatchIterator:
         return steps
 
     def full_batches(self, steps: int) -> tuple[int, int | None]:
-        """How many of the `steps` batches that were taken last are full, before a smaller one.
-
-        Returns:
-            The number, and the rows of a full batch; None where they are not known, or where a
-            smaller batch is not the last one.
-        """
-        batches, source = self.batches, self.batches.source
-        rows, every = batches.batch_size, getattr(source, "steps_per_epoch", None)
-        if rows is None or every is None or not batches.whole:
+        """See `BatchSizes.full`; of the `steps` batches that were taken last."""
+        sizes = self.batches.sizes
+        if sizes is None:
             return steps, None
-        if every * rows <= source.num_examples:
-            return steps, rows  # What is left of an epoch is no batch.
-        end = self._position - self._first + source.start_step
-        smaller = [step for step in range(end - steps, end) if (step + 1) % every == 0]
-        if not smaller:
-            return steps, rows
-        return (steps - 1, rows) if smaller == [end - 1] else (steps, None)
+        return sizes.full(self._position - self._first, steps)
 
     @property
     def alone(self) -> bool:

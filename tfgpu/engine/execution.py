@@ -232,7 +232,8 @@ def of_rows(element: Any, rows: int | None) -> Any:
         return element
 
     def known(leaf: Any) -> Any:
-        return tf.ensure_shape(leaf, [rows, *leaf.shape[1:]])
+        dense = isinstance(leaf, tf.Tensor) and leaf.shape.rank
+        return tf.ensure_shape(leaf, [rows, *leaf.shape[1:]]) if dense else leaf
 
     return keras.tree.map_structure(known, element)
 

@@ -37,6 +37,7 @@ try:
     from keras.src.random import seed_generator
     from keras.src.trainers import trainer
     from keras.src.trainers.compile_utils import CompileLoss
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
     from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
     from keras.src.trainers.epoch_iterator import EpochIterator
     from tensorflow.python.data.ops import multi_device_iterator_ops
@@ -48,7 +49,8 @@ try:
 except ImportError as error:
     raise VersionError(f"tfgpu does not fit {versions()}: {error}") from error
 
-__all__ = ["BaseResourceVariable", "CompileLoss", "GeneratorDataAdapter", "ResourceVariable"]
+__all__ = ["ArrayDataAdapter", "BaseResourceVariable", "CompileLoss", "GeneratorDataAdapter"]
+__all__ += ["ResourceVariable"]
 
 # ---- models and their trainer -----------------------------------------------------------------
 
@@ -131,6 +133,8 @@ for _name in ("data_adapter", "steps_per_epoch", "steps_per_execution"):
     require(EpochIterator, _name)
 require(TFEpochIterator, "_distribute_strategy")
 require(GeneratorDataAdapter, "generator")
+for _size in ("batch_size", "num_batches", "has_partial_batch"):
+    require(ArrayDataAdapter, _size)
 require(tf.data.Dataset, "_variant_tensor")
 require(multi_device_iterator_ops.OwnedMultiDeviceIterator, "_create_device_dataset")
 

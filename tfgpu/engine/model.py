@@ -20,6 +20,7 @@ from keras.utils import unpack_x_y_sample_weight
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
+from tfgpu.engine.batch_sizes import BatchSizes
 from tfgpu.engine.batches import Batches, has_several_workers
 from tfgpu.engine.execution import has_own_results, make_execution, make_prediction
 from tfgpu.engine.own_step import is_own
@@ -206,12 +207,17 @@ class ReplicaTrainer(private.TrainerHooks):
             generator = adapter.generator()
             adapter.generator = lambda: generator
             continued = True
+        sizes = None
+        if isinstance(adapter, private.ArrayDataAdapter):
+            smaller = adapter.has_partial_batch
+            sizes = BatchSizes(adapter.batch_size, adapter.num_batches, smaller=smaller)
         batches = Batches(
             dataset,
             self.distribute_strategy,
             num_batches=adapter.num_batches,
             steps_per_epoch=steps,
             continued=continued,
+            sizes=sizes,
         )
         private.epoch_dataset.set(iterator, batches)
         vars(iterator)[private.enumerate_epoch.name] = lambda: private.for_keras(
