@@ -107,7 +107,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
                 for weight in model.parameters():
                     weight.mul_(1 - job["learning_rate"] * job["weight_decay"])
             optimizer.step()
-            total += float(loss) * len(chosen)
+            total += loss.item() * len(chosen)
         result["seconds"].append(time.perf_counter() - begin)
         result["losses"].append(total / count)
         model.eval()
