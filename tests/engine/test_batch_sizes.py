@@ -67,7 +67,8 @@ def rows_traced(model):
 def test_recurrent_steps_know_the_rows_of_arrays_and_compute_what_keras_does(mirrored2, replicas):
     x, y = arrays()
     strategy = mirrored2 if replicas == 2 else tf.distribute.get_strategy()
-    model, stock = network(tfgpu.Model, strategy), network(keras.Model, tf.distribute.get_strategy())
+    model = network(tfgpu.Model, strategy)
+    stock = network(keras.Model, tf.distribute.get_strategy())
     histories = [
         one.fit(x, y, batch_size=BATCH, epochs=3, shuffle=False, verbose=0).history
         for one in (model, stock)
