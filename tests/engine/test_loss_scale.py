@@ -142,16 +142,25 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "strategies",
-    [tf.distribute.get_strategy, lambda: tf.distribute.MirroredStrategy(["CPU:0"])],
-    ids=["none", "mirrored"],
+    ("kind", "mirrored"),
+    [
+        ("sgd", False),
+        ("averaging", True),
+        ("nadam", False),
+        ("accumulating", True),
+        *(
+            pytest.param(kind, mirrored, marks=pytest.mark.slow)
+            for kind, mirrored in zip(OPTIMIZERS, (True, False, True, False), strict=True)
+        ),
+    ],
 )
-def test_xla_updates_without_a_branch_what_it_updates_with_one(monkeypatch, kind, strategies):
+def test_xla_updates_without_a_branch_what_it_updates_with_one(monkeypatch, kind, mirrored):
     def train(branch):
         monkeypatch.setattr(update, "_can_take_back", (lambda _: False) if branch else can)
-        strategy = strategies()
+        strategy = tf.distribute.get_strategy()
+        if mirrored:
+            strategy = tf.distribute.MirroredStrategy(["CPU:0"])
         model = build(
             strategy, optimizer=scaled, normalize=True, jit_compile=True, steps_per_execution=3
         )
