@@ -98,6 +98,17 @@ def test_a_gpu_that_works_is_ok():
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("pin", "inside"), [("==9.3.0.75", True), ("==9.31.0.1", False), ("==8.9.7.29", False)]
+)
+def test_a_wheel_that_pins_cudnn_runs_with_later_ones_of_its_major_number(monkeypatch, pin, inside):
+    monkeypatch.setattr(libraries, "requirement", lambda package: package + pin)
+    found = worst(diagnose(driver(A100), framework(A100)))
+    assert ("cuDNN" not in found) is inside
+    if not inside:
+        assert f"nvidia-cudnn-cu12{pin}" in found["cuDNN"].remedy
+
+
 def test_a_machine_without_nvidia_trains_on_its_processor():
     none = Driver(code=None, error="libnvidia-ml.so.1: cannot open shared object file")
     assert worst(diagnose(none, framework(), ())) == {}

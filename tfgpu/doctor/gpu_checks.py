@@ -232,6 +232,10 @@ def _check_libraries(found: Section, opened: Sequence[tuple[Library, Opened]]) -
         found.add("libraries", "ok", value)
 
 
+def _at_least(pin: re.Match[str]) -> str:
+    return f">={pin[1]}{pin[2]},<{int(pin[1]) + 1}"
+
+
 def _check_cudnn(found: Section, library: Library, outcome: Opened, version: int) -> None:
     # 90300 is 9.3.0 since cuDNN 9; before, 8907 was 8.9.7.
     digits = (
@@ -239,7 +243,8 @@ def _check_cudnn(found: Section, library: Library, outcome: Opened, version: int
     )
     bound = libraries_lib.requirement(library.package).removeprefix(library.package)
     shown = ".".join(map(str, digits))
-    if within(shown, bound):
+    # A wheel that pins one version runs with every later one of the same major number.
+    if within(shown, re.sub(r"^==(\d+)(\S*)$", _at_least, bound)):
         return found.add("cuDNN", "ok", f"{shown} ({outcome.path})")
     return found.add(
         "cuDNN",
