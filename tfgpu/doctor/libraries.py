@@ -215,7 +215,7 @@ def requirement(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         declared = []
     for line in declared:
-        text = line.partition(";")[0].strip()
+        text = "".join(line.partition(";")[0].split())
         if re.match(rf"{re.escape(package)}(?![\w-])", text):
             return text
     return package
