@@ -436,6 +436,7 @@ batches_since_saving = Attribute(keras.callbacks.ModelCheckpoint, "_batches_seen
 
 close_writers = Method(_TensorBoard, "_close_writers", "self", called_by="on_train_end")
 collect_learning_rate = Method(_TensorBoard, "_collect_learning_rate", "self", "logs")
+log_weights = Method(_TensorBoard, "_log_weights", "self", "epoch", called_by="on_epoch_end")
 require(_TensorBoard, "_push_writer", "self", "writer", "step", called_by="on_train_begin")
 require(_TensorBoard, "_pop_writer", "self", called_by="on_train_end")
 
@@ -461,6 +462,22 @@ class TensorBoardHooks(keras.callbacks.TensorBoard):
     _pop_writer = calling("pop_writer")
     _close_writers = calling("close_writers")
     _collect_learning_rate = calling("collect_learning_rate")
+
+
+def _log_by_path(self: Any, epoch: int) -> None:
+    """Histograms, and pictures, of the weights of each layer."""
+    with self.train_writer.as_default():
+        for weight in (weight for layer in self.model.layers for weight in layer.weights):
+            name = weight.path.replace(":", "_")
+            self.summary.histogram(f"{name}/histogram", weight, step=epoch)
+            if self.write_images:
+                self._log_weight_as_image(weight, f"{name}/image", epoch)
+
+
+# Keras 3.10 wrote those of all layers under one name, such as "kernel".
+if "path" not in log_weights.function.__code__.co_names:
+    require(_TensorBoard, "_log_weight_as_image", "self", "weight", "weight_name", "epoch")
+    setattr(TensorBoardHooks, log_weights.name, _log_by_path)
 
 
 # Last, since what does not fit is an error.
