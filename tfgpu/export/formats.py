@@ -177,7 +177,7 @@ def _convert_litert(
     if types:
         target["supported_types"] = list(types)
     source.named.export(
-        path,
+        str(path),  # Keras 3.13 takes no other.
         format="litert",
         verbose=False,
         input_signature=source.exported,
