@@ -138,9 +138,10 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     replicas = Replicas(model, name)
     statistics = trainer.tfgpu_statistics if name == "train_step" else None
 
-    def read_batch(source: Any) -> Any:
+    def read_batch(source: Any, rows: int | None) -> Any:
         with tf.name_scope("input"):
-            return next(source) if statistics is None else statistics.timed(lambda: next(source))
+            read = functools.partial(next, source)
+            return of_rows(read() if statistics is None else statistics.timed(read), rows)
 
     def run_steps(
         source: Any,
@@ -154,14 +155,13 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         looped = steps - 1 if replicas.own_results else steps
 
         def body(count: tf.Tensor) -> list[tf.Tensor]:
-            element = of_rows(read_batch(source), rows)
-            replicas.run(element, device_map, resident, whole=whole)
+            replicas.run(read_batch(source, rows), device_map, resident, whole=whole)
             return [count + 1]
 
         tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
         if not replicas.own_results:
             return replicas.logs(None)
-        element = of_rows(read_batch(source), rows)
+        element = read_batch(source, rows)
         return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
     def run_one(
@@ -172,7 +172,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     def run_next(
         source: Any, device_map: Any, resident: Any, whole: bool, rows: int | None = None
     ) -> Any:
-        element = of_rows(read_batch(source), rows)
+        element = read_batch(source, rows)
         return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
 
     if not model.run_eagerly:

@@ -79,7 +79,7 @@ def _apply_and_take_back(
     At a branch in what XLA compiled the host waits for the GPU, once a step. Here the update is
     made in any case, and after an overflow every value is the one from before.
     """
-    finite = optimizer.check_finite(gradients)
+    finite = all_finite(gradients)  # As the step has it already, where it forgets what it saw.
     scale = tf.convert_to_tensor(optimizer.dynamic_scale)
     steps = tf.convert_to_tensor(optimizer.step_counter)
     with keeping_former() as former:
