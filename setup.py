@@ -88,7 +88,7 @@ DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 # real browser, where there is one. Those of export cannot be installed beside TensorFlow 2.19.
 TEST_BUT_EXPORT = [
     "pytest>=8.2.0",
-    "pytest-xdist>=3.6.0",
+    "pytest-xdist>=3.6.1",
     "selenium>=4.30.0",
     # The notebook, run from top to bottom.
     "ipykernel>=6.29.5",
@@ -138,7 +138,7 @@ EXTRAS_REQUIRE = {
     "docs": DOCS,
     "test": TEST,
     # The same beside TensorFlow 2.19, without tests/export.
-    "test_oldest": TEST_BUT_EXPORT,
+    "test-oldest": TEST_BUT_EXPORT,
     "dev": [*TEST, *DOCS, "import-linter>=2.13", "mypy>=2.4", "pre-commit>=4.0", "ruff>=0.17"],
 }
 
