@@ -4,7 +4,7 @@
 
 Needs CIFAR-10 prepared for TFDS in `--data_dir` or TFDS_DATA_DIR. The recipe is airbench94 with
 Muon (K. Jordan, arXiv:2404.00498 and its repository), which reached 94.01 % (n=200) in 2.59 s on an
-A100 with PyTorch 2.4. This one took 1.43 s on an H200 and reached 90.7 % (n=10), on images that
+A100 with PyTorch 2.4. This one took 1.41 s on an H200 and reached 90.7 % (n=10), on images that
 are JPEG-coded; see docs/results.md. On two CPU cores a training takes an hour or so.
 `airbench94_pytorch.py` compares the first epoch with PyTorch's.
 

@@ -190,6 +190,7 @@ def cells(precision: str) -> None:
         middle = time.perf_counter()
         then = model.fit(batches, epochs=2, **steps)
         end = time.perf_counter()
+        # A function each for a step and for an execution in one program; of either one trace.
         traces = [len(f._list_all_concrete_functions()) for f in model.train_function.traced]
         found = [*first.history["loss"], *first.history["val_loss"], *then.history["loss"]]
         name = f"{precision}, {'XLA' if jit else 'no XLA'}, "
@@ -308,30 +309,36 @@ def copies() -> None:
     from tfgpu.engine.step_statistics import StepStatistics
 
     strategy = place.strategy()
-    steps = 64
-    data = examples(tf, BATCH * steps)
+    executions = (64, 128)
+    data = examples(tf, BATCH * executions[-1])
     for statistics_too in (False, True):
-        with strategy.scope():
-            model = small_network(tfgpu.Model, jit=True, together=steps)
-        if statistics_too:
-            StepStatistics.of(model)
-        batches = training_batches(
-            data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
-        )
-        arguments = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
-        model.fit(batches, **arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            with tf.profiler.experimental.Profile(folder):
-                model.fit(batches, **arguments)
-            counts = _copies_in(Path(folder))
+        counts = []
+        for steps in executions:
+            with strategy.scope():
+                model = small_network(tfgpu.Model, jit=True, together=steps)
+            if statistics_too:
+                StepStatistics.of(model)
+            batches = training_batches(
+                data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
+            )
+            arguments = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
+            model.fit(batches, **arguments)
+            with tempfile.TemporaryDirectory() as folder:
+                with tf.profiler.experimental.Profile(folder):
+                    model.fit(batches, **arguments)
+                counts.append(_copies_in(Path(folder)))
         name = "with the statistics of TensorBoard" if statistics_too else "of a plain model"
-        # A few at the end of an execution, for the logs, are none of a step's.
-        to_host = counts.get("to host", 0)
+        # Those of an execution, which brings the logs to the host, are in both, and none of a step.
+        few, many = counts
+        a_step = {
+            kind: (many.get(kind, 0) - few.get(kind, 0)) / (executions[1] - executions[0])
+            for kind in DIRECTIONS.values()
+        }
         say(
             f"copies to the host in a step, {name}",
-            to_host < steps,
-            a_step={kind: count / steps for kind, count in counts.items()},
-            executions=1,
+            a_step["to host"] <= 0,
+            a_step=a_step,
+            an_execution=dict(zip(map(str, executions), counts, strict=True)),
         )
 
 
@@ -390,6 +397,59 @@ def odd_data() -> None:
         seconds = time.perf_counter() - start
         said = "a bad row" in str(error)
         say("an error in the data is raised", said and seconds < 60, seconds=seconds)
+
+
+def passes() -> None:
+    """Each pass over data makes its iterator anew, sees all of it, and keeps nothing."""
+    place = Place()
+    tf = place.tf
+    import numpy as np
+
+    import tfgpu
+
+    begun: dict[str, int] = {"training": 0, "validation": 0}
+    read: dict[str, int] = {"training": 0, "validation": 0}
+    spec = tf.TensorSpec([None, 32, 32, 3], tf.uint8), tf.TensorSpec([None], tf.int32)
+
+    def of(use: str, count: int) -> Any:
+        def batches() -> Iterator[Any]:
+            begun[use] += 1
+            for number in range(count):
+                read[use] += 1
+                yield np.full((16, 32, 32, 3), number, np.uint8), np.full(16, number % 10, np.int32)
+
+        return tf.data.Dataset.from_generator(batches, output_signature=spec)
+
+    epochs, sizes = 4, {"training": 21, "validation": 5}
+    with place.strategy().scope():
+        model = small_network(tfgpu.Model, jit=True)
+        model.optimizer.learning_rate = 0.0
+    data = {use: of(use, count) for use, count in sizes.items()}
+    memory = []
+
+    def passed(count: int) -> Any:
+        found = model.fit(
+            data["training"], validation_data=data["validation"], epochs=count, verbose=0
+        )
+        gc.collect()
+        memory.append(place.memory()["current"])
+        return found.history
+
+    passed(1)
+    history = passed(epochs)
+    seen = int(model.optimizer.iterations.numpy())
+    say(
+        "each pass makes its iterator anew and sees all data",
+        begun == dict.fromkeys(begun, 1 + epochs)
+        and read == {use: count * (1 + epochs) for use, count in sizes.items()}
+        and seen == read["training"],
+        begun=begun,
+        read=read,
+        steps=seen,
+        val_loss=history["val_loss"],
+    )
+    grown = memory[1] - memory[0]
+    say("a pass keeps no device memory", grown < 1e6, bytes=grown)
 
 
 def _train(*flags: str, run_dir: Path, environment: dict[str, str] | None = None) -> Any:
@@ -474,6 +534,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "peak_memory": peak_memory,
     "copies": copies,
     "odd_data": odd_data,
+    "passes": passes,
     **{
         f"resume_{precision}": (lambda precision=precision: resume(precision))
         for precision in ("float32", "mixed_float16")

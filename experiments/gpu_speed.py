@@ -18,6 +18,8 @@ from typing import Any
 
 from gpu_checks import Place, examples, say
 
+from tfgpu.machine.hardware_monitor import HardwareMonitor
+
 PROFILE = "GPU_REPORT_PROFILE"
 """Of the environment: a folder for TensorBoard's profiles of what measures speed."""
 
@@ -26,6 +28,19 @@ def profile_folder(group: str) -> str | None:
     """Where the profile of a group goes; None where none is asked for."""
     folder = os.environ.get(PROFILE)
     return folder and str(Path(folder, group))
+
+
+def watched(place: Place) -> HardwareMonitor:
+    """Samples utilisation, memory and power while a `with` block runs."""
+    return HardwareMonitor.of_devices(place.names, interval=0.1)
+
+
+def used(place: Place, monitor: HardwareMonitor, tflops: float) -> dict[str, Any]:
+    """The share of a float16 matrix product, and what was sampled."""
+    from tfgpu.machine.peak_rate import peak_flops
+
+    peak = 1e-12 * peak_flops(f"{place.kind}:0", dtype="float16")
+    return {"tflops": tflops, "of_matrix_products": tflops / peak, "hardware": monitor.summary()}
 
 
 def matrix_products() -> None:
@@ -60,9 +75,10 @@ def lenet() -> None:
     import keras
 
     from tfgpu.data.inputs import make_resident, training_batches
+    from tfgpu.machine import flops
     from tfgpu.models.lenet import lenet as build
 
-    batch, steps, rounds = (512, 1000, 5) if place.on_gpu else (64, 4, 2)
+    batch, steps, rounds = (512, 1000, 10) if place.on_gpu else (64, 4, 2)
     keras.config.set_dtype_policy("mixed_float16")
     strategy = place.strategy()
     data = examples(tf, batch * 90 if place.on_gpu else 256)
@@ -95,18 +111,22 @@ def lenet() -> None:
     first = {"tfgpu": seconds(ours, batches), "keras": seconds(stock, stream)}
     pairs = [(seconds(ours, batches), seconds(stock, stream)) for _ in range(rounds)]
     ratios = sorted(theirs / mine for mine, theirs in pairs)
+    with watched(place) as monitor:
+        seconds(ours, batches)
+    rates = {
+        name: batch * steps / statistics.median(pair[i] for pair in pairs)
+        for i, name in enumerate(("tfgpu", "keras"))
+    }
     say(
         "lenet is at least 5 times as fast as with stock Keras",
         ratios[len(ratios) // 2] >= 5 if place.on_gpu else None,
-        images_per_second={
-            name: batch * steps / statistics.median(pair[i] for pair in pairs)
-            for i, name in enumerate(("tfgpu", "keras"))
-        },
+        images_per_second=rates,
         ratio={"median": ratios[len(ratios) // 2], "low": ratios[0], "high": ratios[-1]},
         n=rounds,
         batch=batch,
         first_seconds=first,
         peak_bytes=place.memory()["peak"],
+        **used(place, monitor, 1e-12 * flops.count(ours).training * rates["tfgpu"]),
     )
 
 
@@ -118,10 +138,9 @@ def resnet50() -> None:
 
     from tfgpu.data.inputs import make_resident, training_batches
     from tfgpu.machine import flops
-    from tfgpu.machine.peak_rate import peak_flops
     from tfgpu.models.resnet import resnet50 as build
 
-    batch, steps, side, rounds = (256, 20, 224, 5) if place.on_gpu else (4, 1, 64, 2)
+    batch, steps, side, rounds = (256, 20, 224, 10) if place.on_gpu else (4, 1, 64, 2)
     keras.config.set_dtype_policy("mixed_float16")
     strategy = place.strategy()
     data = examples(tf, 4 * batch, side=side, classes=100)
@@ -143,24 +162,22 @@ def resnet50() -> None:
         return time.perf_counter() - start
 
     first = seconds()
-    rates = sorted(batch * steps / seconds() for _ in range(rounds))
+    with watched(place) as monitor:
+        rates = sorted(batch * steps / seconds() for _ in range(rounds))
     folder = profile_folder("resnet50")
     if folder is not None:
         with tf.profiler.experimental.Profile(folder):
             seconds()
     per_image = flops.count(model).training
-    tflops = 1e-12 * per_image * rates[rounds // 2]
-    peak = 1e-12 * peak_flops(f"{place.kind}:0", dtype="float16")
     say(
         "ResNet-50 reaches 2,500 images/s",
         rates[rounds // 2] >= 2500 if place.on_gpu else None,
         images_per_second={"median": rates[rounds // 2], "low": rates[0], "high": rates[-1]},
         n=rounds,
         batch=batch,
-        tflops=tflops,
-        of_matrix_products=tflops / peak,
         first_seconds=first,
         peak_bytes=place.memory()["peak"],
+        **used(place, monitor, 1e-12 * per_image * rates[rounds // 2]),
     )
 
 
@@ -175,20 +192,22 @@ def airbench() -> None:
     from tfgpu.errors import Error
 
     try:
-        result = airbench94.run(
-            runs=10, breakdown=True, max_seconds=110, profile=profile_folder("airbench")
-        )
+        with watched(place) as monitor:
+            result = airbench94.run(
+                runs=10, breakdown=True, max_seconds=110, profile=profile_folder("airbench")
+            )
     except Error as error:
         say("94 % of CIFAR-10 in 2.6 s", None, f"not tried: {error}")
         return
     accuracy, seconds = result["accuracy"], result["seconds"]
-    keys = ("accuracy", "accuracy_plain", "seconds", "training", "images_per_second", "tflops")
+    keys = ("accuracy", "accuracy_plain", "seconds", "training", "images_per_second", "parameters")
     keys += ("first_training_seconds", "breakdown", "recipe", "runs")
     say(
         "94 % of CIFAR-10 in 2.6 s",
         accuracy["mean"] >= 0.94 and seconds["mean"] <= 2.6,
         result["note"],
         **{key: result[key] for key in keys},
+        **used(place, monitor, result["tflops"]),
     )
 
 

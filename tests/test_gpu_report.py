@@ -1,4 +1,4 @@
-"""What only a GPU can show: the checks of experiments/gpu_report.py, one test a group."""
+"""What only a GPU can show: the checks of experiments/gpu_report.py, speed too, a test a group."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import gpu_report  # noqa: E402
-from gpu_checks import GROUPS  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -19,7 +18,7 @@ def gpu():
         pytest.skip("there is no GPU that the driver knows of")
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", gpu_report.EVERY)
 def test_group(group):
     result = gpu_report.run_group(group, limit=300)
     assert result["error"] is None, result["log"]

@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -20,6 +22,45 @@ def test_the_files_that_it_names_are_there():
     named = set(re.findall(r"`(?:experiments/)?(\w+\.py)`", ladder.page()))
     assert len(named) > 5
     assert [name for name in named if not (ROOT / "experiments" / name).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "said, file, path, digits",
+    [
+        ("`dice` is {}", "masks", "sets.nuclei.median.test_dice", 3),
+        ("lesion in 27 it is {}", "masks", "sets.lesions.median.test_dice", 2),
+        ("`map_50` {},", "detection", "shapes.median.map_50", 3),
+        ("`map` {} (medians", "detection", "shapes.median.map", 3),
+        ("RMSE {} at 80/20", "recommendations", "goals.rating.models.factors.median.test_rmse", 3),
+        (
+            "NDCG@10 {} at",
+            "recommendations",
+            "goals.retrieval.models.two_tower.median.test_ndcg_at_10",
+            3,
+        ),
+        ("(accuracy {},", "tables", "tables.breast_cancer.tfgpu.median.accuracy", 3),
+        ("ROC curve {};", "tables", "tables.breast_cancer.tfgpu.median.auc", 3),
+        ("(R² {};", "tables", "tables.housing.tfgpu.median.r2", 3),
+        ("gradient boosting {})", "tables", "tables.housing.scikit_learn.median.r2", 3),
+        ("mean average precision of {} and", "labels", "tfgpu.median.map", 3),
+        ("macro F1 of {};", "labels", "tfgpu.median.macro_f1", 3),
+        ("an accuracy of {} on spoken", "sounds", "digits-convolution.median.test_accuracy", 3),
+    ],
+)
+def test_the_page_of_the_tasks_has_the_measured_figures(said, file, path, digits):
+    found = json.loads((ROOT / "experiments" / "results" / f"{file}.json").read_text())
+    for name in path.split("."):
+        found = found[name]
+    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+    assert said.format(f"{found:.{digits}f}") in page
+
+
+def test_the_page_of_the_tasks_has_the_figures_of_the_trees():
+    trees = json.loads((ROOT / "experiments" / "results" / "detection.json").read_text())["trees"]
+    medians = [each["median"]["map_50"] for name, each in trees.items() if name != "machine"]
+    *most, last = sorted((f"{value:.2f}" for value in medians), reverse=True)
+    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+    assert f"`map_50` on a fourth is {', '.join(most)} or {last}, by which" in page
 
 
 def test_what_has_no_results_is_not_shown(tmp_path):

@@ -11,6 +11,7 @@ from trained_runs import argv_of, command, everything, the_line
 
 from tfgpu.artifacts import event_files
 from tfgpu.artifacts.run_files import RunFiles
+from tfgpu.train.settings import TrainSettings
 
 pytestmark = [
     pytest.mark.usefixtures("here"),
@@ -34,18 +35,38 @@ def test_a_dry_run_tells_what_the_run_then_decides_and_writes_nothing(run, place
     assert "  --early_stopping=7" in said and f"would make {path}, with:" in said
     decided = {line.split()[0] for line in said.splitlines() if line.endswith("  decided")}
     assert {"--task=classification", "--weight_decay=0.004", "--learning_rate=0.001"} <= decided
+    assert {"--features=x=image,y=label", "--image_size=8x8"} <= decided
     assert "54 images to train on, 6 to validate, 14 to test" in said
 
     made = run(**settings)
+    of_the_process = TrainSettings.names(on_resume="ignored")
     for name, value in told.items():
         recorded = made.config[name]
-        if name not in ("run_dir", "task") and recorded is not None:
+        if name not in {"task", *of_the_process} and recorded is not None:
             assert json.dumps(recorded).strip('"') == value or name == "image_size", name
     listed = [line.strip().rstrip("/") for line in said.partition("with:")[2].splitlines()]
     files = {each.name for each in made.path.iterdir() if each.name != ".lock"}
     assert set(filter(None, listed[:-1])) == files
     given = json.loads((made.path / "environment.json").read_text())["given"]
     assert given["early_stopping"] == 7 and "weight_decay" not in given
+
+
+def test_a_dry_run_leaves_nothing_on_auto_but_what_has_no_meaning(place, capsys):
+    assert command(*argv_of({"width": "2"}), f"--run_dir={place}/dry", "--dry_run") == 2
+    assert "takes no argument 'width'" in the_line(capsys)
+    assert command(*argv_of({}), f"--run_dir={place}/dry", "--dry_run") == 0
+    said = capsys.readouterr().out
+    left = [line for line in said.splitlines() if line.startswith("  --") and "=auto" in line]
+    why = {line.split("=")[0].strip(): line.partition("(")[2].rstrip(")") for line in left}
+    task = "not of the task classification"
+    assert why == {
+        "--target": task,
+        "--tokens": task,
+        "--width": "not of the model e2e_models:small",
+        "--depth": "not of the model e2e_models:small",
+        "--unfreeze_learning_rate": "without --unfreeze_at",
+        "--resume": "",  # Its name for the default, which is no question.
+    }
 
 
 def test_a_dry_run_refuses_what_a_run_refuses(run, place, capsys):
@@ -59,7 +80,8 @@ def test_a_dry_run_prepares_no_data(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert command("--devices=CPU:0", f"--run_dir={tmp_path}/run", "--dry_run") == 0
-    assert "1,293 images to train on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1,293 images to train on" in said and "--depth=2 " in said
     assert everything(tmp_path) == []
 
 

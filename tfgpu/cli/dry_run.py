@@ -22,22 +22,35 @@ def given(config: Settings) -> dict[str, Any]:
     }
 
 
-def settings(config: Settings, asked: Mapping[str, Any] | Collection[str]) -> list[str]:
+def settings(
+    config: Settings,
+    asked: Collection[str],
+    *,
+    decided: Mapping[str, str] | None = None,
+    unused: Mapping[str, str] | None = None,
+) -> list[str]:
     """A line a setting, as it is typed, with who has decided it.
 
     Args:
         config: The settings, decided.
         asked: Names of those that were given.
+        decided: As typed, what stands in the place of those that `config` leaves open, by name.
+        unused: Why a setting has no meaning here, by name.
     """
+    decided, unused = decided or {}, unused or {}
     rows = []
     for section in config.page().values():
         for name, setting in section.items():
-            if setting.on_resume == "ignored" and name not in _ALSO:
-                continue
             value = getattr(config, name)
-            word = setting.word if value is None and setting.word is not None else None
             default = value == getattr(type(config), name)
-            how = "given" if name in asked else ("" if default else "decided")
-            rows.append((f"--{name}={word or as_typed(value)}", how))
+            typed = as_typed(value) if value is not None or setting.word is None else setting.word
+            # Those of the process are never in `asked`, which is what the run keeps of it.
+            given = name in asked or (setting.on_resume == "ignored" and not default)
+            how = "given" if given else "" if default else "decided"
+            if name in unused and not given:
+                how = f"({unused[name]})"
+            elif name in decided and not given:
+                typed, how = decided[name], "decided"
+            rows.append((f"--{name}={typed}", how))
     wide = max((len(flag) for flag, how in rows if how), default=0)
     return [f"  {flag:<{wide}}  {how}".rstrip() for flag, how in rows]

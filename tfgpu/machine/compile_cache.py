@@ -52,6 +52,24 @@ _PACKAGES = (
 )
 
 
+def chosen(setting: str) -> Path | None:
+    """Where the programs of all versions and devices lie; None where none are kept.
+
+    Args:
+        setting: See `keep`.
+
+    Raises:
+        RuntimeError: The folder begins with "~", and the user has no home directory.
+    """
+    if setting == NONE or _FLAG in os.environ.get("TF_XLA_FLAGS", ""):
+        return None
+    if setting != AUTO:
+        return Path(setting).expanduser().absolute()
+    # A processor compiles in a second or two.
+    own = user_cache.directory() if driver.ask().gpus else None
+    return own.absolute() / "xla" if own is not None else None
+
+
 def keep(setting: str, *, deterministic: bool) -> Path | None:
     """Has TensorFlow, which this process must not have imported yet, keep compiled programs.
 
@@ -67,13 +85,12 @@ def keep(setting: str, *, deterministic: bool) -> Path | None:
     Raises:
         RequestError: A folder that was asked for cannot be written.
     """
-    if setting == NONE or _FLAG in os.environ.get("TF_XLA_FLAGS", ""):
-        return None
-    found = driver.ask()
-    if setting == AUTO and not found.gpus:
-        return None  # A processor compiles in a second or two.
     try:
-        folder = _prepared(setting, _key(found, deterministic=deterministic))
+        root = chosen(setting)
+        if root is None:
+            return None
+        key = _key(driver.ask(), deterministic=deterministic)
+        folder = _prepared(root, key, LEAST_FREE if setting == AUTO else 0)
     except (OSError, RuntimeError, ValueError) as error:
         if setting == AUTO:
             return None
@@ -87,21 +104,13 @@ def keep(setting: str, *, deterministic: bool) -> Path | None:
     return folder
 
 
-def _prepared(setting: str, key: str) -> Path:
+def _prepared(root: Path, key: str, least_free: int) -> Path:
     """Makes the folder, and sees that programs can be written to it and read from it.
 
     Raises:
         OSError: They cannot be.
-        RuntimeError: The user has no home directory.
         ValueError: TensorFlow does not take such a path.
     """
-    own = user_cache.directory()
-    if setting != AUTO:
-        root = Path(setting).expanduser().absolute()
-    elif own is None:
-        raise RuntimeError("the user has no home directory")
-    else:
-        root = own.absolute() / "xla"
     if re.search(r"\s", str(root)):
         raise ValueError("TensorFlow takes no folder with a space in its path")
     folder = root / key
@@ -110,7 +119,7 @@ def _prepared(setting: str, key: str) -> Path:
         if not _is_whole(path):
             path.unlink(missing_ok=True)
     _make_room(root)
-    if setting == AUTO and shutil.disk_usage(folder).free < LEAST_FREE:
+    if shutil.disk_usage(folder).free < least_free:
         raise OSError("little room")
     # What is free does not tell of a quota.
     with tempfile.NamedTemporaryFile(dir=folder, prefix="room-") as probe:

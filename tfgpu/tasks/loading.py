@@ -33,6 +33,7 @@ class Dataset(Description):
         task: The task.
         task_name: As in `--task`: of one's own "package.module:NAME".
         spec: Of the data.
+        roles: Which feature is what, such as {"x": "image", "y": "label"}.
         train: The examples to train on, without those of validation.
         validation: The part carved from train; None when the fraction is 0.
         test: To be read once, at the end.
@@ -44,6 +45,7 @@ class Dataset(Description):
     task: Task
     task_name: str
     spec: DataSpec
+    roles: Mapping[str, str]
     train: Examples
     validation: Examples | None
     test: Examples
@@ -185,6 +187,7 @@ def load(
         task=reading.task or found,
         task_name=task if task is not None else found.name,
         spec=reading.spec,
+        roles=roles,
         train=of_train,
         validation=of_validation,
         test=of_test,

@@ -137,7 +137,15 @@ def run(
                 console.say(note)
             asked = given(config)
             if config.dry_run:
-                console.say(dry_run.describe(settings, asked, data=data, workers=members.size))
+                said = dry_run.describe(
+                    settings,
+                    asked,
+                    data=data,
+                    build=build,
+                    progress=console.mode,
+                    workers=members.size,
+                )
+                console.say(said)
                 return {}
             asked |= reporting.given_before(config.run_dir)
             directory = together.make_directory(members, config, settings, dataset=data.name)
