@@ -20,7 +20,6 @@ FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_
 _BASELINE = (SpeedSettings, DataSettings, ModelSettings)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchSettings(TrainSettings, section="Comparison"):
     """Measure the machine, a plain baseline and one change of it at a time; say what bounds a step
     and which flag to change next. The other flags are the baseline's. Writes bench.json and charts.

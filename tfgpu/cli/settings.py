@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self, dataclass_transform
 
 from tfgpu.errors import RequestError, did_you_mean
 
@@ -235,13 +235,15 @@ def truth(value: bool | str, /, *, auto: bool = False, **declared: Any) -> Any:
     return custom(value, values=values, parse=read, check=check, boolean=True, **declared)
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one command is asked to do; the fields of a subclass are that command's flags.
 
-    A subclass says what holds for its own fields, if they do not say otherwise themselves:
-    `class DataSettings(Settings, section="Data", tunable=False)`. The docstring of a command's
-    class begins with what the command does, and has its examples: `--help` shows both.
+    A subclass becomes a frozen dataclass of itself, and says what holds for its own fields, if they
+    do not say otherwise: `class DataSettings(Settings, section="Data", tunable=False)`. The
+    docstring of a command's class begins with what the command does, and has its examples: `--help`
+    shows both.
 
     Whole numbers given for a fraction or a rate become floats, and lists tuples, so that equal
     settings are equal objects.
@@ -267,6 +269,7 @@ class Settings:
     def __init_subclass__(cls, **shared: Any):
         super().__init_subclass__()
         cls._shared = {"section": "", "on_resume": "refused", "tunable": True} | shared
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

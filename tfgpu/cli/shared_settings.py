@@ -1,6 +1,5 @@
 """Settings that several commands take: devices, a finished run, its data."""
 
-import dataclasses
 import re
 
 from tfgpu.cli.settings import BUILDER, Settings, choice, read_text, text, whole
@@ -34,7 +33,6 @@ def _check_devices(value: str) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings, section=DEVICES, on_resume="allowed", tunable=False):
     """Where a command computes."""
 
@@ -69,7 +67,6 @@ class DeviceSettings(Settings, section=DEVICES, on_resume="allowed", tunable=Fal
             self.refuse("strategy", why)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class VerbositySettings(Settings, section=GENERAL, on_resume="ignored", tunable=False):
     """What a command lets through of what others say."""
 
@@ -77,7 +74,6 @@ class VerbositySettings(Settings, section=GENERAL, on_resume="ignored", tunable=
     """1 lets TensorFlow's own messages through."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings(VerbositySettings, section="Run"):
     """What every command takes that works on a finished run."""
 
@@ -136,7 +132,6 @@ def _check_dataset(value: str) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSettings(Settings, section="Data", tunable=False):
     """Which data a command reads."""
 
@@ -160,7 +155,6 @@ class DatasetSettings(Settings, section="Data", tunable=False):
     """Where TFDS keeps its prepared data sets."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunDataSettings(DatasetSettings, RunSettings, section="Data"):
     """The data that a command reads for a finished run; None is the run's own."""
 

@@ -1,7 +1,5 @@
 """The settings of a diagnosis."""
 
-import dataclasses
-
 from tfgpu.cli.settings import text, truth, whole
 from tfgpu.errors import did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
@@ -30,7 +28,6 @@ def _check_probe(value: str) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DoctorSettings(TrainSettings, section="Diagnosis"):
     """Say what keeps a training from starting, or from using the GPU, and what mends it. Exits 0
     when training can start and 1 when not.

@@ -1,13 +1,11 @@
 """The settings of an evaluation."""
 
-import dataclasses
 from typing import Literal
 
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import choice, text, truth, whole
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="Evaluation"):
     """Measure a finished run's model: loss, accuracy, calibration, confusion.
 

@@ -1,7 +1,5 @@
 """The settings of an export."""
 
-import dataclasses
-
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import names, number, text, truth, whole
 
@@ -18,7 +16,6 @@ EXPORT_FILES = {
 EXPORT_FORMATS = tuple(EXPORT_FILES)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportSettings(shared.RunDataSettings, section="Export"):
     """Write a finished run's model for other runtimes, and compare each file with it.
 

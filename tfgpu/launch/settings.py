@@ -51,7 +51,6 @@ def _check_memory(value: str) -> str | None:
     return "must be a quantity of Kubernetes, such as 16Gi"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchSettings(Settings, section=_WORKERS, on_resume="ignored", tunable=False):
     """Start the workers of one training, each a process of its own: on this machine, as tasks of
     Slurm, as pods of Kubernetes, or on the nodes of a Ray cluster. What stands behind -- is what

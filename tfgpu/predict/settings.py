@@ -1,13 +1,10 @@
 """The settings of a prediction."""
 
-import dataclasses
-
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import choice, custom, text, whole
 from tfgpu.errors import RequestError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Prediction"):
     """Use a finished run's model: on files, folders, or - for paths on standard input.
 

@@ -1,7 +1,5 @@
 """The settings of a report."""
 
-import dataclasses
-
 from tfgpu.cli.settings import Settings, custom, text
 from tfgpu.cli.shared_settings import GENERAL
 from tfgpu.errors import RequestError
@@ -12,7 +10,6 @@ def _check_runs(value: object) -> str | None:
     return None if right else "must be paths of run directories"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings, section="Report"):
     """Write one HTML file about a run, in any state, or about several runs side by side. It needs
     no network and no scripts; no TensorFlow is imported, and no module that a run names.

@@ -1,7 +1,5 @@
 """The settings of a list of runs."""
 
-import dataclasses
-
 from tfgpu.cli.settings import Settings, choice, custom, truth
 from tfgpu.cli.shared_settings import GENERAL
 from tfgpu.errors import RequestError
@@ -9,7 +7,6 @@ from tfgpu.errors import RequestError
 SORTS = ("started", "metric", "time", "status", "name")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunsSettings(Settings, section="List"):
     """List runs: their state, the first metric of their task, their time, and how to go on with
     those that did not finish. Folders are searched for runs; `runs` where none is named.

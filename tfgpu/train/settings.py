@@ -1,6 +1,5 @@
 """The settings of a training run."""
 
-import dataclasses
 import re
 from typing import ClassVar, Literal
 
@@ -94,7 +93,6 @@ def _check_profile(value: object) -> str | None:
     return "must be FIRST:LAST, steps counted from 1, such as 101:110"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="allowed"):
     """How a training is computed."""
 
@@ -121,7 +119,6 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
     cache directory where there is a GPU."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
     """What is trained on, and what is to be learnt; `image_size` is height and width."""
 
@@ -185,7 +182,6 @@ class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
     data set."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings, section=SECTIONS[2]):
     """What is trained. None of `width` and `depth` is what the builder decides."""
 
@@ -213,7 +209,6 @@ class ModelSettings(Settings, section=SECTIONS[2]):
     time, the same numbers."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuningSettings(Settings, section=SECTIONS[3]):
     """Where the weights come from, and which of them are trained when."""
 
@@ -238,7 +233,6 @@ class FineTuningSettings(Settings, section=SECTIONS[3]):
     output; 1 is off."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizationSettings(Settings, section=SECTIONS[4]):
     """How it is trained; `batch_size` is global, `early_stopping` in epochs of patience."""
 
@@ -288,7 +282,6 @@ def run_dir_field(default: str) -> str | None:
     return field
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable=False):
     """What a run writes and says."""
 
@@ -323,7 +316,6 @@ class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable
 
 
 # The fields come in the order of the bases from the last to the first.
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings(
     shared.VerbositySettings,
     OutputSettings,

@@ -1,6 +1,5 @@
 """The settings of a hyperparameter search."""
 
-import dataclasses
 import re
 
 from tfgpu.cli.settings import choice, number, text, whole
@@ -14,7 +13,6 @@ def _check_objective(value: str) -> str | None:
     return "must be val_loss or val_METRIC, such as val_accuracy"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainSettings, section="Search"):
     """Search for better settings with KerasTuner. The flags of `tfgpu train` are what all trials
     share; --space says what is tried. The same command again goes on where it was stopped.
