@@ -1,11 +1,9 @@
 """The settings of a benchmark."""
 
-import dataclasses
 from typing import Literal
 
 from tfgpu.cli.settings import names, whole
 from tfgpu.train.settings import (
-    SECTIONS,
     DataSettings,
     ModelSettings,
     SpeedSettings,
@@ -16,8 +14,9 @@ from tfgpu.train.settings import (
 FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_size", "replicas")
 """What `tfgpu bench` compares."""
 
-
-_BASELINE = (SpeedSettings, DataSettings, ModelSettings)
+_BASELINE = SpeedSettings.names() | DataSettings.names() | ModelSettings.names()
+_ALSO = {"run_dir", "progress", "batch_size", "optimizer", "gradient_accumulation_steps", "seed"}
+_FIXED = {"strategy", "join_timeout", "compile_cache"}
 
 
 class BenchSettings(TrainSettings, section="Comparison"):
@@ -33,13 +32,8 @@ class BenchSettings(TrainSettings, section="Comparison"):
         tfgpu bench --model=mymodels:build --dataset=synthetic:224x224x3:1000
     """
 
-    sections = ("Comparison", *SECTIONS)
-    no_flags = frozenset({"strategy", "join_timeout", "compile_cache"})
-    flags = {
-        *("factors", "rounds", "run_dir", "progress"),
-        *(field.name for each in _BASELINE for field in dataclasses.fields(each)),
-        *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
-    }
+    sections = ("Comparison", *TrainSettings.sections)
+    no_flags = TrainSettings.names() - (_BASELINE | _ALSO) | _FIXED
 
     # Nothing is left to be decided by the machine, so that nothing is compared by accident.
     jit_compile: bool | Literal["auto"] = False
@@ -60,11 +54,6 @@ class BenchSettings(TrainSettings, section="Comparison"):
         """The factors to compare, in the order of `FACTORS`."""
         chosen = FACTORS if self.factors == "all" else self.factors.split(",")
         return tuple(name for name in FACTORS if name in chosen)
-
-    @property
-    def training(self) -> TrainSettings:
-        """The settings of the training that is measured, alone."""
-        return TrainSettings.part_of(self)
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -250,8 +250,7 @@ class Settings:
 
     Attributes:
         sections: The titles of the sections of the help page, in order.
-        flags: Names of the settings that are flags; None for all.
-        no_flags: Names of those that are none.
+        no_flags: Names of the settings that are no flags.
         arguments: What may follow the flags; the field `paths` gets it.
         experiment: Whether settings may come from a file.
 
@@ -260,7 +259,6 @@ class Settings:
     """
 
     sections: ClassVar[tuple[str, ...]] = ()
-    flags: ClassVar[Set[str] | None] = None
     no_flags: ClassVar[Set[str]] = frozenset()
     arguments: ClassVar[str] = ""
     experiment: ClassVar[bool] = True
@@ -324,16 +322,10 @@ class Settings:
         """Returns the flags in each section of the help page, by name."""
         page: dict[str, dict[str, Setting]] = {title: {} for title in cls.sections}
         for name in (field.name for field in dataclasses.fields(cls)):
-            is_flag = (cls.flags is None or name in cls.flags) and name not in cls.no_flags
-            if name != "paths" and is_flag:
+            if name != "paths" and name not in cls.no_flags:
                 setting = cls.setting(name)
                 page[str(setting.section)][name] = setting
         return page
-
-    @classmethod
-    def part_of(cls, settings: "Settings") -> Self:
-        """Returns the settings of this class within those of a subclass."""
-        return cls(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `config.json` holds: only types that JSON keeps as they are."""

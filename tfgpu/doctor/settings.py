@@ -4,7 +4,7 @@ from tfgpu.cli.settings import text, truth, whole
 from tfgpu.errors import did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 from tfgpu.machine.strategy import STRATEGIES
-from tfgpu.train.settings import SECTIONS, TrainSettings
+from tfgpu.train.settings import TrainSettings
 
 PROBE_AXES: dict[str, tuple[str, ...]] = {
     "library": ("keras", "tfgpu"),
@@ -41,10 +41,9 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
         tfgpu doctor --probe=mirrored,no_xla
     """
 
-    sections = ("Diagnosis", *SECTIONS)
-    flags = {
-        *("json", "probe", "probe_limit", "strategy", "devices", "dataset", "data_dir"),
-        *("run_dir", "progress", "join_timeout"),
+    sections = ("Diagnosis", *TrainSettings.sections)
+    no_flags = TrainSettings.names() - {
+        *("strategy", "devices", "join_timeout", "dataset", "data_dir", "run_dir", "progress")
     }
 
     json: bool = truth(False)

@@ -31,16 +31,7 @@ LR_SCHEDULES = ("constant", "cosine", "linear")
 AUGMENTATIONS = augmentations.names()
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
-SECTIONS = (
-    shared.DEVICES,
-    "Data",
-    "Model",
-    "Fine-tuning",
-    "Training (auto: depends on the data set and the other flags; the run prints its choice)",
-    "Output",
-    shared.GENERAL,
-)
-"""Of the help pages of all commands that take settings of a training."""
+_RECIPE = "Training (auto: depends on the data set and the other flags; the run prints its choice)"
 
 
 def _read_size(value: str) -> tuple[int, int]:
@@ -119,7 +110,7 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
     cache directory where there is a GPU."""
 
 
-class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
+class DataSettings(shared.DatasetSettings, section="Data"):
     """What is trained on, and what is to be learnt; `image_size` is height and width."""
 
     task: str | None = text(
@@ -182,7 +173,7 @@ class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
     data set."""
 
 
-class ModelSettings(Settings, section=SECTIONS[2]):
+class ModelSettings(Settings, section="Model"):
     """What is trained. None of `width` and `depth` is what the builder decides."""
 
     model: str | None = text(
@@ -209,7 +200,7 @@ class ModelSettings(Settings, section=SECTIONS[2]):
     time, the same numbers."""
 
 
-class FineTuningSettings(Settings, section=SECTIONS[3]):
+class FineTuningSettings(Settings, section="Fine-tuning"):
     """Where the weights come from, and which of them are trained when."""
 
     weights: str | None = text(
@@ -233,7 +224,7 @@ class FineTuningSettings(Settings, section=SECTIONS[3]):
     output; 1 is off."""
 
 
-class OptimizationSettings(Settings, section=SECTIONS[4]):
+class OptimizationSettings(Settings, section=_RECIPE):
     """How it is trained; `batch_size` is global, `early_stopping` in epochs of patience."""
 
     batch_size: int | None = whole(None, 1, word="auto")
@@ -282,7 +273,7 @@ def run_dir_field(default: str) -> str | None:
     return field
 
 
-class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable=False):
+class OutputSettings(Settings, section="Output", on_resume="allowed", tunable=False):
     """What a run writes and says."""
 
     run_dir: str | None = run_dir_field("runs/<dataset>-<model>-<time>")
@@ -343,7 +334,14 @@ class TrainSettings(
         tfgpu train --experiment=runs/NAME/config.json --epochs=60
     """
 
-    sections: ClassVar[tuple[str, ...]] = SECTIONS
+    sections: ClassVar[tuple[str, ...]] = (
+        *(shared.DEVICES, "Data", "Model", "Fine-tuning", _RECIPE, "Output", shared.GENERAL),
+    )
+
+    @property
+    def training(self) -> "TrainSettings":
+        """The settings of the training alone, of a command that has more of them."""
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.names()})
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -4,7 +4,7 @@ import re
 
 from tfgpu.cli.settings import choice, number, text, whole
 from tfgpu.errors import RequestError
-from tfgpu.train.settings import SECTIONS, TrainSettings, run_dir_field
+from tfgpu.train.settings import TrainSettings, run_dir_field
 
 
 def _check_objective(value: str) -> str | None:
@@ -26,7 +26,7 @@ class TuneSettings(TrainSettings, section="Search"):
         tfgpu tune --workers=4 --run_dir=runs/search
     """
 
-    sections = ("Search", *SECTIONS)
+    sections = ("Search", *TrainSettings.sections)
     # A trial trains on one machine, and has no report of its own.
     no_flags = frozenset({"join_timeout", "report"})
 
@@ -69,11 +69,6 @@ class TuneSettings(TrainSettings, section="Search"):
     final_seeds: int = whole(3, 0, "0 retrains nothing", on_resume="ignored")
     """Trainings of the best settings at the end, with seeds that the search has not seen; they
     alone read the test split. 0 tests the best trial's own model."""
-
-    @property
-    def training(self) -> TrainSettings:
-        """What all trials share, alone."""
-        return TrainSettings.part_of(self)
 
     def check(self) -> None:
         """See `Settings.check`."""
