@@ -1,10 +1,8 @@
 """Flags to settings and back, and the help pages: the only module that touches absl's flags.
 
-The flags of a command are the fields of its settings, `tfgpu.<command>.settings`. They
-are defined on a `FlagValues` of our own for each parse, so importing this module leaves absl's
-global `FLAGS` as it was, and absl's own flags stay out of `--help`.
-
-This module imports neither TensorFlow nor NumPy: `--help` has to answer at once.
+The flags of a command are the fields of its settings, `tfgpu.<command>.settings`. They are defined
+on a `FlagValues` of our own for each parse, which leaves absl's global `FLAGS` as it was, and
+absl's own flags out of `--help`. Neither TensorFlow nor NumPy is imported: that answers at once.
 """
 
 import contextlib
@@ -67,16 +65,13 @@ def settings_of(command: str) -> type[Settings]:
 
 
 def parse(argv: Sequence[str], *, command: str = "train") -> Any:
-    """Returns the settings that a command line asks for.
+    """Returns the settings that a command line asks for: `TrainSettings` for `train`.
 
     Flags that are given win over `--experiment`, which wins over the defaults.
 
     Args:
         argv: The arguments, without the program's name.
         command: Whose flags.
-
-    Returns:
-        The settings of the command: `TrainSettings` for `train`.
 
     Raises:
         RequestError: A flag is unknown, a value impossible, or the experiment file unusable.
@@ -105,13 +100,12 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
 def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `settings`: one for each non-default setting."""
     taken = settings_of(command)
-    names = [name for section in taken.page().values() for name in section]
-    values = {name: getattr(settings, name) for name in names}
     return [
-        f"--{name}={as_typed(value)}"
-        for name, value in values.items()
+        f"--{name}={as_typed(getattr(settings, name))}"
+        for section in taken.page().values()
+        for name in section
         # Of the class: some settings have no default as a whole.
-        if value != getattr(taken, name)
+        if getattr(settings, name) != getattr(taken, name)
     ]
 
 
