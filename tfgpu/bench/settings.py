@@ -2,14 +2,8 @@
 
 from typing import Literal
 
-from tfgpu.cli.settings import names, whole
-from tfgpu.train.settings import (
-    DataSettings,
-    ModelSettings,
-    SpeedSettings,
-    TrainSettings,
-    run_dir_field,
-)
+from tfgpu.cli.settings import names, setting
+from tfgpu.train.settings import DataSettings, ModelSettings, SpeedSettings, TrainSettings
 
 FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_size", "replicas")
 """What `tfgpu bench` compares."""
@@ -41,12 +35,12 @@ class BenchSettings(TrainSettings, section="Comparison"):
     input: str = "streaming"
     batch_size: int = 128
     epochs: int | None = 1000  # The schedule must not end while the clock runs.
-    run_dir: str | None = run_dir_field("runs/bench-<time>")
+    run_dir: str | None = setting(None, default="runs/bench-<time>")
     """Where bench.json and the charts go."""
 
-    factors: str = names("all", FACTORS, alone="all", one="a factor", twice=True)
+    factors: str = names("all", FACTORS, "a factor", twice=True)
     """What to change, one at a time: {among}, joined by commas."""
-    rounds: int = whole(5, 1, "5 is the default")
+    rounds: int = setting(5, "5 is the default")
     """How often each configuration is timed, in turn with the others."""
 
     @property

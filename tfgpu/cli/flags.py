@@ -118,10 +118,11 @@ def described(command: str) -> dict[str, list[tuple[str, str, str]]]:
         for name, setting in section.items():
             # Of the class: some settings have no default as a whole.
             value = getattr(taken, name)
-            default = str(setting.word) if value is None else as_typed(value)
+            default = "none: it has to be given" if setting.required else setting.default
+            if default is None:
+                default = str(setting.word) if value is None else as_typed(value)
             values = f"{setting.word}|{setting.values}" if setting.word else setting.values
-            shown = default if setting.default is None else setting.default
-            page[title].append((f"--{name}={values}", shown, taken.help(name)))
+            page[title].append((f"--{name}={values}", default, taken.help(name)))
     if taken.experiment:
         page[GENERAL].append(("--experiment=FILE", "none", _EXPERIMENT))
     page[GENERAL] += [(f"--{name}", "", text) for name, text in _ANSWERED.items()]
@@ -163,19 +164,13 @@ def _installed(*names: str) -> str:
 
 
 class _Parser(flags.ArgumentParser[Any]):
-    """Gives absl a setting's own parse function, and the word that stands for None."""
+    """Has absl read a flag as its setting does."""
 
     def __init__(self, setting: Setting):
         self._setting = setting
 
     def parse(self, argument: str) -> Any:
-        word = self._setting.word
-        if word is not None and argument == word:
-            return None
-        try:
-            return self._setting.parse(argument)
-        except ValueError as error:
-            raise ValueError(f"{error}, or {word}" if word else str(error)) from None
+        return self._setting.read(argument)
 
 
 def given(argv: Sequence[str], command: str) -> dict[str, Any]:
@@ -197,12 +192,9 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
     # A positional argument ends absl's parsing otherwise, and hides the flags after it.
     values.set_gnu_getopt(True)
     for name, setting in settable.items():
-        flag: flags.Flag[Any]
-        if setting.repeated:
-            flag = flags.MultiFlag(_Parser(setting), None, name, None, "")
-        else:
-            flag = flags.Flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
-        flags.DEFINE_flag(flag, flag_values=values)
+        flag: type[flags.Flag[Any]] = flags.MultiFlag if setting.repeated else flags.Flag
+        defined = flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
+        flags.DEFINE_flag(defined, flag_values=values)
     try:
         left = values(["tfgpu", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -213,10 +205,11 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    found: dict[str, Any] = {name: values[name].value for name in settable if values[name].present}
-    for name in found:
-        if settable[name].repeated:
-            found[name] = tuple(part for parts in found[name] for part in parts)
+    found: dict[str, Any] = {}
+    for name, setting in settable.items():
+        if values[name].present:
+            value: Any = values[name].value
+            found[name] = tuple(value) if setting.repeated else value
     if taken.arguments:
         found["paths"] = tuple(left)
     elif left:

@@ -1,6 +1,6 @@
 """The settings of a diagnosis."""
 
-from tfgpu.cli.settings import text, truth, whole
+from tfgpu.cli.settings import setting
 from tfgpu.errors import did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 from tfgpu.machine.strategy import STRATEGIES
@@ -46,12 +46,12 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
         *("strategy", "devices", "join_timeout", "dataset", "data_dir", "run_dir", "progress")
     }
 
-    json: bool = truth(False)
+    json: bool = setting(False)
     """Print JSON for a script instead of lines for a person."""
-    probe: str = text(
+    probe: str = setting(
         "none",
         "write none, all, or a list of words",
-        _check_probe,
+        check=_check_probe,
         values="none|all|LIST",
         parse=lambda value: {"true": "all", "false": "none"}.get(value, value),
         boolean=True,
@@ -61,5 +61,5 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
     and with tfgpu; --probe alone is all. A list keeps the combinations with these values:
     {among}."""
     join_timeout: int = 20
-    probe_limit: int = whole(120, 1, "the default is 120 seconds", values="SECONDS")
+    probe_limit: int = setting(120, "the default is 120 seconds", values="SECONDS")
     """After which a combination counts as one that hangs."""
