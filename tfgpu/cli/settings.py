@@ -222,7 +222,7 @@ def pairs(value: str | None, example: str, /, **declared: Any) -> Any:
     def check(value: str) -> str | None:
         if (why := well_formed(value)) is not None:
             return why
-        again = len(read_pairs(value)) <= value.count(",")
+        again = len(read_pairs(value)) < len(value.split(","))
         return "gives a name twice; give each once" if again else None
 
     return setting(value, instead, check=check, **({"values": "NAME=VALUE,..."} | declared))
@@ -233,10 +233,11 @@ def pairs(value: str | None, example: str, /, **declared: Any) -> Any:
 class Settings:
     """What one command is asked to do; the fields of a subclass are that command's flags.
 
-    A subclass becomes a frozen dataclass of itself, and says what holds for its own fields, if they
-    do not say otherwise: `class DataSettings(Settings, section="Data", tunable=False)`. A field
-    that it has from a base may get another default, and be declared again in part. The docstring of
-    a command's class begins with what the command does, and has its examples: `--help` shows both.
+    A subclass is made a frozen dataclass, and says what holds for its own fields, if they do not
+    say otherwise: `class DataSettings(Settings, section="Data", tunable=False)`. A field that it
+    has from a base may get another default, or be declared again; then it says what differs. The
+    docstring of a command's class begins with what the command does, and has its examples: `--help`
+    shows both.
 
     Whole numbers given for a fraction or a rate become floats, and lists tuples, so that equal
     settings are equal objects.
@@ -245,7 +246,7 @@ class Settings:
         RequestError: A value, or a combination of values, is impossible.
     """
 
-    sections: ClassVar[tuple[str, ...]] = ()  # The titles of those of the help page, in order.
+    sections: ClassVar[tuple[str, ...]] = ()  # The titles on the help page, in order.
     no_flags: ClassVar[Set[str]] = frozenset()  # Names of the settings that are no flags.
     arguments: ClassVar[str] = ""  # What may follow the flags; the field `paths` gets it.
     experiment: ClassVar[bool] = True  # Whether settings may come from a file.
