@@ -402,3 +402,9 @@ def test_another_default_keeps_the_declaration():
     assert BenchSettings.setting("input") == TrainSettings.setting("input")
     with pytest.raises(RequestError, match="--input=memory: must be one of"):
         BenchSettings(input="memory")
+
+
+def test_a_field_declared_again_says_what_differs_alone():
+    again, first = BenchSettings.setting("run_dir"), TrainSettings.setting("run_dir")
+    assert again.default != first.default
+    assert dataclasses.replace(again, default=first.default) == first

@@ -1,26 +1,18 @@
 """The settings of a benchmark."""
 
-import dataclasses
 from typing import Literal
 
-from tfgpu.cli.settings import names, whole
-from tfgpu.train.settings import (
-    SECTIONS,
-    DataSettings,
-    ModelSettings,
-    SpeedSettings,
-    TrainSettings,
-    run_dir_field,
-)
+from tfgpu.cli.settings import names, setting
+from tfgpu.train.settings import DataSettings, ModelSettings, SpeedSettings, TrainSettings
 
 FACTORS = ("device", "precision", "xla", "steps_per_execution", "input", "batch_size", "replicas")
 """What `tfgpu bench` compares."""
 
+_BASELINE = SpeedSettings.names() | DataSettings.names() | ModelSettings.names()
+_ALSO = {"run_dir", "progress", "batch_size", "optimizer", "gradient_accumulation_steps", "seed"}
+_FIXED = {"strategy", "join_timeout", "compile_cache"}
 
-_BASELINE = (SpeedSettings, DataSettings, ModelSettings)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchSettings(TrainSettings, section="Comparison"):
     """Measure the machine, a plain baseline and one change of it at a time; say what bounds a step
     and which flag to change next. The other flags are the baseline's. Writes bench.json and charts.
@@ -34,13 +26,8 @@ class BenchSettings(TrainSettings, section="Comparison"):
         tfgpu bench --model=mymodels:build --dataset=synthetic:224x224x3:1000
     """
 
-    sections = ("Comparison", *SECTIONS)
-    no_flags = frozenset({"strategy", "join_timeout", "compile_cache"})
-    flags = {
-        *("factors", "rounds", "run_dir", "progress"),
-        *(field.name for each in _BASELINE for field in dataclasses.fields(each)),
-        *("batch_size", "optimizer", "gradient_accumulation_steps", "seed"),
-    }
+    sections = ("Comparison", *TrainSettings.sections)
+    no_flags = TrainSettings.names() - (_BASELINE | _ALSO) | _FIXED
 
     # Nothing is left to be decided by the machine, so that nothing is compared by accident.
     jit_compile: bool | Literal["auto"] = False
@@ -48,12 +35,12 @@ class BenchSettings(TrainSettings, section="Comparison"):
     input: str = "streaming"
     batch_size: int = 128
     epochs: int | None = 1000  # The schedule must not end while the clock runs.
-    run_dir: str | None = run_dir_field("runs/bench-<time>")
+    run_dir: str | None = setting(None, default="runs/bench-<time>")
     """Where bench.json and the charts go."""
 
-    factors: str = names("all", FACTORS, alone="all", one="a factor", twice=True)
+    factors: str = names("all", FACTORS, "a factor", twice=True)
     """What to change, one at a time: {among}, joined by commas."""
-    rounds: int = whole(5, 1, "5 is the default")
+    rounds: int = setting(5, "5 is the default")
     """How often each configuration is timed, in turn with the others."""
 
     @property
@@ -61,11 +48,6 @@ class BenchSettings(TrainSettings, section="Comparison"):
         """The factors to compare, in the order of `FACTORS`."""
         chosen = FACTORS if self.factors == "all" else self.factors.split(",")
         return tuple(name for name in FACTORS if name in chosen)
-
-    @property
-    def training(self) -> TrainSettings:
-        """The settings of the training that is measured, alone."""
-        return TrainSettings.part_of(self)
 
     def check(self) -> None:
         """See `Settings.check`."""

@@ -1,10 +1,8 @@
 """Flags to settings and back, and the help pages: the only module that touches absl's flags.
 
-The flags of a command are the fields of its settings, `tfgpu.<command>.settings`. They
-are defined on a `FlagValues` of our own for each parse, so importing this module leaves absl's
-global `FLAGS` as it was, and absl's own flags stay out of `--help`.
-
-This module imports neither TensorFlow nor NumPy: `--help` has to answer at once.
+The flags of a command are the fields of its settings, `tfgpu.<command>.settings`. They are defined
+on a `FlagValues` of our own for each parse, which leaves absl's global `FLAGS` as it was, and
+absl's own flags out of `--help`. Neither TensorFlow nor NumPy is imported: that answers at once.
 """
 
 import contextlib
@@ -67,16 +65,13 @@ def settings_of(command: str) -> type[Settings]:
 
 
 def parse(argv: Sequence[str], *, command: str = "train") -> Any:
-    """Returns the settings that a command line asks for.
+    """Returns the settings that a command line asks for: `TrainSettings` for `train`.
 
     Flags that are given win over `--experiment`, which wins over the defaults.
 
     Args:
         argv: The arguments, without the program's name.
         command: Whose flags.
-
-    Returns:
-        The settings of the command: `TrainSettings` for `train`.
 
     Raises:
         RequestError: A flag is unknown, a value impossible, or the experiment file unusable.
@@ -105,13 +100,12 @@ def parse(argv: Sequence[str], *, command: str = "train") -> Any:
 def to_argv(settings: Settings, *, command: str = "train") -> list[str]:
     """Returns the flags that `parse` turns into `settings`: one for each non-default setting."""
     taken = settings_of(command)
-    names = [name for section in taken.page().values() for name in section]
-    values = {name: getattr(settings, name) for name in names}
     return [
-        f"--{name}={as_typed(value)}"
-        for name, value in values.items()
+        f"--{name}={as_typed(getattr(settings, name))}"
+        for section in taken.page().values()
+        for name in section
         # Of the class: some settings have no default as a whole.
-        if value != getattr(taken, name)
+        if getattr(settings, name) != getattr(taken, name)
     ]
 
 
@@ -124,10 +118,11 @@ def described(command: str) -> dict[str, list[tuple[str, str, str]]]:
         for name, setting in section.items():
             # Of the class: some settings have no default as a whole.
             value = getattr(taken, name)
-            default = str(setting.word) if value is None else as_typed(value)
+            default = "none: it has to be given" if setting.required else setting.default
+            if default is None:
+                default = str(setting.word) if value is None else as_typed(value)
             values = f"{setting.word}|{setting.values}" if setting.word else setting.values
-            shown = default if setting.default is None else setting.default
-            page[title].append((f"--{name}={values}", shown, taken.help(name)))
+            page[title].append((f"--{name}={values}", default, taken.help(name)))
     if taken.experiment:
         page[GENERAL].append(("--experiment=FILE", "none", _EXPERIMENT))
     page[GENERAL] += [(f"--{name}", "", text) for name, text in _ANSWERED.items()]
@@ -169,19 +164,13 @@ def _installed(*names: str) -> str:
 
 
 class _Parser(flags.ArgumentParser[Any]):
-    """Gives absl a setting's own parse function, and the word that stands for None."""
+    """Has absl read a flag as its setting does."""
 
     def __init__(self, setting: Setting):
         self._setting = setting
 
     def parse(self, argument: str) -> Any:
-        word = self._setting.word
-        if word is not None and argument == word:
-            return None
-        try:
-            return self._setting.parse(argument)
-        except ValueError as error:
-            raise ValueError(f"{error}, or {word}" if word else str(error)) from None
+        return self._setting.read(argument)
 
 
 def given(argv: Sequence[str], command: str) -> dict[str, Any]:
@@ -203,12 +192,9 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
     # A positional argument ends absl's parsing otherwise, and hides the flags after it.
     values.set_gnu_getopt(True)
     for name, setting in settable.items():
-        flag: flags.Flag[Any]
-        if setting.repeated:
-            flag = flags.MultiFlag(_Parser(setting), None, name, None, "")
-        else:
-            flag = flags.Flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
-        flags.DEFINE_flag(flag, flag_values=values)
+        flag: type[flags.Flag[Any]] = flags.MultiFlag if setting.repeated else flags.Flag
+        defined = flag(_Parser(setting), None, name, None, "", boolean=setting.boolean)
+        flags.DEFINE_flag(defined, flag_values=values)
     try:
         left = values(["tfgpu", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -219,10 +205,11 @@ def given(argv: Sequence[str], command: str) -> dict[str, Any]:
         raise RequestError(str(error).removeprefix("flag ")) from error
     except (flags.Error, ValueError) as error:
         raise RequestError(f"{error}; {see}") from error
-    found: dict[str, Any] = {name: values[name].value for name in settable if values[name].present}
-    for name in found:
-        if settable[name].repeated:
-            found[name] = tuple(part for parts in found[name] for part in parts)
+    found: dict[str, Any] = {}
+    for name, setting in settable.items():
+        if values[name].present:
+            value: Any = values[name].value
+            found[name] = tuple(value) if setting.repeated else value
     if taken.arguments:
         found["paths"] = tuple(left)
     elif left:

@@ -1,9 +1,12 @@
 """Declarations of settings: each is written once, and flag, check, help and JSON follow from it.
 
-A command's settings are a frozen dataclass. `choice`, `text`, `names`, `whole`, `number` and
-`truth` make its fields; the string below a field is its help. What can be told without devices and
-data is checked when the object is made: settings that exist are possible. Nothing here knows of
-absl, TensorFlow or NumPy.
+A command's settings are a class with fields such as
+
+    early_stopping: int | None = setting(None, "leave it out to train every epoch", word="off")
+
+The type of a field says what it takes, `setting` what else there is to know, and the string below
+it is its help. What can be told without devices and data is checked when the object is made:
+settings that exist are possible. Nothing here knows of absl, TensorFlow or NumPy.
 """
 
 import ast
@@ -13,22 +16,15 @@ import inspect
 import math
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self, dataclass_transform, get_args
 
 from tfgpu.errors import RequestError, did_you_mean
 
-LARGEST = 2**31 - 1
-"""Seeds and step counters are int32 somewhere below us; nothing sensible is larger."""
-
-BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-"""package.module:function."""
-
-NAMED = re.compile(r"[A-Za-z_]\w*=[^,=]+")
-"""One of the pairs of `pairs`."""
-
-Check = Callable[[Any], str | None]
-"""Returns why a value is impossible, or None."""
+LARGEST = 2**31 - 1  # Seeds and step counters are int32 somewhere below us.
+BUILDER = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # package.module:function
+Check = Callable[[Any], str | None]  # Returns why a value is impossible, or None.
 
 
 def as_typed(value: object) -> str:
@@ -48,105 +44,169 @@ def read_text(text: str) -> str:
     return text
 
 
-def _reader(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"must be {what}") from None
-
-    return read
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """All there is to say about one setting but its name, type, default and help.
+    """All there is to say about one setting but its name, type, default and help."""
 
-    Attributes:
-        values: What may follow `--name=`, for the help page; `word` comes before it.
-        among: Names that the help page lists in place of "{among}".
-        parse: Text to value; raises ValueError with what the value must be.
-        check: Is not asked about a None that is allowed: that is the default or has a word.
-        word: What is typed for None, such as "auto"; it takes back what a file set.
-        default: What the help page gives as the default, when the field's own says too little.
-        boolean: Whether `--name` and `--noname` stand for true and false.
-        repeated: Whether the flag may be given several times; `parse` gives a tuple for each, and
-            the value is all of them.
-        section: The section of the help page. None, here and below: that of the class.
-        on_resume: Whether a run may be continued with another value: "refused", since it would be
-            another run; "allowed", since it decides how the run is computed and not what, though
-            the bits may differ; "ignored", since it is of the process and not of the run.
-        tunable: Whether trials of a search may differ in it.
-    """
-
-    values: str = "TEXT"
-    among: Sequence[str] = ()
+    # Of these the type says what the declaration does not; see `_OF_TYPES`.
+    values: str = "TEXT"  # What may follow `--name=`, for the help page; `word` comes before it.
+    wanted: str = ""  # What a value has to be that `parse` cannot read; else its error says it.
+    instead: str = ""  # What to do instead of giving a value that `rule` refuses.
     parse: Callable[[str], Any] = read_text
-    check: Check = lambda value: None
-    word: str | None = None
-    default: str | None = None
-    boolean: bool = False
-    repeated: bool = False
-    section: str | None = None
-    on_resume: str | None = None
-    tunable: bool | None = None
+    rule: Callable[["Setting", Any], str | None] | None = None
+    boolean: bool = False  # Whether `--name` and `--noname` stand for true and false.
+    also: tuple[Any, ...] = ()  # Values beside those of the type: None, or "auto".
+
+    minimum: float | None = None  # None: 1 for whole numbers, and others have to be above 0.
+    below: float = math.inf
+    among: Sequence[str] = ()  # Names that the help page lists in place of "{among}".
+    check: Check | None = None  # Is asked about what `rule` lets pass.
+    word: str | None = None  # What is typed for None, such as "auto"; it undoes what a file says.
+    default: str | None = None  # For the help page, where the field's own says too little.
+    required: str = ""  # An example of what has to be given.
+    repeated: bool = False  # Whether the flag may be given several times; the value is a tuple.
+
+    # And of these the class, for all of its fields.
+    section: str = ""  # Of the help page.
+    # Whether a run may be continued with another value: "refused", since it would be another run;
+    # "allowed", since it decides how the run is computed and not what, though the bits may differ;
+    # "ignored", since it is of the process and not of the run.
+    on_resume: str = "refused"
+    tunable: bool = True  # Whether trials of a search may differ in it.
+
+    def read(self, text: str) -> Any:
+        """Returns the value that was typed; raises ValueError with what it has to be."""
+        if text == self.word:
+            return None
+        try:
+            return text if text in self.also else self.parse(text)
+        except (KeyError, ValueError) as error:
+            why = f"must be {self.wanted}" if self.wanted else str(error)
+            raise ValueError(f"{why}, or {self.word}" if self.word else why) from None
+
+    def problem(self, value: Any) -> str | None:
+        """Returns why a value is impossible, or None."""
+        if value in self.also:
+            return None
+        if self.rule is not None and (why := self.rule(self, value)) is not None:
+            return f"{why}; {self.instead}" if self.instead else why
+        return self.check(value) if self.check is not None else None
 
 
-def custom(value: Any, /, **declared: Any) -> Any:
-    """A field with this default value; `declared`, here and below, are attributes of `Setting`."""
-    return dataclasses.field(default=value, metadata={"setting": Setting(**declared)})
+def _text(setting: Setting, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "must be text"
+    return None if value.strip() else "is empty"
 
 
-def choice(value: str | None, /, among: Sequence[str], **declared: Any) -> Any:
+def _truth(setting: Setting, value: Any) -> str | None:
+    return None if isinstance(value, bool) else f"must be {setting.wanted}"
+
+
+def _whole(setting: Setting, value: Any) -> str | None:
+    least = 1 if setting.minimum is None else setting.minimum
+    # `bool` is an `int` to Python, and never what was meant here.
+    if not isinstance(value, int) or isinstance(value, bool):
+        return f"must be a whole number of at least {least}"
+    if value < least:
+        return f"must be at least {least}"
+    return f"must be at most {LARGEST}" if value > LARGEST else None
+
+
+def _number(setting: Setting, value: Any) -> str | None:
+    least, below = setting.minimum, setting.below
+    # Written so that NaN, which compares false with everything, is refused.
+    enough = isinstance(value, float) and (value > 0 if least is None else value >= least)
+    wanted = "above 0" if least is None else f"at least {least}"
+    wanted += "" if below == math.inf else f" and below {below}"
+    return None if enough and value < below else f"must be a number {wanted}"
+
+
+def _size(setting: Setting, value: Any) -> str | None:
+    sides = value if isinstance(value, tuple) else ()
+    if len(sides) == 2 and all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        return None
+    return "must be two whole numbers of at least 1, height x width, as 32x32"
+
+
+def _read_truth(text: str, **more: str) -> object:
+    return {"true": True, "false": False, **more}[text.lower()]
+
+
+def _read_size(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ValueError
+    sides = [int(side) for side in text.split("x")]
+    return sides[0], sides[-1]
+
+
+_AUTO = Literal["auto"]
+_ALSO: dict[Any, str | None] = {type(None): None, _AUTO: "auto"}
+# What the type of a field says of it: values, wanted, instead, parse, rule and boolean.
+_OF_TYPES: dict[Any, Setting] = {
+    str: Setting("TEXT", "", "leave it out for the default", read_text, _text),
+    int: Setting("N", "a whole number", "leave it out for a default", int, _whole),
+    int | _AUTO: Setting("auto|N", "auto or a whole number", "or `auto`", int, _whole),
+    float: Setting("NUMBER", "a number", "leave it out for a default", float, _number),
+    bool: Setting("true|false", "true or false", "", _read_truth, _truth, True),
+    bool | _AUTO: Setting(
+        *("auto|true|false", "auto, true or false", ""),
+        *(functools.partial(_read_truth, auto="auto"), _truth, True),
+    ),
+    tuple[int, int]: Setting(
+        *("SIZE|HEIGHTxWIDTH", "HEIGHTxWIDTH, such as 32x32, or one number for a square", ""),
+        *(_read_size, _size),
+    ),
+}
+
+
+def setting(value: Any, instead: str = "", /, **declared: Any) -> Any:
+    """A field with this default; `instead` and `declared` are attributes of its `Setting`."""
+    if instead:
+        declared["instead"] = instead
+    return dataclasses.field(default=value, metadata=declared)
+
+
+def choice(value: str | None, among: Sequence[str], /, **declared: Any) -> Any:
     """A field that takes one of some names."""
 
     def check(value: Any) -> str | None:
         near = did_you_mean(value, among) if isinstance(value, str) else ""
         return None if value in among else f"must be one of {', '.join(among)}{near}"
 
-    values = "|".join(among)
-    return custom(value, **{"values": values, "among": among, "check": check} | declared)
+    taken = {"rule": None, "check": check, "among": among, "values": "|".join(among)}
+    return setting(value, **(taken | declared))
 
 
-def text(value: str | None, /, instead: str, check: Check | None = None, **declared: Any) -> Any:
-    """A field that takes text that is not empty; `instead` says what to do instead."""
-
-    def checked(value: Any) -> str | None:
-        if not isinstance(value, str):
-            return f"must be text; {instead}"
-        if not value.strip():
-            return f"is empty; {instead}"
-        return check(value) if check is not None else None
-
-    return custom(value, check=checked, **declared)
+def matching(pattern: str, why: str) -> Check:
+    """A check that text is of a form; `why` is said of other text."""
+    return lambda value: None if re.fullmatch(pattern, value) else why
 
 
-def names(
-    value: str | None,
-    /,
-    among: Sequence[str],
-    *,
-    alone: str,
-    one: str,
-    twice: bool = False,
-    **declared: Any,
-) -> Any:
-    """A field that takes names joined by commas, or the word `alone`; `one` is "a <name>"."""
-    known = ", ".join(among)
+def listed(
+    one: str, among: Sequence[str] | str, alone: str, instead: str = "", *, twice: bool = False
+) -> Check:
+    """A check that text is `alone`, or names joined by commas; `among` may be their pattern."""
+    pattern, known = (among, ()) if isinstance(among, str) else ("|".join(among), among)
+    out_of = f" out of {', '.join(known)}" if known else ""
+    instead = instead or f"write {alone}, or names{out_of} joined by commas"
 
     def check(value: str) -> str | None:
         given = [] if value == alone else value.split(",")
         for name in given:
-            if name not in among:
-                near = did_you_mean(name, among)
-                names_of = f"write {alone}, or names out of {known} joined by commas"
-                return f"{name!r} is not {one}{near}; {names_of}"
+            if not re.fullmatch(pattern, name):
+                return f"{name!r} is not {one}{did_you_mean(name, known)}; {instead}"
         repeated = len(set(given)) < len(given) and not twice
         return f"names {one} twice; name each once" if repeated else None
 
-    instead = f"write {alone}, or names out of {known}"
-    values = f"{alone}|LIST"
-    return text(value, instead, check, values=values, among=among, **declared)
+    return check
+
+
+def names(value: str, among: Sequence[str], one: str, *, twice: bool = False) -> Any:
+    """A field that takes names joined by commas, or its default alone; see `listed`."""
+    instead = f"write {value}, or names out of {', '.join(among)}"
+    check = listed(one, among, value, twice=twice)
+    return setting(value, instead, values=f"{value}|LIST", among=among, check=check)
 
 
 def read_pairs(text: str) -> dict[str, str]:
@@ -154,134 +214,65 @@ def read_pairs(text: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in text.split(","))
 
 
-def pairs(value: str | None, /, example: str, **declared: Any) -> Any:
+def pairs(value: str | None, example: str, /, **declared: Any) -> Any:
     """A field that takes names with values, NAME=VALUE joined by commas."""
     instead = f"write NAME=VALUE joined by commas, such as {example}"
+    well_formed = listed("NAME=VALUE", r"[A-Za-z_]\w*=[^,=]+", "", instead, twice=True)
 
     def check(value: str) -> str | None:
-        given = value.split(",")
-        for pair in given:
-            if not NAMED.fullmatch(pair):
-                return f"{pair!r} is not NAME=VALUE; {instead}"
-        if len({pair.partition("=")[0] for pair in given}) < len(given):
-            return "gives a name twice; give each once"
-        return None
+        if (why := well_formed(value)) is not None:
+            return why
+        again = len(read_pairs(value)) < len(value.split(","))
+        return "gives a name twice; give each once" if again else None
 
-    return text(value, instead, check, **{"values": "NAME=VALUE,..."} | declared)
+    return setting(value, instead, check=check, **({"values": "NAME=VALUE,..."} | declared))
 
 
-def whole(
-    value: int | str | None, /, minimum: int, instead: str = "", auto: bool = False, **declared: Any
-) -> Any:
-    """A field that takes a whole number; with `auto` "auto" too, decided anew for each run."""
-    instead = instead or ("or `auto`" if auto else "leave it out for a default")
-
-    def check(value: Any) -> str | None:
-        # `bool` is an `int` to Python, and never what was meant here.
-        if not isinstance(value, int) or isinstance(value, bool):
-            wanted = f"must be a whole number of at least {minimum}; {instead}"
-            return None if auto and value == "auto" else wanted
-        if value < minimum:
-            return f"must be at least {minimum}; {instead}"
-        return f"must be at most {LARGEST}; {instead}" if value > LARGEST else None
-
-    read = _reader(int, "a whole number")
-    if auto:
-        read = _reader(lambda t: t if t == "auto" else int(t), "auto or a whole number")
-    values = "auto|N" if auto else "N"
-    return custom(value, **{"values": values, "parse": read, "check": check} | declared)
-
-
-def number(
-    value: float | None,
-    /,
-    *,
-    instead: str = "leave it out for a default",
-    minimum: float | None = None,
-    above: float | None = None,
-    below: float = math.inf,
-    **declared: Any,
-) -> Any:
-    """A field that takes a number of at least `minimum` or above `above`, and below `below`."""
-    wanted = f"at least {minimum}" if minimum is not None else f"above {above}"
-    wanted += "" if below == math.inf else f" and below {below}"
-
-    def check(value: Any) -> str | None:
-        # Written so that NaN, which compares false with everything, is refused.
-        enough = isinstance(value, float) and (
-            value >= minimum if minimum is not None else value > (above or 0)
-        )
-        return None if enough and value < below else f"must be a number {wanted}; {instead}"
-
-    read = _reader(float, "a number")
-    return custom(value, **{"values": "NUMBER", "parse": read, "check": check} | declared)
-
-
-def truth(value: bool | str, /, *, auto: bool = False, **declared: Any) -> Any:
-    """A field that takes true or false; with `auto` "auto" too."""
-    known = {"true": True, "false": False} | ({"auto": "auto"} if auto else {})
-    wanted = "auto, true or false" if auto else "true or false"
-
-    def check(value: Any) -> str | None:
-        right = isinstance(value, bool) or (auto and value == "auto")
-        return None if right else f"must be {wanted}"
-
-    def find(text: str) -> Any:
-        if text.lower() not in known:
-            raise ValueError
-        return known[text.lower()]
-
-    values, read = "auto|true|false" if auto else "true|false", _reader(find, wanted)
-    return custom(value, values=values, parse=read, check=check, boolean=True, **declared)
-
-
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one command is asked to do; the fields of a subclass are that command's flags.
 
-    A subclass says what holds for its own fields, if they do not say otherwise themselves:
-    `class DataSettings(Settings, section="Data", tunable=False)`. The docstring of a command's
-    class begins with what the command does, and has its examples: `--help` shows both.
+    A subclass is made a frozen dataclass, and says what holds for its own fields, if they do not
+    say otherwise: `class DataSettings(Settings, section="Data", tunable=False)`. A field that it
+    has from a base may get another default, or be declared again; then it says what differs. The
+    docstring of a command's class begins with what the command does, and has its examples: `--help`
+    shows both.
 
     Whole numbers given for a fraction or a rate become floats, and lists tuples, so that equal
     settings are equal objects.
-
-    Attributes:
-        sections: The titles of the sections of the help page, in order.
-        flags: Names of the settings that are flags; None for all.
-        no_flags: Names of those that are none.
-        arguments: What may follow the flags; the field `paths` gets it.
-        experiment: Whether settings may come from a file.
 
     Raises:
         RequestError: A value, or a combination of values, is impossible.
     """
 
-    sections: ClassVar[tuple[str, ...]] = ()
-    flags: ClassVar[Set[str] | None] = None
-    no_flags: ClassVar[Set[str]] = frozenset()
-    arguments: ClassVar[str] = ""
-    experiment: ClassVar[bool] = True
+    sections: ClassVar[tuple[str, ...]] = ()  # The titles on the help page, in order.
+    no_flags: ClassVar[Set[str]] = frozenset()  # Names of the settings that are no flags.
+    arguments: ClassVar[str] = ""  # What may follow the flags; the field `paths` gets it.
+    experiment: ClassVar[bool] = True  # Whether settings may come from a file.
     _shared: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **shared: Any):
         super().__init_subclass__()
-        cls._shared = {"section": "", "on_resume": "refused", "tunable": True} | shared
+        cls._shared = shared
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
+            setting, value = self.setting(field.name), getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, value := tuple(value))
-            if field.type in (float, float | None) and type(value) is int:
+            if setting.parse is float and type(value) is int:
                 try:
                     object.__setattr__(self, field.name, value := float(value))
                 except OverflowError:
                     self.refuse(field.name, "is too large for a floating-point number")
-            setting = self.setting(field.name)
-            allowed = value is None and (field.default is None or setting.word is not None)
-            if not allowed and (why := setting.check(value)) is not None:
+            if (why := setting.problem(value)) is not None:
                 self.refuse(field.name, why)
+        for name in (field.name for field in dataclasses.fields(self)):
+            example, instead = self.setting(name).required, self.setting(name).instead
+            if example and not getattr(self, name):
+                raise RequestError(f"--{name} is missing: {instead}, such as --{name}={example}")
         self.check()
 
     def check(self) -> None:
@@ -295,13 +286,14 @@ class Settings:
     @functools.cache
     def setting(cls, name: str) -> Setting:
         """Returns the declaration of a field."""
-        # A subclass may give a field another default, or declare it anew; it stays in its section.
-        bases = [base for base in cls.__mro__ if issubclass(base, Settings)]
-        found = [base for base in bases if name in base.__dict__.get("__annotations__", {})]
-        fields = (base.__dict__["__dataclass_fields__"][name] for base in found)
-        setting: Setting = next(f.metadata["setting"] for f in fields if f.metadata)
-        shared = {k: v for k, v in found[-1]._shared.items() if getattr(setting, k) is None}
-        return dataclasses.replace(setting, **shared)
+        # What the nearest class says holds; the type and the section are those of the first.
+        bases: list[Any] = [b for b in cls.__mro__ if name in inspect.get_annotations(b)]
+        types = [inspect.get_annotations(base)[name] for base in bases]
+        of_type = next((s for t, s in _OF_TYPES.items() if types[-1] in (t, t | None)), Setting())
+        beside = {part for each in types for part in get_args(each)}
+        also = tuple(value for part, value in _ALSO.items() if part in beside)
+        said = (base.__dataclass_fields__[name].metadata for base in bases)
+        return dataclasses.replace(of_type, **ChainMap(*said, bases[-1]._shared, {"also": also}))
 
     @classmethod
     def help(cls, name: str) -> str:
@@ -312,25 +304,17 @@ class Settings:
     @classmethod
     def names(cls, **attributes: Any) -> frozenset[str]:
         """Returns the names of the settings whose declarations have these attributes."""
-        known = {field.name: cls.setting(field.name) for field in dataclasses.fields(cls)}
-        wanted = attributes.items()
-        return frozenset(n for n, s in known.items() if all(getattr(s, k) == v for k, v in wanted))
+        known = [field.name for field in dataclasses.fields(cls)]
+        return frozenset(n for n in known if attributes.items() <= vars(cls.setting(n)).items())
 
     @classmethod
     def page(cls) -> dict[str, dict[str, Setting]]:
         """Returns the flags in each section of the help page, by name."""
         page: dict[str, dict[str, Setting]] = {title: {} for title in cls.sections}
         for name in (field.name for field in dataclasses.fields(cls)):
-            is_flag = (cls.flags is None or name in cls.flags) and name not in cls.no_flags
-            if name != "paths" and is_flag:
-                setting = cls.setting(name)
-                page[str(setting.section)][name] = setting
+            if name != "paths" and name not in cls.no_flags:
+                page[cls.setting(name).section][name] = cls.setting(name)
         return page
-
-    @classmethod
-    def part_of(cls, settings: "Settings") -> Self:
-        """Returns the settings of this class within those of a subclass."""
-        return cls(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `config.json` holds: only types that JSON keeps as they are."""
@@ -348,12 +332,9 @@ class Settings:
             RequestError: A name is unknown, or a value is impossible or of the wrong type.
         """
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = did_you_mean(str(name), known)
-                raise RequestError(
-                    f"{name!r} is not a setting{near}; `tfgpu train --help` lists them"
-                )
+        for name in (name for name in settings if name not in known):
+            near = did_you_mean(str(name), known)
+            raise RequestError(f"{name!r} is not a setting{near}; `tfgpu train --help` lists them")
         return cls(**settings)
 
     def refuse(self, name: str, why: str) -> NoReturn:

@@ -1,12 +1,10 @@
 """The settings of a diagnosis."""
 
-import dataclasses
-
-from tfgpu.cli.settings import text, truth, whole
+from tfgpu.cli.settings import setting
 from tfgpu.errors import did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
 from tfgpu.machine.strategy import STRATEGIES
-from tfgpu.train.settings import SECTIONS, TrainSettings
+from tfgpu.train.settings import TrainSettings
 
 PROBE_AXES: dict[str, tuple[str, ...]] = {
     "library": ("keras", "tfgpu"),
@@ -30,7 +28,6 @@ def _check_probe(value: str) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DoctorSettings(TrainSettings, section="Diagnosis"):
     """Say what keeps a training from starting, or from using the GPU, and what mends it. Exits 0
     when training can start and 1 when not.
@@ -44,18 +41,17 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
         tfgpu doctor --probe=mirrored,no_xla
     """
 
-    sections = ("Diagnosis", *SECTIONS)
-    flags = {
-        *("json", "probe", "probe_limit", "strategy", "devices", "dataset", "data_dir"),
-        *("run_dir", "progress", "join_timeout"),
+    sections = ("Diagnosis", *TrainSettings.sections)
+    no_flags = TrainSettings.names() - {
+        *("strategy", "devices", "join_timeout", "dataset", "data_dir", "run_dir", "progress")
     }
 
-    json: bool = truth(False)
+    json: bool = setting(False)
     """Print JSON for a script instead of lines for a person."""
-    probe: str = text(
+    probe: str = setting(
         "none",
         "write none, all, or a list of words",
-        _check_probe,
+        check=_check_probe,
         values="none|all|LIST",
         parse=lambda value: {"true": "all", "false": "none"}.get(value, value),
         boolean=True,
@@ -65,5 +61,5 @@ class DoctorSettings(TrainSettings, section="Diagnosis"):
     and with tfgpu; --probe alone is all. A list keeps the combinations with these values:
     {among}."""
     join_timeout: int = 20
-    probe_limit: int = whole(120, 1, "the default is 120 seconds", values="SECONDS")
+    probe_limit: int = setting(120, "the default is 120 seconds", values="SECONDS")
     """After which a combination counts as one that hangs."""

@@ -1,13 +1,11 @@
 """The settings of an evaluation."""
 
-import dataclasses
 from typing import Literal
 
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import choice, text, truth, whole
+from tfgpu.cli.settings import choice, setting
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="Evaluation"):
     """Measure a finished run's model: loss, accuracy, calibration, confusion.
 
@@ -23,7 +21,7 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
     sections = ("Run", "Data", "Evaluation", shared.DEVICES, shared.GENERAL)
     experiment = False
 
-    jit_compile: bool | Literal["auto"] = truth("auto", auto=True, section=shared.DEVICES)
+    jit_compile: bool | Literal["auto"] = setting("auto", section=shared.DEVICES)
     """Compile the evaluation with XLA. `auto` is on for a GPU and off for the CPU."""
     split: str = choice("test", ("test", "validation", "train", "all"))
     """Which examples; the validation split is what the run held back, `all` is train, validation
@@ -31,14 +29,11 @@ class EvaluateSettings(shared.DeviceSettings, shared.RunDataSettings, section="E
     views: str = choice("one", ("one", "mirror", "mirror_shift"))
     """Average the outputs of a classifier over views of each image: with its mirror image, and with
     both shifted along the diagonal too."""
-    batch_size: int | None = whole(None, 1, word="auto")
+    batch_size: int | None = setting(None, word="auto")
     """Images in a step, over all replicas; it changes no result."""
-    out: str | None = text(
-        None,
-        "leave it out for the default",
-        values="PATH",
-        default="<run_dir>/evaluation/<dataset>-<split>[-<views>]",
+    out: str | None = setting(
+        None, values="PATH", default="<run_dir>/evaluation/<dataset>-<split>[-<views>]"
     )
     """Where evaluation.json, the confusion matrix and the reliability diagram go."""
-    json: bool = truth(False)
+    json: bool = setting(False)
     """Print JSON for a script instead of lines for a person."""

@@ -1,9 +1,7 @@
 """The settings of an export."""
 
-import dataclasses
-
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import names, number, text, truth, whole
+from tfgpu.cli.settings import names, setting
 
 EXPORT_FILES = {
     "keras": "model.keras",
@@ -18,7 +16,6 @@ EXPORT_FILES = {
 EXPORT_FORMATS = tuple(EXPORT_FILES)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportSettings(shared.RunDataSettings, section="Export"):
     """Write a finished run's model for other runtimes, and compare each file with it.
 
@@ -32,23 +29,21 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
     sections = ("Run", "Export", "Data", shared.GENERAL)
     experiment = False
 
-    formats: str = names("all", EXPORT_FORMATS, alone="all", one="a format")
+    formats: str = names("all", EXPORT_FORMATS, "a format")
     """Which files to make: {among}, joined by commas. All but keras and saved_model need
     pip install 'tfgpu[export]'."""
-    out: str | None = text(
-        None, "leave it out for the default", values="PATH", default="<run_dir>/export"
-    )
+    out: str | None = setting(None, values="PATH", default="<run_dir>/export")
     """Where the files and export.json go."""
-    max_difference: float = number(1e-4, minimum=0, instead="1e-4 is the default")
+    max_difference: float = setting(1e-4, "1e-4 is the default", minimum=0)
     """Between the probabilities of a float32 file and those of the Keras model; a file with a
     greater one is kept as NAME.rejected."""
-    max_accuracy_difference: float = number(
-        0.01, minimum=0, instead="0.01 is one point, the default", values="FRACTION"
+    max_accuracy_difference: float = setting(
+        0.01, "0.01 is one point, the default", minimum=0, values="FRACTION"
     )
     """The same for a float16 or an int8 file, between accuracies: 0.01 is one point."""
-    calibration_examples: int = whole(256, 1, "256 is the default")
+    calibration_examples: int = setting(256, "256 is the default")
     """Training images from which the ranges of int8 values are taken."""
-    dry_run: bool = truth(False, on_resume="ignored")
+    dry_run: bool = setting(False, on_resume="ignored")
     """Print every setting and the files that would be written or replaced, and end there."""
 
     @property

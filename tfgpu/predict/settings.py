@@ -1,13 +1,10 @@
 """The settings of a prediction."""
 
-import dataclasses
-
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import choice, custom, text, whole
+from tfgpu.cli.settings import choice, setting
 from tfgpu.errors import RequestError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Prediction"):
     """Use a finished run's model: on files, folders, or - for paths on standard input.
 
@@ -22,19 +19,17 @@ class PredictSettings(shared.DeviceSettings, shared.RunSettings, section="Predic
     arguments = "FILE_OR_FOLDER ..."
     experiment = False
 
-    paths: tuple[str, ...] = custom(())
+    paths: tuple[str, ...] = setting(())
     """Files and folders of files; "-" stands for paths read from standard input."""
     format: str = choice("table", ("table", "jsonl", "csv"))
     """A table with the likeliest labels; JSON lines or CSV with every probability."""
-    top_k: int = whole(3, 1, "1 shows the label alone")
+    top_k: int = setting(3, "1 shows the label alone")
     """Labels of each image in the table."""
-    batch_size: int = whole(64, 1, "64 is the default")
+    batch_size: int = setting(64, "64 is the default")
     """Examples in a batch, over all replicas; results come a batch at a time."""
-    out: str | None = text(
-        None, "leave it out for the default", values="PATH", default="<run_dir>/predictions"
-    )
+    out: str | None = setting(None, values="PATH", default="<run_dir>/predictions")
     """Where files go, of a task that makes some, such as the masks of a segmentation."""
-    users: str | None = text(None, "name users, joined by commas", values="LIST", default="none")
+    users: str | None = setting(None, "name users, joined by commas", values="LIST", default="none")
     """Users to recommend to, in the place of files, of a task that recommends."""
 
     @property

@@ -1,10 +1,7 @@
 """The settings of a report."""
 
-import dataclasses
-
-from tfgpu.cli.settings import Settings, custom, text
+from tfgpu.cli.settings import Settings, setting
 from tfgpu.cli.shared_settings import GENERAL
-from tfgpu.errors import RequestError
 
 
 def _check_runs(value: object) -> str | None:
@@ -12,7 +9,6 @@ def _check_runs(value: object) -> str | None:
     return None if right else "must be paths of run directories"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings, section="Report"):
     """Write one HTML file about a run, in any state, or about several runs side by side. It needs
     no network and no scripts; no TensorFlow is imported, and no module that a run names.
@@ -27,28 +23,20 @@ class ReportSettings(Settings, section="Report"):
     sections = ("Report", GENERAL)
     experiment = False
 
-    run_dir: tuple[str, ...] = custom(
+    run_dir: tuple[str, ...] = setting(
         (),
+        "name the directory of a run",
         values="PATH[,PATH...]",
-        parse=lambda value: (value,),
+        parse=str,
         check=_check_runs,
-        default="none: it has to be given",
+        required="runs/NAME",
         repeated=True,
     )
     """The directory of a run; several, joined by commas or by naming the flag again, are shown side
     by side."""
-    out: str | None = text(
+    out: str | None = setting(
         None,
-        "leave it out for the default",
         values="PATH",
         default="<run_dir>/report.html, of several comparison.html beside them",
     )
     """The file to write."""
-
-    def check(self) -> None:
-        """See `Settings.check`."""
-        super().check()
-        if not self.run_dir:
-            raise RequestError(
-                "--run_dir is missing: name the directory of a run, such as --run_dir=runs/NAME"
-            )

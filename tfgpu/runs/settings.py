@@ -1,15 +1,12 @@
 """The settings of a list of runs."""
 
-import dataclasses
-
-from tfgpu.cli.settings import Settings, choice, custom, truth
+from tfgpu.cli.settings import Settings, choice, setting
 from tfgpu.cli.shared_settings import GENERAL
 from tfgpu.errors import RequestError
 
 SORTS = ("started", "metric", "time", "status", "name")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunsSettings(Settings, section="List"):
     """List runs: their state, the first metric of their task, their time, and how to go on with
     those that did not finish. Folders are searched for runs; `runs` where none is named.
@@ -27,12 +24,12 @@ class RunsSettings(Settings, section="List"):
     arguments = "[FOLDER_OR_RUN ...]"
     experiment = False
 
-    paths: tuple[str, ...] = custom(())
+    paths: tuple[str, ...] = setting(())
     """Folders of runs, and run directories."""
     sort: str = choice("started", SORTS)
     """The newest, the best, the longest or, by status, those that need attention first; or by
     name."""
-    compare: bool = truth(False)
+    compare: bool = setting(False)
     """Show the settings in which the runs differ, and their figures side by side."""
     format: str = choice("table", ("table", "json"))
     """A table for a person, or JSON with every figure."""

@@ -7,7 +7,6 @@ by the user always wins.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,6 @@ SMALL_STEP_PIXELS = 16 * 32 * 32
 """Pixels of a batch up to which a step of `lenet` is not worth sharing among threads."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolved(TrainSettings):
     """A `TrainSettings` in which nothing is left open but `run_dir` and what None turns off."""
 

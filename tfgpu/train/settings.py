@@ -1,24 +1,11 @@
 """The settings of a training run."""
 
-import dataclasses
 import re
 from typing import ClassVar, Literal
 
 from tfgpu import tasks
 from tfgpu.cli import shared_settings as shared
-from tfgpu.cli.settings import (
-    BUILDER,
-    LARGEST,
-    Settings,
-    choice,
-    custom,
-    names,
-    number,
-    pairs,
-    text,
-    truth,
-    whole,
-)
+from tfgpu.cli.settings import BUILDER, Settings, choice, listed, matching, names, pairs, setting
 from tfgpu.data import augmentations
 from tfgpu.errors import RequestError, did_you_mean
 from tfgpu.machine.runtime import PRECISIONS
@@ -32,59 +19,15 @@ LR_SCHEDULES = ("constant", "cosine", "linear")
 AUGMENTATIONS = augmentations.names()
 """Those of tfgpu's own tasks; a task of the user's may have others."""
 
-SECTIONS = (
-    shared.DEVICES,
-    "Data",
-    "Model",
-    "Fine-tuning",
-    "Training (auto: depends on the data set and the other flags; the run prints its choice)",
-    "Output",
-    shared.GENERAL,
-)
-"""Of the help pages of all commands that take settings of a training."""
-
-
-def _read_size(value: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
-    if not match:
-        raise ValueError("must be HEIGHTxWIDTH, such as 32x32, or one number for a square")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _check_size(value: object) -> str | None:
-    sides = value if isinstance(value, tuple) else ()
-    if len(sides) == 2 and all(type(side) is int and 1 <= side <= LARGEST for side in sides):
-        return None
-    return "must be two whole numbers of at least 1, height x width, as 32x32"
-
-
-def _check_model(value: str) -> str | None:
-    right = ":" not in value or BUILDER.fullmatch(value)
-    return None if right else "is not of the form package.module:function"
+_RECIPE = "Training (auto: depends on the data set and the other flags; the run prints its choice)"
 
 
 def _check_task(value: str) -> str | None:
-    if BUILDER.fullmatch(value):
-        return None
     known = tasks.names()
+    if value in known or re.fullmatch(BUILDER, value):
+        return None
     near = did_you_mean(value, known)
-    if value in known:
-        return None
     return f"is none of {', '.join(known)}{near}; write package.module:NAME for a task of your own"
-
-
-def _check_augment(value: str) -> str | None:
-    given = [] if value == "none" else value.split(",")
-    for name in given:
-        if not re.fullmatch(r"[a-z_]\w*", name) or name == "none":
-            return f"{name!r} is not an augmentation; write none, or names joined by commas"
-    return "names an augmentation twice; name each once" if len(set(given)) < len(given) else None
-
-
-def _check_patterns(value: str) -> str | None:
-    if all(re.fullmatch(r"!?[^\s,!]+", pattern) for pattern in value.split(",")):
-        return None
-    return "must be names or patterns joined by commas, such as 'stage1_*,stem_*' or '*,!logits'"
 
 
 def _check_profile(value: object) -> str | None:
@@ -94,23 +37,22 @@ def _check_profile(value: object) -> str | None:
     return "must be FIRST:LAST, steps counted from 1, such as 101:110"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="allowed"):
     """How a training is computed."""
 
     precision: str = choice("float32", PRECISIONS)
     """The Keras dtype policy. The model's output is float32 under each."""
-    jit_compile: bool | Literal["auto"] = truth("auto", auto=True)
+    jit_compile: bool | Literal["auto"] = setting("auto")
     """Compile the forward and backward pass with XLA. `auto` is on for a GPU and off for the
     CPU."""
-    steps_per_execution: int | Literal["auto"] = whole("auto", 1, auto=True)
+    steps_per_execution: int | Literal["auto"] = setting("auto")
     """Training steps for each call from Python."""
-    intra_op_threads: int | Literal["auto"] = whole("auto", 1, auto=True, tunable=False)
+    intra_op_threads: int | Literal["auto"] = setting("auto", tunable=False)
     """CPU threads that share one operation. `auto` is all cores, divided among the replicas of
     the CPU, and one where steps are too small to share."""
-    deterministic: bool = truth(False, tunable=False)
+    deterministic: bool = setting(False, tunable=False)
     """Only kernels that give the same bits each time, at some cost in speed."""
-    compile_cache: str = text(
+    compile_cache: str = setting(
         "auto",
         "write auto, none or a folder",
         values="auto|none|DIR",
@@ -121,201 +63,189 @@ class SpeedSettings(shared.DeviceSettings, section=shared.DEVICES, on_resume="al
     cache directory where there is a GPU."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings(shared.DatasetSettings, section=SECTIONS[1]):
+class DataSettings(shared.DatasetSettings, section="Data", tunable=False):
     """What is trained on, and what is to be learnt; `image_size` is height and width."""
 
-    task: str | None = text(
+    task: str | None = setting(
         None,
         "leave it out for the one that the data fit",
-        _check_task,
         word="auto",
         values="NAME|PACKAGE.MODULE:NAME",
         among=tasks.names(),
-        # Data and model are compared themselves.
-        on_resume="allowed",
-        tunable=False,
+        check=_check_task,
+        on_resume="allowed",  # Data and model are compared themselves.
     )
     """What is to be learnt: {among}, or a task of yours. `auto` is the one that the data fit, where
     they leave no doubt."""
-    features: str | None = pairs(
-        None, "x=image,y=label", word="auto", values="x=NAME,y=NAME", tunable=False
-    )
+    features: str | None = pairs(None, "x=image,y=label", word="auto", values="x=NAME,y=NAME")
     """Which features of the data set are input and target. `auto` finds them by their types."""
-    target: str | None = text(
-        None, "name a column, or leave it out", word="auto", values="COLUMN", tunable=False
+    target: str | None = setting(
+        None, "name a column, or leave it out", word="auto", values="COLUMN"
     )
     """The column of a table that is to be predicted: the same as `y` of `--features`."""
-    tokens: str | None = choice(None, ("word", "character"), word="auto", tunable=False)
+    tokens: str | None = choice(None, ("word", "character"), word="auto")
     """What a text is cut into, for tasks on texts."""
-    task_options: str | None = pairs(None, "split=time", word="none", tunable=False)
+    task_options: str | None = pairs(None, "split=time", word="none")
     """Options of the task's own, which its page lists."""
 
-    validation_fraction: float = number(
-        0.1,
-        minimum=0,
-        below=1,
-        instead="0 trains on the whole split",
-        values="FRACTION",
-        tunable=False,
+    validation_fraction: float = setting(
+        0.1, "0 trains on the whole split", minimum=0, below=1, values="FRACTION"
     )
     """Part of the training split held back for validation; 0 trains on all of it."""
-    image_size: tuple[int, int] | None = custom(
-        None,
-        word="auto",
-        values="SIZE|HEIGHTxWIDTH",
-        parse=_read_size,
-        check=_check_size,
-        tunable=False,
-    )
+    image_size: tuple[int, int] | None = setting(None, word="auto")
     """Resize every image to this. `auto` is the data's own size; images of different sizes need
     one."""
-    input: str = choice("auto", ("auto", "resident", "streaming"), on_resume="allowed")
+    input: str = choice(
+        "auto", ("auto", "resident", "streaming"), on_resume="allowed", tunable=True
+    )
     """Keep the data on each device, or stream it. `auto` keeps it when it takes under a quarter
     of a device's free memory. Both give the same batches."""
-    augment: str | None = text(
+    augment: str | None = setting(
         None,
         f"write none, or names out of {', '.join(AUGMENTATIONS)}",
-        _check_augment,
         word="auto",
         values="none|LIST",
         among=AUGMENTATIONS,
+        check=listed("an augmentation", r"(?!none$)[a-z_]\w*", "none"),
+        tunable=True,
     )
     """Random changes to the training examples: {among}, joined by commas. `auto` depends on the
     data set."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings(Settings, section=SECTIONS[2]):
+class ModelSettings(Settings, section="Model"):
     """What is trained. None of `width` and `depth` is what the builder decides."""
 
-    model: str | None = text(
+    model: str | None = setting(
         None,
         "name a model, such as lenet or package.module:function",
-        _check_model,
         word="auto",
         values="NAME|PACKAGE.MODULE:FUNCTION",
+        check=matching(rf"[^:]*|{BUILDER}", "is not of the form package.module:function"),
     )
     """A model of the task's (of images with classes lenet, resnet20, wide_resnet, resnet50, and
     those of keras.applications, such as EfficientNetB0), or a function of yours that builds a Keras
     functional model. `auto` is lenet for classification and multilabel, unet for segmentation,
     bag for text, piecewise for tabular, factors or two_tower for recommendation."""
-    width: float | None = number(
-        None, above=0, instead="leave it out for the model's own", word="auto", values="FACTOR"
+    width: float | None = setting(
+        None, "leave it out for the model's own", word="auto", values="FACTOR"
     )
     """Multiplies the channels and units of the hidden layers; `auto` is 1, and 10 for wide_resnet.
     A function of yours gets it as the argument `width`."""
-    depth: int | None = whole(None, 1, "leave it out for the model's own", word="auto")
+    depth: int | None = setting(None, "leave it out for the model's own", word="auto")
     """Convolutions of lenet, layers with weights of the others; `auto` is 2 for lenet, 28 for
     wide_resnet. A function of yours gets it as the argument `depth`."""
-    remat: bool = truth(False, on_resume="allowed")
+    remat: bool = setting(False, on_resume="allowed")
     """Keep few activations for the backward pass and compute the others again: less memory, more
     time, the same numbers."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FineTuningSettings(Settings, section=SECTIONS[3]):
+class FineTuningSettings(Settings, section="Fine-tuning"):
     """Where the weights come from, and which of them are trained when."""
 
-    weights: str | None = text(
+    weights: str | None = setting(
         None, "name a run directory or a file", word="none", values="RUN_DIR|FILE", tunable=False
     )
     """Begin with the weights of a finished run (its directory), or of a .keras, .weights.h5 or .h5
     file: each layer takes those of the layer of its name, where the shapes are the same. What is
     not taken is named."""
-    freeze: str | None = text(
-        None, "name layers, or leave it out", _check_patterns, word="none", values="PATTERNS"
+    freeze: str | None = setting(
+        None,
+        "name layers, or leave it out",
+        word="none",
+        values="PATTERNS",
+        check=matching(
+            r"!?[^\s,!]+(,!?[^\s,!]+)*",
+            "must be names or patterns joined by commas, such as 'stage1_*,stem_*' or '*,!logits'",
+        ),
     )
     """Layers that are not trained: names joined by commas, with * and ? as in a shell; !NAME takes
     some out again, as in '*,!logits'."""
-    unfreeze_at: int | None = whole(None, 2, "leave it out to keep them frozen", word="never")
+    unfreeze_at: int | None = setting(
+        None, "leave it out to keep them frozen", minimum=2, word="never"
+    )
     """The epoch, counted from 1, from which the frozen layers are trained too."""
-    unfreeze_learning_rate: float | None = number(None, above=0, word="auto", values="RATE")
+    unfreeze_learning_rate: float | None = setting(None, word="auto", values="RATE")
     """The highest rate from then on, after a warm-up of its own. `auto` is a tenth of
     --learning_rate."""
-    layer_decay: float = number(1.0, above=0, instead="1 is off", values="FACTOR")
+    layer_decay: float = setting(1.0, "1 is off", values="FACTOR")
     """Multiplies the learning rate of each layer by this once more the further it is from the
     output; 1 is off."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizationSettings(Settings, section=SECTIONS[4]):
+class OptimizationSettings(Settings, section=_RECIPE):
     """How it is trained; `batch_size` is global, `early_stopping` in epochs of patience."""
 
-    batch_size: int | None = whole(None, 1, word="auto")
+    batch_size: int | None = setting(None, word="auto")
     """Images in a step, over all replicas; which have to divide it evenly."""
-    epochs: int | None = whole(None, 1, word="auto")
+    epochs: int | None = setting(None, word="auto")
     """Passes over the training data."""
     optimizer: str | None = choice(None, OPTIMIZERS, word="auto", values="NAME")
     """One of Keras' own: {among}."""
-    learning_rate: float | None = number(None, above=0, word="auto", values="RATE")
+    learning_rate: float | None = setting(None, word="auto", values="RATE")
     """The highest rate: after the warm-up, before the schedule lowers it."""
-    momentum: float | None = number(None, minimum=0, below=1, instead="0 is off", word="auto")
+    momentum: float | None = setting(None, "0 is off", minimum=0, below=1, word="auto")
     """For sgd and rmsprop; at least 0, below 1."""
-    weight_decay: float | None = number(None, minimum=0, instead="0 is off", word="auto")
+    weight_decay: float | None = setting(None, "0 is off", minimum=0, word="auto")
     """Decoupled from the gradient, as Keras' optimizers do it; 0 is off."""
     lr_schedule: str | None = choice(None, LR_SCHEDULES, word="auto")
     """How the rate goes on after the warm-up: cosine and linear end at 0."""
-    warmup_epochs: float | None = number(None, minimum=0, instead="0 is off", word="auto")
+    warmup_epochs: float | None = setting(None, "0 is off", minimum=0, word="auto")
     """Epochs, or a fraction of one, over which the rate rises from 0; 0 is off."""
-    label_smoothing: float = number(0.0, minimum=0, below=1, instead="0 is off", values="FRACTION")
+    label_smoothing: float = setting(0.0, "0 is off", minimum=0, below=1, values="FRACTION")
     """Part of each label spread evenly over the classes."""
     class_weight: str = choice("none", ("none", "balanced"))
     """`balanced` weights the loss of a training example by the inverse frequency of its class, so
     that each class counts the same."""
-    clip_norm: float | None = number(
-        None, above=0, instead="leave it out to clip nothing", word="off"
-    )
+    clip_norm: float | None = setting(None, "leave it out to clip nothing", word="off")
     """Scale gradients down to this norm over all weights."""
-    ema_momentum: float | None = number(
-        None, minimum=0, below=1, instead="leave it out for no average", word="off"
+    ema_momentum: float | None = setting(
+        None, "leave it out for no average", minimum=0, below=1, word="off"
     )
     """Keep an exponential moving average of the weights, and end with it."""
-    gradient_accumulation_steps: int = whole(1, 1, "1 is off")
+    gradient_accumulation_steps: int = setting(1, "1 is off")
     """Update the weights every N steps, with the mean of their gradients."""
-    early_stopping: int | None = whole(None, 1, "leave it out to train every epoch", word="off")
+    early_stopping: int | None = setting(None, "leave it out to train every epoch", word="off")
     """Stop after N epochs without a better validation loss."""
-    seed: int = whole(0, 0, "0 is the default", tunable=False)
+    seed: int = setting(0, "0 is the default", minimum=0, tunable=False)
     """Of the weights, the order of the data, the augmentation and the splits."""
 
 
-def run_dir_field(default: str) -> str | None:
-    """The field `run_dir` of a command that makes the directory."""
-    instead = "name a folder, or leave it out for one under runs/"
-    field: str | None = text(
-        None, instead, values="PATH", default=default, on_resume="ignored", tunable=False
-    )
-    return field
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable=False):
+class OutputSettings(Settings, section="Output", on_resume="allowed", tunable=False):
     """What a run writes and says."""
 
-    run_dir: str | None = run_dir_field("runs/<dataset>-<model>-<time>")
+    run_dir: str | None = setting(
+        None,
+        "name a folder, or leave it out for one under runs/",
+        values="PATH",
+        default="runs/<dataset>-<model>-<time>",
+        on_resume="ignored",
+    )
     """Where the run writes its settings, metrics, result and model."""
     resume: str = choice("auto", ("auto", "never", "must"), on_resume="ignored")
     """Continue the run that --run_dir holds, exactly where its last checkpoint is. `never` starts
     new runs only, `must` continues only."""
-    checkpoint_every: int | None = whole(None, 1, "leave it out for once an epoch", word="epoch")
+    checkpoint_every: int | None = setting(None, "leave it out for once an epoch", word="epoch")
     """Steps between two checkpoints: what a run that is killed loses at most."""
     tensorboard: str = choice("default", ("default", "none", "full"))
     """What to write for TensorBoard: `full` adds histograms and pictures of every epoch."""
-    log_to: str = names("none", TRACKERS, alone="none", one="a tracker")
+    log_to: str = names("none", TRACKERS, "a tracker")
     """Experiment trackers that get settings, metrics, figures of the hardware, pictures and the
     model, beside TensorBoard: {among}, joined by commas (pip install 'tfgpu[mlflow,wandb]')."""
-    profile: str | None = custom(None, word="off", values="FIRST:LAST", check=_check_profile)
+    profile: str | None = setting(
+        None, rule=None, check=_check_profile, word="off", values="FIRST:LAST"
+    )
     """Steps to profile, counted from 1, for TensorBoard's Profile tab
     (pip install 'tfgpu[profile]')."""
-    hardware_interval: float | None = number(
-        2.0, above=0, instead="off samples nothing", word="off", values="SECONDS"
+    hardware_interval: float | None = setting(
+        2.0, "off samples nothing", word="off", values="SECONDS"
     )
     """Seconds between two samples of GPU utilisation, memory, power and temperature, processor and
     memory, for result.json and TensorBoard (pip install 'tfgpu[hardware]')."""
-    report: bool = truth(False, on_resume="ignored")
+    report: bool = setting(False, on_resume="ignored")
     """End with report.html, what `tfgpu report` writes of the run; also when it fails or is
     stopped."""
-    dry_run: bool = truth(False, on_resume="ignored")
+    dry_run: bool = setting(False, on_resume="ignored")
     """Print every setting after it has been decided, and the files that would be written, and end
     there: nothing is written."""
     progress: str = choice("auto", ("auto", "bar", "plain", "none"), on_resume="ignored")
@@ -323,7 +253,6 @@ class OutputSettings(Settings, section=SECTIONS[5], on_resume="allowed", tunable
 
 
 # The fields come in the order of the bases from the last to the first.
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings(
     shared.VerbositySettings,
     OutputSettings,
@@ -351,13 +280,21 @@ class TrainSettings(
         tfgpu train --experiment=runs/NAME/config.json --epochs=60
     """
 
-    sections: ClassVar[tuple[str, ...]] = SECTIONS
+    sections: ClassVar[tuple[str, ...]] = (
+        *(shared.DEVICES, "Data", "Model", "Fine-tuning", _RECIPE, "Output", shared.GENERAL),
+    )
+
+    @property
+    def training(self) -> "TrainSettings":
+        """The settings of the training alone, of a command that has more of them."""
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.names()})
 
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        if self.task is None or ":" not in self.task:
-            self._check_augmentations()
+        known = listed("an augmentation", AUGMENTATIONS, "none")
+        if self.augment and ":" not in (self.task or "") and (why := known(self.augment)):
+            self.refuse("augment", why)
         if self.profile is not None and self.tensorboard == "none":
             self.refuse("profile", "goes with TensorBoard; leave --tensorboard=none out")
         if self.momentum and self.optimizer not in (None, *OPTIMIZERS_WITH_MOMENTUM):
@@ -385,15 +322,3 @@ class TrainSettings(
             raise RequestError(
                 "--resume=must needs --run_dir: name the directory of the run to continue"
             )
-
-    def _check_augmentations(self) -> None:
-        """Refuses names that no task of tfgpu's own has."""
-        given = self.augment or "none"
-        for name in given.split(",") if given != "none" else ():
-            if name not in AUGMENTATIONS:
-                near = did_you_mean(name, AUGMENTATIONS)
-                self.refuse(
-                    "augment",
-                    f"{name!r} is not an augmentation{near}; write none, or names out of "
-                    f"{', '.join(AUGMENTATIONS)} joined by commas",
-                )

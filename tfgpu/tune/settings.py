@@ -1,20 +1,10 @@
 """The settings of a hyperparameter search."""
 
-import dataclasses
-import re
-
-from tfgpu.cli.settings import choice, number, text, whole
+from tfgpu.cli.settings import choice, matching, setting
 from tfgpu.errors import RequestError
-from tfgpu.train.settings import SECTIONS, TrainSettings, run_dir_field
+from tfgpu.train.settings import TrainSettings
 
 
-def _check_objective(value: str) -> str | None:
-    if re.fullmatch(r"val_\w+", value):
-        return None
-    return "must be val_loss or val_METRIC, such as val_accuracy"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainSettings, section="Search"):
     """Search for better settings with KerasTuner. The flags of `tfgpu train` are what all trials
     share; --space says what is tried. The same command again goes on where it was stopped.
@@ -28,17 +18,17 @@ class TuneSettings(TrainSettings, section="Search"):
         tfgpu tune --workers=4 --run_dir=runs/search
     """
 
-    sections = ("Search", *SECTIONS)
+    sections = ("Search", *TrainSettings.sections)
     # A trial trains on one machine, and has no report of its own.
     no_flags = frozenset({"join_timeout", "report"})
 
-    run_dir: str | None = run_dir_field("runs/tune-<dataset>-<model>-<time>")
+    run_dir: str | None = setting(None, default="runs/tune-<dataset>-<model>-<time>")
     """Where the search keeps its trials, its state and its result."""
 
     tuner: str = choice("hyperband", ("hyperband", "bayesian", "random", "grid"))
     """KerasTuner's: hyperband trains many for a few epochs and goes on with the better ones, the
     others train each trial for --epochs."""
-    space: str = text(
+    space: str = setting(
         "default",
         "write default, or name a Python file",
         values="default|FILE.py",
@@ -47,35 +37,29 @@ class TuneSettings(TrainSettings, section="Search"):
     """A file that defines `space(hp) -> dict`: settings of a run, made from KerasTuner's
     hp.Choice, hp.Int, hp.Float and hp.Boolean (the file is run). `default` is one of the task's; of
     classification, for lenet."""
-    objective: str | None = text(
-        None, "name val_loss or val_METRIC", _check_objective, word="auto", values="val_METRIC"
+    objective: str | None = setting(
+        None,
+        "name val_loss or val_METRIC",
+        word="auto",
+        values="val_METRIC",
+        check=matching(r"val_\w+", "must be val_loss or val_METRIC, such as val_accuracy"),
     )
     """What is compared, of the model that a trial ends with: val_loss, or the validation metric of
     the task. `auto` is the task's first, val_accuracy for classification."""
-    max_trials: int | None = whole(None, 1, word="auto", on_resume="ignored")
+    max_trials: int | None = setting(None, word="auto", on_resume="ignored")
     """Trials at most; `auto` is 20 for random and bayesian, all there are for grid, and for
     hyperband once through its brackets, or as often as --max_minutes allows."""
-    max_minutes: float | None = number(
-        None,
-        above=0,
-        instead="leave it out for no limit",
-        word="off",
-        values="MINUTES",
-        on_resume="ignored",
+    max_minutes: float | None = setting(
+        None, "leave it out for no limit", word="off", values="MINUTES", on_resume="ignored"
     )
     """Time for the search, over all starts of it. Trials that are under way then are kept, and go
     on when there is more."""
-    workers: int = whole(1, 0, "1 is the default", on_resume="ignored")
+    workers: int = setting(1, "1 is the default", minimum=0, on_resume="ignored")
     """Processes that train trials side by side on this machine, one GPU each, or one group of
     cores each where there is no GPU. One alone has all of them."""
-    final_seeds: int = whole(3, 0, "0 retrains nothing", on_resume="ignored")
+    final_seeds: int = setting(3, "0 retrains nothing", minimum=0, on_resume="ignored")
     """Trainings of the best settings at the end, with seeds that the search has not seen; they
     alone read the test split. 0 tests the best trial's own model."""
-
-    @property
-    def training(self) -> TrainSettings:
-        """What all trials share, alone."""
-        return TrainSettings.part_of(self)
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -85,7 +69,9 @@ class TuneSettings(TrainSettings, section="Search"):
                 "--validation_fraction=0 leaves nothing to compare trials by: the test split is "
                 "for the winner alone; raise the fraction"
             )
-        self.refuse_multi_worker(
-            "a trial trains on one machine; choose mirrored or one_device, and have other machines "
-            "train other trials"
-        )
+        if self.strategy == "multi_worker_mirrored":
+            self.refuse(
+                "strategy",
+                "a trial trains on one machine; choose mirrored or one_device, and have other "
+                "machines train other trials",
+            )
