@@ -114,6 +114,7 @@ class Batches:
         alone = strategy.num_replicas_in_sync == 1 and bool(self.resident)
         self._direct = private.is_default(strategy) or _is_cpu(strategy) or alone
         self._local = local_replicas(strategy)
+        self._draws = draws_when_begun(dataset)
         self.whole = self._direct and not has_several_workers(strategy)
 
     @property
@@ -203,7 +204,11 @@ class Batches:
     def __iter__(self) -> BatchIterator:
         if self._dataset is None:
             self._dataset = self._distribute()
-        return BatchIterator(self._dataset, self, position=self._start_step)
+        iterator = BatchIterator(self._dataset, self, position=self._start_step)
+        if self._draws:
+            # Made now, since that decides the order of the next one.
+            iterator.source  # noqa: B018
+        return iterator
 
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
@@ -231,6 +236,16 @@ class Batches:
             return mine.prefetch(2 * len(self._local)) if ahead else mine
 
         return strategy.distribute_datasets_from_function(shards)
+
+
+def draws_when_begun(dataset: tf.data.Dataset) -> bool:
+    """Whether each iterator draws random numbers from a state of the data set when it is made.
+
+    So do those of `shuffle`: an iterator that nobody reads changes the order of the next one.
+    """
+    if any(word in type(dataset).__name__ for word in ("Shuffle", "Random")):
+        return True
+    return any(map(draws_when_begun, private.dataset_inputs(dataset)))
 
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:

@@ -22,7 +22,8 @@ from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.compiled_loop import CompiledLoop
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, metrics_result
-from tfgpu.engine.own_step import OwnStep, is_own
+from tfgpu.engine.overrides import has_own_results, is_own
+from tfgpu.engine.own_step import OwnStep
 from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
 
 
@@ -117,16 +118,6 @@ class Replicas:
         return logs if self._metrics is None else self._metrics.asked_again(logs)
 
 
-def has_own_results(model: keras.Model, name: str) -> bool:
-    """Whether only the step knows what to report, and not the model's metrics.
-
-    Args:
-        model: Of the step.
-        name: `train_step` or `test_step`.
-    """
-    return is_own(model, name) or type(model).compute_metrics is not keras.Model.compute_metrics
-
-
 def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     """Returns the function that Keras calls with an iterator, once an execution.
 
@@ -151,18 +142,17 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         steps: tf.Tensor,
         rows: int | None = None,
     ) -> Any:
-        """`steps` steps; the last apart when only it knows the results."""
-        looped = steps - 1 if replicas.own_results else steps
+        """`steps` steps, one or more, of which each is the same part of the graph."""
+        latest = Latest()
 
-        def body(count: tf.Tensor) -> list[tf.Tensor]:
-            replicas.run(read_batch(source, rows), device_map, resident, whole=whole)
-            return [count + 1]
+        def body(count: tf.Tensor, kept: tf.Tensor) -> list[tf.Tensor]:
+            last = replicas.run(read_batch(source, rows), device_map, resident, whole=whole)
+            return [count + 1, latest.keep(last) if replicas.own_results else kept]
 
-        tf.while_loop(lambda count: count < looped, body, [0], parallel_iterations=1)
-        if not replicas.own_results:
-            return replicas.logs(None)
-        element = read_batch(source, rows)
-        return replicas.logs(replicas.run(element, device_map, resident, whole=whole))
+        counted = tf.while_loop(
+            lambda count, kept: count < steps, body, [0, latest.nothing()], parallel_iterations=1
+        )
+        return replicas.logs(latest.of(counted[1]) if replicas.own_results else None)
 
     def run_one(
         element: Any, device_map: Any = None, resident: Any = (), whole: bool = True
@@ -187,7 +177,17 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     if name == "train_step":
         loop = CompiledLoop(model, replicas, one_by_one=run_one)
 
+    def may_be_known(run: Any, *args: Any) -> bool:
+        """Whether batches may be traced apart by their rows; asks once."""
+        nonlocal recurrent
+        # A part of the graph more has random numbers of its own, and begins with the first again.
+        recurrent = model.run_eagerly or not draws_by_operations(run.get_concrete_function(*args))
+        return recurrent
+
+    asked = False
+
     def execution(iterator: Any) -> Any:
+        nonlocal asked
         if not isinstance(iterator, BatchIterator):
             return _run_given(trainer, iterator, run_one)
         batches, alone = iterator.batches, iterator.alone
@@ -210,6 +210,12 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         # Steps over time are faster where their rows are known when they are traced. Others are
         # not, and would be traced twice for nothing.
         full, rows = iterator.full_batches(steps) if recurrent else (steps, None)
+        if full and rows is not None and not asked:
+            asked = True
+            one = trainer.steps_per_execution == 1 or alone
+            more = (rows,) if one else (tf.constant(full), rows)
+            if not may_be_known(run_next if one else run_steps, iterator.source, *given, *more):
+                full, rows = steps, None
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
             return run_next(iterator.source, *given, rows if full else None)
@@ -224,6 +230,59 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     looped = () if loop is None else (loop.traced,)
     explained.traced = (run_steps, run_next, run_one, *looped)  # type: ignore[attr-defined]
     return explained
+
+
+class Latest:
+    """What the last round of a loop gave, whose structure is known once the round is traced.
+
+    A step that was traced a second time, behind the loop, would draw the numbers of TensorFlow's
+    random operations with a seed again.
+    """
+
+    def __init__(self) -> None:
+        self._structure: Any = None
+        self._leaves: list[Any] = []
+
+    def nothing(self) -> tf.Tensor:
+        """What the loop begins with."""
+        return tf.raw_ops.OptionalNone()
+
+    def keep(self, result: Any) -> tf.Tensor:
+        """The result of a round, as a tensor: of a replica, or of several."""
+        self._structure = result
+        self._leaves = tf.nest.flatten(result, expand_composites=True)
+        return tf.raw_ops.OptionalFromValue(components=self._tensors() or [tf.constant(0)])
+
+    def of(self, kept: tf.Tensor) -> Any:
+        """The result again, outside of the loop."""
+        tensors = self._tensors() or [tf.constant(0)]
+        values = iter(
+            tf.raw_ops.OptionalGetValue(
+                optional=kept,
+                output_types=[tensor.dtype for tensor in tensors],
+                output_shapes=[tensor.shape for tensor in tensors],
+            )
+        )
+        leaves = [next(values) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
+        return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
+
+    def _tensors(self) -> list[Any]:
+        return [leaf for leaf in self._leaves if tf.is_tensor(leaf)]
+
+
+_RANDOM = (
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "RandomShuffle", "Multinomial"),
+    *("RandomGamma", "RandomPoisson", "RandomPoissonV2"),
+)
+"""TensorFlow's operations that draw random numbers from a state of their own."""
+
+
+def draws_by_operations(traced: Any) -> bool:
+    """Whether a concrete function draws random numbers of which each operation has a sequence."""
+    graph = traced.graph.as_graph_def()
+    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+    return any(node.op in _RANDOM for group in nodes for node in group)
 
 
 def of_rows(element: Any, rows: int | None) -> Any:

@@ -41,16 +41,17 @@ try:
     from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
     from keras.src.trainers.epoch_iterator import EpochIterator
     from tensorflow.python.data.ops import multi_device_iterator_ops
-    from tensorflow.python.distribute import distribute_lib, mirrored_strategy
+    from tensorflow.python.distribute import distribute_lib, input_lib, mirrored_strategy
     from tensorflow.python.distribute import values as distribute_values
     from tensorflow.python.framework import config as framework_config
     from tensorflow.python.framework import function_def_to_graph, kernels, none_tensor
+    from tensorflow.python.framework.errors_impl import InaccessibleTensorError
     from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 except ImportError as error:
     raise VersionError(f"tfgpu does not fit {versions()}: {error}") from error
 
 __all__ = ["ArrayDataAdapter", "BaseResourceVariable", "CompileLoss", "GeneratorDataAdapter"]
-__all__ += ["ResourceVariable"]
+__all__ += ["InaccessibleTensorError", "ResourceVariable"]
 
 # ---- models and their trainer -----------------------------------------------------------------
 
@@ -75,6 +76,7 @@ takes_training = Attribute(keras.layers.Layer, "_call_has_training_arg")
 own_losses = Attribute(keras.layers.Layer, "_losses")
 flatten_layers = Method(_Model, "_flatten_layers", "self", "include_self")
 compute_loss = Method(_Model, "_compute_loss", "self", "x", "y", "y_pred", "sample_weight")
+unpickled = Method(_Model, "_unpickle_model", "bytesio")
 symbolic_build = Method(_Model, "_symbolic_build", "self", "iterator", "data_batch")
 
 for _step in ("train", "test", "predict"):
@@ -85,6 +87,7 @@ for _caller in ("fit", "evaluate"):
     require(_Model, "_maybe_symbolic_build", "self", "iterator", "data_batch", called_by=_caller)
     require(_Model, "_get_metrics_result_or_logs", "self", "logs", called_by=_caller)
 require(_Model, "_resolve_auto_jit_compile", "self", called_by="compile")
+require(_Model, "_aggregate_additional_loss", "self", "loss", called_by="compute_loss")
 
 # The mixin has no base; to a type checker it is what it is mixed into.
 _Base: Any = keras.Model if TYPE_CHECKING else object
@@ -102,6 +105,9 @@ class TrainerHooks(_Base):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         logs, are_results = self.tfgpu_logs(logs)
         return logs if are_results else super()._get_metrics_result_or_logs(logs)
+
+    def _aggregate_additional_loss(self, loss: Any) -> Any:
+        return self.tfgpu_additional_loss(loss, super()._aggregate_additional_loss(loss))
 
 
 def written_as(ours: type, theirs: type) -> None:
@@ -126,6 +132,7 @@ enumerate_epoch = Method(EpochIterator, "_enumerate_iterator", "self", called_by
 warn_of_interruption = Method(EpochIterator, "_interrupted_warning", "self")
 NoneTensorSpec = require(none_tensor, "NoneTensorSpec")  # tf.NoneTensorSpec from 2.20 on.
 dataset_inputs = Method(tf.data.Dataset, "_inputs", "self")
+distributed_from = Attribute(input_lib.DistributedDataset, "_original_dataset")
 create_device_dataset = Method(multi_device_iterator_ops, "_create_device_dataset")
 
 require(EpochIterator, "_get_iterator", "self", called_by="_enumerate_iterator")
@@ -300,6 +307,10 @@ variable_index = Method(_Optimizer, "_get_variable_index", "self", "variable")
 apply_unclipped = Method(
     *(_Optimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
     called_by="apply",
+)
+optimizer_apply = Method(
+    next(each for each in _Optimizer.__mro__ if "apply" in vars(each)),
+    *("apply", "self", "grads", "trainable_variables"),
 )
 require(_Optimizer, "update_step", "self", called_by="_distributed_tf_update_step")
 

@@ -160,17 +160,31 @@ class _OneReplica(private.DefaultContext):
 
 
 @contextlib.contextmanager
+def keeping_calls() -> Iterator[None]:
+    """Around an exchange: what layers keep of a call is this replica's afterwards too.
+
+    That is the losses that they have added, and tensors that they hold as attributes.
+    """
+    # Another replica's thread goes on here, and calls the same layers.
+    losses = [list(private.own_losses(layer)) for layer in _current.layers]
+    tensors = [
+        {name: value for name, value in vars(layer).items() if isinstance(value, tf.Tensor)}
+        for layer in _current.layers
+    ]
+    try:
+        yield
+    finally:
+        for layer, own, kept in zip(_current.layers, losses, tensors, strict=True):
+            private.own_losses(layer)[:] = own
+            vars(layer).update(kept)
+
+
+@contextlib.contextmanager
 def _left(one: _OneReplica) -> Iterator[None]:
     """Back in the strategy's own replica context, for an exchange."""
-    # Another replica's thread goes on here, calls the same layers, and has them add its losses.
-    losses = [list(private.own_losses(layer)) for layer in _current.layers]
     outside = _current.having(local=False, writes=None)
-    try:
-        with outside, private.entered(one.replica_context, updating=False):
-            yield
-    finally:
-        for layer, own in zip(_current.layers, losses, strict=True):
-            private.own_losses(layer)[:] = own
+    with keeping_calls(), outside, private.entered(one.replica_context, updating=False):
+        yield
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 Each replica computes the loss of its rows as if they were all there are. Their mean, weighted by
 rows, is the loss of the global batch where the loss is a mean over rows, or over anything of
 which each row has as much: time steps, pixels. That is how whatever says nothing else is
-counted: `add_loss`, activity regularisers (older versions of Keras add them up over the rows, and
-so do replicas then), functions that return one number, a `compute_loss` of one's own. A Keras loss
-declares its reduction, and one that is no such mean is multiplied beforehand by what makes the mean
-by rows right:
+counted: a scalar of `add_loss`, activity regularisers (older versions of Keras add them up over the
+rows, and so do replicas then), functions that return one number, a `compute_loss` of one's own. A
+Keras loss declares its reduction, and one that is no such mean is multiplied beforehand by what
+makes the mean by rows right:
 
-    sum                       total rows / rows here: sums add
+    sum, `add_loss` of rows   total rows / rows here: sums add
     mean_with_sample_weight   (weight here / total weight) / (rows here / total rows)
     any mean, under a mask    the same, of the entries that the mask leaves
     None                      nothing: Keras adds up the gradients of its elements
@@ -120,6 +120,21 @@ def objective(loss: Any, rows: Rows) -> tf.Tensor:
     if loss.shape.rank == 0:
         return loss * tf.cast(rows.share, loss.dtype)
     return loss * tf.cast(rows.present, loss.dtype) if rows.may_be_absent else loss
+
+
+def additional(loss: Any, total: Any) -> Any:
+    """What `add_loss` gave, added up by Keras, such that the mean by rows is that of one device.
+
+    Args:
+        loss: As it was given: a scalar, which counts by rows, or a value a row.
+        total: The sum of it, a scalar.
+    """
+    rows, shape = current.shared, tuple(getattr(loss, "shape", ()))
+    if rows is None or current.exchange is None or not len(shape):
+        return total
+    if shape[0] not in (None, tf.get_static_value(rows.real)):
+        return total  # Of weights, say: each replica has all of them.
+    return total * tf.cast(rows.times_share, total.dtype)
 
 
 def reported(loss: Any, rows: Rows) -> tf.Tensor:

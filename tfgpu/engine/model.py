@@ -22,8 +22,8 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.batch_sizes import BatchSizes
 from tfgpu.engine.batches import Batches, has_several_workers
-from tfgpu.engine.execution import has_own_results, make_execution, make_prediction
-from tfgpu.engine.own_step import is_own
+from tfgpu.engine.execution import make_execution, make_prediction
+from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.rematerialization import Segments
 from tfgpu.engine.step_statistics import StepStatistics
 
@@ -148,6 +148,15 @@ class ReplicaTrainer(private.TrainerHooks):
             has_own_results(self, name) for name in ("train_step", "test_step")
         )
 
+    def tfgpu_additional_loss(self, loss: Any, total: Any) -> Any:
+        """What counts of a loss that was added, given with the sum of it."""
+        return losses.additional(loss, total)
+
+    def __reduce__(self) -> Any:
+        """As Keras', for `pickle` and `copy`; what is read back is a tfgpu model again."""
+        _, arguments = super().__reduce__()
+        return _unpickled, arguments
+
     def tfgpu_resolve_jit_compile(self) -> bool:
         """What `jit_compile="auto"` means."""
         # Keras turns XLA off under every strategy; here it works there.
@@ -200,6 +209,8 @@ class ReplicaTrainer(private.TrainerHooks):
             return batches
         adapter, steps = iterator.data_adapter, iterator.steps_per_epoch
         dataset, continued = adapter.get_tf_dataset(), False
+        if isinstance(dataset, tf.distribute.DistributedDataset):
+            dataset = _undistributed(dataset)
         if isinstance(adapter, private.GeneratorDataAdapter) and steps:
             # Neither begun anew by each pass over the data nor asked for more than is due.
             (dataset,) = private.dataset_inputs(dataset)
@@ -304,6 +315,22 @@ class ReplicaTrainer(private.TrainerHooks):
     tfgpu_segments: Segments | None = None
 
 
+def _undistributed(dataset: Any) -> tf.data.Dataset:
+    """The data set of global batches that a strategy has distributed.
+
+    Raises:
+        ValueError: There is none, but a function that made a part for each worker.
+    """
+    try:
+        return private.distributed_from(dataset)
+    except AttributeError:
+        raise ValueError(
+            "The data set was distributed by a function that makes a part of it for each worker "
+            "(distribute_datasets_from_function). Give the data set of global batches itself: its "
+            "rows are handed to the replicas."
+        ) from None
+
+
 def _is_built(model: keras.Model) -> bool:
     return all(layer.built for layer in private.flatten_layers(model))
 
@@ -393,7 +420,14 @@ def load_model(filepath: Any, **kwargs: Any) -> keras.Model:
     Returns:
         A `tfgpu` functional or sequential model; a model of a class of your own as it is.
     """
-    model = keras.models.load_model(filepath, **kwargs)
+    return _as_tfgpu(keras.models.load_model(filepath, **kwargs))
+
+
+def _unpickled(file: Any) -> keras.Model:
+    return _as_tfgpu(private.unpickled(keras.Model, file))
+
+
+def _as_tfgpu(model: keras.Model) -> keras.Model:
     for ours, theirs in ((Functional, private.Functional), (Sequential, keras.Sequential)):
         if type(model) is theirs:
             # The classes differ in methods alone.

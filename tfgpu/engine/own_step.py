@@ -1,4 +1,4 @@
-"""Steps that a class defines itself: `train_step`, `test_step`, `predict_step`.
+"""Steps that a class, or the model itself, defines: `train_step`, `test_step`, `predict_step`.
 
 Such a step is run as Keras runs it, in the replica context of the strategy, which it may have
 been written for. Around it, three things are made right under several replicas:
@@ -26,14 +26,18 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
-from tfgpu.engine.replica_step import begun, dense, own_outputs, settled, sharded_loss
+from tfgpu.engine.overrides import is_own
+from tfgpu.engine.replica_step import (
+    begun,
+    dense,
+    of_all_parts,
+    own_outputs,
+    own_parts,
+    settled,
+    sharded_loss,
+)
 from tfgpu.engine.shards import Shard
 from tfgpu.engine.temporary import in_place_of
-
-
-def is_own(model: keras.Model, name: str) -> bool:
-    """Whether the class of `model` defines `name`, one of the three steps, itself."""
-    return getattr(type(model), name) is not getattr(keras.Model, name)
 
 
 class OwnStep:
@@ -47,7 +51,7 @@ class OwnStep:
     def __init__(self, model: keras.Model, name: str):
         self._model: Any = model
         self._name = name
-        self._step: Callable[[Any], Any] = getattr(model, name)
+        self._step: Callable[[Any], Any] = _step_of(model, name)
         self._alone: Callable[[Any], Any] = self._step_alone
         if model.run_eagerly:
             return
@@ -95,10 +99,32 @@ class OwnStep:
             loss = functools.partial(_loss, model.compute_loss)
             stack.enter_context(in_place_of(model, compute_loss=loss))
             for optimizer in _optimizers(model):
-                build = not optimizer.built
-                apply = functools.partial(_apply, optimizer, optimizer.apply, build=build)
+                apply = functools.partial(_apply, optimizer, optimizer.apply)
                 stack.enter_context(in_place_of(optimizer, apply=apply))
+            # Those that the model does not hold itself: in a helper object, a module, a closure.
+            stack.enter_context(private.optimizer_apply.replaced(_apply_of_any))
             yield
+
+
+def _step_of(model: Any, name: str) -> Callable[[Any], Any]:
+    """A step; of a `tf.function` what it was made of, where replicas have to meet in it."""
+    step: Callable[[Any], Any] = getattr(model, name)
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    if not several or not hasattr(step, "python_function"):
+        return step
+    if name in vars(model):
+        return _converted(vars(model)[name].python_function)
+    owner = next(each for each in type(model).__mro__ if name in vars(each))
+    return functools.partial(_converted(vars(owner)[name].python_function), model)
+
+
+def _converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """With Python's `if` and loops over tensors turned into a graph's, as `tf.function` does."""
+    try:
+        converted: Callable[..., Any] = tf.autograph.to_graph(function)
+    except (ValueError, OSError, NotImplementedError):  # Without its source.
+        return function
+    return converted
 
 
 def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -112,23 +138,46 @@ def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return losses.reported(loss, rows)
 
 
+_KERAS_APPLY = private.optimizer_apply.function
+
+
+def _apply_of_any(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+    """Stands in for `apply` of Keras' class of optimizers."""
+    return _apply(self, functools.partial(_KERAS_APPLY, self), grads, trainable_variables)
+
+
 def _apply(
     optimizer: Any,
     apply: Callable[..., Any],
     grads: Sequence[Any],
     trainable_variables: Any = None,
-    *,
-    build: bool,
 ) -> Any:
-    """Stands in for `apply` of an optimizer, which has to be built if `build`."""
+    """Stands in for `apply` of an optimizer."""
     context = losses.current.own_context
     if context is None or losses.current.updating:
         return apply(grads, trainable_variables)
-    if trainable_variables is not None:
-        trainable_variables = list(trainable_variables)
-        if build:  # Once, and not in each replica; of which all have to come here.
-            context.merge_call(lambda _: _build(optimizer, trainable_variables))
-    sums = sum_over_replicas(context, dense(grads))
+    grads = list(grads)
+    try:
+        if trainable_variables is None:
+            variables = private.updated_variables(optimizer) if optimizer.built else []
+        else:
+            trainable_variables = variables = list(trainable_variables)
+            # Once, and not in each replica; of which all come here before one is built.
+            if not optimizer.built:
+                context.merge_call(lambda _: _build(optimizer, variables))
+        if len(variables) == len(grads):
+            parts = own_parts(context, dense(grads), variables)
+            sums = of_all_parts(sum_over_replicas(context, parts), variables)
+        else:
+            sums = sum_over_replicas(context, dense(grads))
+    except RuntimeError as error:
+        if "tf.function" not in str(error):
+            raise
+        raise ValueError(
+            f"apply of the optimizer {optimizer.name!r} is called inside a tf.function of its own, "
+            "in the middle of a step of several replicas, where these cannot meet. The step is "
+            "compiled as a whole anyway: leave that tf.function out."
+        ) from None
     updating = losses.current.having(updating=True)
     with updating, on_local_copies(context), update.prepared(optimizer):
         return apply(sums, trainable_variables)

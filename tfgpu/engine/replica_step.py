@@ -26,7 +26,15 @@ from keras.utils import unpack_x_y_sample_weight
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.local_copies import NotCompilable, Writes, exchange, for_xla, on_local_copies
+from tfgpu.engine.local_copies import (
+    NotCompilable,
+    Writes,
+    exchange,
+    for_xla,
+    keeping_calls,
+    on_local_copies,
+)
+from tfgpu.engine.overrides import is_own
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement
 from tfgpu.engine.xla import Uncompilable, compiled
@@ -140,12 +148,13 @@ class ReplicaStep:
         writes = Writes(keep=dynamic or rows.may_be_absent)
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
-        with tf.name_scope("all_reduce"):
-            summed = [*outcome.gradients, *settlement.contributions]
+        with tf.name_scope("all_reduce"), keeping_calls():
+            parts = own_parts(context, outcome.gradients, model.trainable_weights)
+            summed = [*parts, *settlement.contributions]
             sums = sum_over_replicas(context, summed, statistics=model.tfgpu_statistics)
-        gradients = sums[: len(outcome.gradients)]
+        gradients = of_all_parts(sums[: len(parts)], model.trainable_weights)
         finite = update.all_finite(gradients) if dynamic else None
-        settlement.finish(sums[len(gradients) :], finite)
+        settlement.finish(sums[len(parts) :], finite)
         return outcome._replace(gradients=gradients)
 
     def _compute_and_forget(
@@ -204,19 +213,20 @@ class ReplicaStep:
                     if model.optimizer is not None:
                         target = model.optimizer.scale_loss(target)
             gradients: list[Any] = []
-            if training and model.trainable_variables:
-                gradients = tape.gradient(target, model.trainable_variables)
+            # Keras asks for `trainable_weights`, which a class may define itself.
+            if training and model.trainable_weights:
+                gradients = tape.gradient(target, model.trainable_weights)
                 dynamic = update.has_dynamic_scale(model.optimizer)
                 if rows.replicas > 1 or dynamic or not _is_sparse(x):
                     gradients = dense(gradients)
         # The default `compute_metrics` ignores `x`; returning it would copy it.
-        keep_x = type(model).compute_metrics is not keras.Model.compute_metrics
+        keep_x = is_own(model, "compute_metrics")
         return Outcome(loss, y_pred, gradients, (x if keep_x else None, y, sample_weight))
 
     def _update(self, context: Any, gradients: list[Any]) -> Any:
         """The optimizer's step: what XLA may compile. Returns the gradients' norm, if asked."""
         model, norm = self._model, None
-        if not model.trainable_variables:
+        if not model.trainable_weights:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             return None
         with on_local_copies(context):
@@ -227,7 +237,7 @@ class ReplicaStep:
                     scale = None if scale is None else tf.convert_to_tensor(scale, tf.float32)
                     norm = model.tfgpu_statistics.norm(gradients, scale)
             with tf.name_scope("update"):
-                update.apply(model.optimizer, gradients, model.trainable_variables)
+                update.apply(model.optimizer, gradients, model.trainable_weights)
         return norm
 
     def _metrics(self, context: Any, outcome: Outcome, rows: Rows) -> Any:
@@ -240,7 +250,19 @@ class ReplicaStep:
                 tracker = private.loss_tracker(model)
                 if tracker is not None:
                     tracker.update_state(outcome.loss, sample_weight=rows.real)
-                return model.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
+                try:
+                    results = model.compute_metrics(
+                        x, y, outcome.y_pred, sample_weight=sample_weight
+                    )
+                    tf.nest.map_structure(_usable, results)
+                    return results
+                except private.InaccessibleTensorError:
+                    raise ValueError(
+                        f"{type(model).__name__}.compute_metrics reads a tensor that the forward "
+                        "pass has kept, such as `self.losses`, and XLA compiles the forward pass "
+                        "apart from it. Return the tensor as an output of the model, or use "
+                        "jit_compile=False."
+                    ) from None
 
         return settled(context, rows, compute)
 
@@ -327,6 +349,35 @@ def dense(gradients: Sequence[Any]) -> list[Any]:
     return [g if g is None else tf.convert_to_tensor(g) for g in gradients]
 
 
+def own_parts(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """What each replica gives to the sum of the gradients, one a variable.
+
+    That of a variable with `overwrite_with_gradient`, as float8 layers have them, is its next
+    value: the largest of the replicas', by which Keras also accumulates them, and no sum. There
+    each replica gives a row of its own.
+    """
+    replicas = context.num_replicas_in_sync
+    row = tf.one_hot(context.replica_id_in_sync_group, replicas)
+
+    def part(gradient: Any, variable: Any) -> Any:
+        if gradient is None or not getattr(variable, "overwrite_with_gradient", False):
+            return gradient
+        return tf.tensordot(tf.cast(row, gradient.dtype), gradient, axes=0)
+
+    return [part(g, v) for g, v in zip(gradients, variables, strict=True)] if gradients else []
+
+
+def of_all_parts(sums: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """The gradients of the global batch, of the sums of `own_parts`."""
+
+    def whole(total: Any, variable: Any) -> Any:
+        if total is None or not getattr(variable, "overwrite_with_gradient", False):
+            return total
+        return tf.reduce_max(total, axis=0)
+
+    return [whole(s, v) for s, v in zip(sums, variables, strict=True)] if sums else []
+
+
 def settled(context: Any, rows: Rows, compute: Callable[[Writes | None], Any]) -> Any:
     """Runs `compute` and brings together what it assigned."""
     if rows.replicas == 1:
@@ -334,7 +385,9 @@ def settled(context: Any, rows: Rows, compute: Callable[[Writes | None], Any]) -
     writes = Writes(keep=rows.may_be_absent)
     result = compute(writes)
     settlement = Settlement(context, writes, rows)
-    settlement.finish(sum_over_replicas(context, settlement.contributions))
+    with keeping_calls():
+        sums = sum_over_replicas(context, settlement.contributions)
+    settlement.finish(sums)
     return result
 
 
@@ -394,6 +447,12 @@ def layer_scopes(model: keras.Model) -> dict[str, str]:
 
 def _call(model: Any, x: Any, *, training: bool) -> Any:
     return model(x, training=training) if private.takes_training(model) else model(x)
+
+
+def _usable(result: Any) -> None:
+    """Raises an error for a tensor of a graph that has ended."""
+    if tf.is_tensor(result):
+        tf.identity(result)
 
 
 def _is_sparse(x: Any) -> bool:

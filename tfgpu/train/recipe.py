@@ -437,7 +437,7 @@ def rematerialize(config: TrainSettings, model: keras.Model) -> None:
     Raises:
         RequestError: The model cannot.
     """
-    from tfgpu.engine.own_step import is_own
+    from tfgpu.engine.overrides import is_own
     from tfgpu.models.segments import segments
 
     if not config.remat:
