@@ -118,3 +118,52 @@ def test_no_iterator_over_our_own_data_has_a_thread_that_tunes_it(
     )
     next(iter(Batches(training_batches(examples, batch_size=4, seed=0), strategy)))
     assert tuned and not any(tuned)
+
+
+# ---- data that draw random numbers when they are begun ------------------------------------------
+
+
+def shuffled(count=30):
+    x = np.random.default_rng(0).normal(size=(count, 5)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(count, seed=3).batch(8)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("use", ["fit", "fit and validation", "evaluate", "predict"])
+def test_shuffled_data_come_in_the_order_of_keras(mirrored2, use, replicas):
+    found = []
+    ours = mirrored2 if replicas == 2 else tf.distribute.get_strategy()
+    for cls, place in ((keras.Model, tf.distribute.get_strategy()), (tfgpu.Model, ours)):
+        keras.utils.set_random_seed(1)
+        with place.scope():
+            inputs = keras.Input((5,))
+            model = cls(inputs, keras.layers.Dense(1)(inputs))
+            model.compile("sgd", "mse")
+        data, held = shuffled(), shuffled(24).take(2)
+        if use == "evaluate":
+            found.append([model.evaluate(held, verbose=0) for _ in range(4)])
+        elif use == "predict":
+            found.append([model.predict(data, verbose=0)[:2] for _ in range(4)])
+        else:
+            more = {"validation_data": held} if use == "fit and validation" else {}
+            history = model.fit(data, epochs=4, shuffle=False, verbose=0, **more).history
+            found.append([history[name] for name in sorted(history)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+def test_a_data_set_that_a_strategy_has_distributed(mirrored2):
+    x = np.random.default_rng(0).normal(size=(22, 5)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
+    found = []
+    for cls, place in ((keras.Model, tf.distribute.get_strategy()), (tfgpu.Model, mirrored2)):
+        keras.utils.set_random_seed(1)
+        with place.scope():
+            inputs = keras.Input((5,))
+            model = cls(inputs, keras.layers.Dense(1)(inputs))
+            model.compile("sgd", "mse")
+        given = data if cls is keras.Model else mirrored2.experimental_distribute_dataset(data)
+        found.append(model.fit(given, epochs=2, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    made = mirrored2.distribute_datasets_from_function(lambda context: data)
+    with pytest.raises(ValueError, match="Give the data set of global batches itself"):
+        model.fit(made, shuffle=False, verbose=0)

@@ -7,6 +7,7 @@ the weights after them, and an evaluation.
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from loss_runs import (
     LAST,
     activity,
@@ -231,3 +232,23 @@ def test_a_metric_function_that_gives_a_scalar_says_what_one_device_says(
 ):
     settings = {"loss": mse(), "metrics": lambda: [scalar_distance], "rate": 0.1}
     assert_as_stock((mirrored2, False), plain, numbers(rows), batch_size, **settings)
+
+
+def test_losses_of_rows_that_are_added_add_up_over_the_replicas(mirrored2):
+    class Penalised(keras.layers.Layer):
+        def call(self, values):
+            self.add_loss(keras.ops.mean(values**2, axis=-1))
+            return values
+
+    found = []
+    x = np.random.default_rng(0).normal(size=(21, 5)).astype("float32")
+    for cls, place in ((keras.Model, tf.distribute.get_strategy()), (tfgpu.Model, mirrored2)):
+        keras.utils.set_random_seed(1)
+        with place.scope():
+            inputs = keras.Input((5,))
+            hidden = keras.layers.Dense(3)(inputs)
+            model = cls(inputs, keras.layers.Dense(1)(Penalised()(hidden)))
+            model.compile("sgd", "mse")
+        history = model.fit(x, x[:, :1], batch_size=8, epochs=2, shuffle=False, verbose=0).history
+        found.append([*history["loss"], model.evaluate(x, x[:, :1], batch_size=8, verbose=0)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

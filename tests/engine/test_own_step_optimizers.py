@@ -185,3 +185,89 @@ def test_a_gan_of_two_optimizers(strategy):
     variables = [*model.variables, *model.d_optimizer.variables, *model.g_optimizer.variables]
     assert_same_on_replicas(variables)
     assert int(model.g_optimizer.iterations.numpy()) == 16
+
+
+# ---- where the optimizer comes from ------------------------------------------------------------
+
+
+class Holder:
+    """No layer, so that Keras does not look into it."""
+
+
+def clipped(place, cls, where, built):
+    """Updates with a clipping optimizer that lies deeper than in an attribute."""
+    with place.scope():
+        optimizer = keras.optimizers.SGD(0.5, clipnorm=0.05)
+
+    class Steps(cls):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            weights = self.trainable_variables
+            found = {"closure": lambda: optimizer, "object": lambda: self.held.optimizer}
+            found["dict of lists"] = lambda: self.held["each"][0]
+            found[where]().apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            return {"loss": loss}
+
+    model = build(place, Steps)
+    with place.scope():
+        if where == "object":
+            model.held = Holder()
+            model.held.optimizer = optimizer
+        elif where == "dict of lists":
+            model.held = {"each": [optimizer]}
+        if built:
+            optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("where", ["closure", "object", "dict of lists"])
+def test_an_optimizer_that_the_model_does_not_hold_sees_the_summed_gradient(
+    mirrored2, where, built
+):
+    # Stock Keras makes no variables in the middle of a step either.
+    stock = clipped(one_device(), keras.Model, where, True)
+    model = clipped(mirrored2, tfgpu.Model, where, built)
+    for each in (stock, model):
+        fit(each)
+    assert_same_weights(stock, model)
+
+
+def test_a_step_that_is_a_function_of_tensorflow(mirrored2):
+    models = []
+    for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
+
+        class Steps(cls):
+            @tf.function
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+                    if loss > 0.1:  # Converted, as `tf.function` does it.
+                        loss *= 2
+                weights = self.trainable_variables
+                self.optimizer.apply(tape.gradient(loss, weights), weights)
+                return {"loss": loss}
+
+        models.append(build(place, Steps))
+        fit(models[-1])
+    assert_same_weights(*models)
+
+
+def test_an_optimizer_inside_a_function_of_tensorflow_is_refused_by_name(mirrored2):
+    class Steps(tfgpu.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            self.update(tape.gradient(loss, self.trainable_variables))
+            return {"loss": loss}
+
+        @tf.function
+        def update(self, gradients):
+            self.optimizer.apply(gradients, self.trainable_variables)
+
+    with pytest.raises(ValueError, match="is called inside a tf.function of its own"):
+        fit(build(mirrored2, Steps))

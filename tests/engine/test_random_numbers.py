@@ -165,3 +165,54 @@ def test_one_device_draws_from_it_what_stock_keras_draws(jit_compile):
         model = build(cls, one_device(), seeded_alone, jit_compile)
         said.append(model.predict(X, batch_size=4, verbose=0))
     np.testing.assert_allclose(*said, rtol=1e-6)
+
+
+# ---- TensorFlow's own operations, each of which has a sequence of numbers -----------------------
+
+
+class Drawing(L.Layer):
+    """Keeps the last numbers that an operation with a seed has drawn."""
+
+    def build(self, shape):
+        self.drawn = self.add_weight(shape=(6,), trainable=False, initializer="zeros")
+
+    def call(self, values):
+        number = tf.random.uniform((), seed=5)
+        self.drawn.assign(tf.concat([self.drawn[1:], [number]], axis=0))
+        return values + number
+
+
+def six_draws(cls, together, *, recurrent=False, own=None):
+    """Of as many steps, the last of which has fewer rows."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((3, 2))
+    layer = Drawing()
+    x = layer(inputs)
+    x = L.SimpleRNN(2)(x) if recurrent else L.Flatten()(x)
+
+    class Draws(cls):
+        if own == "train_step":
+
+            def train_step(self, data):
+                return super().train_step(data)
+
+        elif own == "compute_metrics":
+
+            def compute_metrics(self, x, y, y_pred, sample_weight=None):
+                return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    model = Draws(inputs, L.Dense(1)(x))
+    model.compile("sgd", "mse", steps_per_execution=together, jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(44, 3, 2)).astype("float32")
+    model.fit(x, x[:, 0, :1], batch_size=8, shuffle=False, verbose=0)
+    return np.asarray(layer.drawn)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "case", [{"own": "train_step"}, {"own": "compute_metrics"}, {"recurrent": True}, {}]
+)
+def test_no_step_draws_the_numbers_of_another_again(together, case):
+    expected = six_draws(keras.Model, 1, **case)
+    assert len(set(expected.tolist())) == 6
+    np.testing.assert_array_equal(six_draws(tfgpu.Model, together, **case), expected)

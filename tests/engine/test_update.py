@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from versions import KERAS
 
+import tfgpu
 from tfgpu.engine.local_copies import on_local_copies
 from tfgpu.engine.update import all_finite, apply
 
@@ -265,3 +266,34 @@ def test_all_finite(jit_compile, dtype):
     # Infinities of both signs must not cancel.
     assert not check(tf.constant([np.inf, -np.inf, 0.0], dtype), good)
     assert not check(largest, tf.constant([[0, 0], [0, np.nan]], dtype))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_scales_of_float8_are_the_largest_of_the_replicas(mirrored2, own):
+    x = np.random.default_rng(0).normal(size=(28, 16)).astype("float32")
+    found = []
+    for cls, place in ((keras.Model, tf.distribute.get_strategy()), (tfgpu.Model, mirrored2)):
+
+        class Steps(cls):
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+                weights = self.trainable_weights
+                self.optimizer.apply(tape.gradient(loss, weights), weights)
+                return {"loss": loss}
+
+        keras.utils.set_random_seed(1)
+        with place.scope():
+            inputs = keras.Input((16,))
+            model = (Steps if own else cls)(inputs, keras.layers.Dense(16, name="d")(inputs))
+            for layer in model.layers[1:]:
+                layer.quantize("float8")
+            model.compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+        history = model.fit(x, x, batch_size=8, epochs=3, shuffle=False, verbose=0).history
+        kept = [each for each in model.weights if "scale" in each.path or "amax" in each.path]
+        assert len(kept) == 6
+        # The weights themselves follow how eight bits were rounded.
+        state = [np.ravel(tf.convert_to_tensor(each)) for each in kept]
+        found.append([*history["loss"], *np.concatenate(state)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)

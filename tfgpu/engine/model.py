@@ -261,6 +261,7 @@ class ReplicaTrainer(private.TrainerHooks):
         spec = tree.map_structure(_symbolic, data_batch)
         with self.distribute_strategy.scope():
             losses.adopt(loss)
+            self._build_for_weights()
             try:
                 private.symbolic_build(self, data_batch=spec)
             except (RuntimeError, ValueError):
@@ -280,6 +281,14 @@ class ReplicaTrainer(private.TrainerHooks):
                     private.compute_output_spec(compute_loss, *given, training=False)
                 if self.optimizer is not None and not self.optimizer.built:
                     self.optimizer.build(self.trainable_variables)
+
+    def _build_for_weights(self) -> None:
+        """Builds the optimizer where a class says itself what its `trainable_variables` are."""
+        # Keras builds it for these, and then updates `trainable_weights`.
+        known, updated = self.trainable_variables, self.trainable_weights
+        differ = [id(each) for each in known] != [id(each) for each in updated]
+        if differ and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(updated)
 
     def _build_for_prediction(self, batches: Batches) -> None:
         spec = batches.model_spec
