@@ -94,30 +94,33 @@ def main(argv: list[str] | None = None) -> int:
     strategies = {number: strategies.get(number) for number in replicas}
     counts: collections.Counter[str] = collections.Counter()
     seconds = []
-    for case in drawn:
-        if arguments.verbose:
-            print(f"case {case.index}: {case.to_json()}", flush=True)
-        timer = threading.Timer(arguments.timeout, _give_up, (case, arguments.timeout))
-        timer.daemon = True
-        timer.start()
-        began = time.perf_counter()
-        try:
-            comparisons = compare.check(
-                case,
-                strategies,
-                kind,
-                fault=arguments.fault,
-                always_condition=arguments.always_condition,
-            )
-        finally:
-            timer.cancel()
-            compare.forget()
-        seconds.append(time.perf_counter() - began)
-        for comparison in comparisons:
-            counts[comparison.verdict] += 1
-            shown = comparison.verdict in ("differs", "invalid")
-            if shown or (arguments.verbose and comparison.differences):
-                print(_block(case, comparison), flush=True)
+    try:
+        for case in drawn:
+            if arguments.verbose:
+                print(f"case {case.index}: {case.to_json()}", flush=True)
+            timer = threading.Timer(arguments.timeout, _give_up, (case, arguments.timeout))
+            timer.daemon = True
+            timer.start()
+            began = time.perf_counter()
+            try:
+                comparisons = compare.check(
+                    case,
+                    strategies,
+                    kind,
+                    fault=arguments.fault,
+                    always_condition=arguments.always_condition,
+                )
+            finally:
+                timer.cancel()
+                compare.forget()
+            seconds.append(time.perf_counter() - began)
+            for comparison in comparisons:
+                counts[comparison.verdict] += 1
+                shown = comparison.verdict in ("differs", "invalid")
+                if shown or (arguments.verbose and comparison.differences):
+                    print(_block(case, comparison), flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; --first={arguments.first + len(seconds)} goes on")
     print(_summary(counts, seconds))
     return 1 if counts["differs"] else 0
 

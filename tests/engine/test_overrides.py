@@ -157,3 +157,22 @@ def test_a_copy_of_a_model_is_a_tfgpu_model(make, again):
     assert type(found) is type(model)
     assert_same_weights(model, found, rtol=0, atol=0)
     np.testing.assert_allclose(found.evaluate(X, Y, verbose=0), model.evaluate(X, Y, verbose=0))
+
+
+def test_a_loss_that_is_set_on_a_model_with_a_step_of_its_own_stays(mirrored2):
+    models = []
+    for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
+        with place.scope():
+            model = functional(cls)
+            own_train_step(model)
+            model.compute_loss = lambda x=None, y=None, y_pred=None, **_: keras.ops.mean(
+                keras.ops.abs(y - y_pred)
+            )
+            model.compile("sgd")
+        own = model.compute_loss
+        for _ in range(2):
+            model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+            model.make_train_function(force=True)
+        assert model.compute_loss is own
+        models.append(model)
+    assert_same_weights(*models)

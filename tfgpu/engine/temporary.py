@@ -24,11 +24,13 @@ class ThreadState(threading.local):
 
 @contextlib.contextmanager
 def in_place_of(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block an object has these functions in the place of its class's methods."""
+    """Inside the block an object has these functions in the place of its methods."""
     # Past `__setattr__`, with which Keras looks for layers and variables.
+    own = {name: vars(owner)[name] for name in functions if name in vars(owner)}
     vars(owner).update(functions)
     try:
         yield
     finally:
         for name in functions:
             vars(owner).pop(name, None)
+        vars(owner).update(own)
