@@ -6,6 +6,7 @@ Right is what stock `keras.Model` says on one device, or what a comment works ou
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from forward_models import (
     SERIES,
     TARGETS,
@@ -318,3 +319,51 @@ def test_variables_of_the_module_are_written(way, kind, place):
     for mean in [X[at : at + 4].mean() for at in (0, 4, 8, 12)] * 3:
         expected = 0.5 * expected + mean
     np.testing.assert_allclose(copies(HELD["mean"]), expected, rtol=1e-4, atol=1e-6)
+
+
+class Counted(L.Layer):
+    """Counts its calls inside a function of TensorFlow, and scales."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.calls = self.add_weight(
+            shape=(), trainable=False, initializer="zeros", aggregation="mean"
+        )
+
+    @tf.function
+    def call(self, values):
+        self.calls.assign_add(1.0)
+        return values * self.scale
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
+def test_a_call_that_is_a_function_of_tensorflow(way, whole, together):
+    strategy, jit_compile = way
+    found = []
+    for cls, place in ((keras.Model, one_device()), (tfgpu.Model, strategy)):
+
+        class Calls(cls):
+            def __init__(self):
+                super().__init__()
+                self.body, self.counted, self.head = L.Dense(4), Counted(), L.Dense(1)
+
+            def call(self, values):
+                return self.head(self.counted(self.body(values)))
+
+            if whole:
+                call = tf.function(call)
+
+        keras.utils.set_random_seed(3)
+        with place.scope():
+            model = Calls()
+            model(X[:2])
+            model.compile("sgd", "mse", jit_compile=jit_compile, steps_per_execution=together)
+        rows = X[:21]
+        history = model.fit(rows, Y[:21], batch_size=4, epochs=2, shuffle=False, verbose=0).history
+        outputs = model.predict(rows, batch_size=4, verbose=0)
+        found.append((history["loss"], model.evaluate(rows, Y[:21], verbose=0), outputs, model))
+    for expected, actual in zip(*[each[:3] for each in found], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert_same_weights(found[0][3], found[1][3])
+    assert_same_on_replicas(found[1][3])

@@ -82,7 +82,7 @@ def first_breakage(
     for number in range(start_step + 1, start_step + steps + 1):
         broken = inspect(looked_at.source).numpy()
         if broken.any():
-            names = [variable.path for variable in model.trainable_variables]
+            names = [variable.path for variable in model.trainable_weights]
             return Breakage(number, [n for n, b in zip(names, broken, strict=True) if b][-1])
         model.train_function(trained_on)
     return None

@@ -368,6 +368,7 @@ require(distribute_lib, "_push_per_thread_mode", "context")
 require(distribute_lib, "_pop_per_thread_mode")
 require(distribute_lib, "_get_default_strategy")
 require(distribute_lib, "_DefaultDistributionStrategy")
+require(distribute_lib._DefaultDistributionExtended, "_retrace_functions_for_each_device")
 require(distribute_lib, "UpdateContext", "replica_id")
 require(tf.distribute.MirroredStrategy, "_collective_key_base")
 require(mirrored_strategy.MirroredExtended, "_collective_key_base")
@@ -414,6 +415,9 @@ def entered(context: Any, *, updating: bool) -> Iterator[None]:
     finally:
         distribute_lib._pop_per_thread_mode()
 
+
+# What is traced of a `tf.function` is kept for each device but under this strategy, of one device.
+distribute_lib._get_default_strategy().extended._retrace_functions_for_each_device = True
 
 # ---- graphs ----------------------------------------------------------------------------------
 

@@ -284,12 +284,28 @@ def as_replica(
     before = private.global_generator()
     if generator is not None:
         private.set_global_generator(generator)
+    apart = _tracing_anew() if several else contextlib.nullcontext()
     try:
-        with _current.having(replica=replica, layers=layers, several=several):
+        with _current.having(replica=replica, layers=layers, several=several), apart:
             yield
     finally:
         if generator is not None:
             private.set_global_generator(before)
+
+
+def _tracing_anew() -> contextlib.AbstractContextManager[None]:
+    """Has each `tf.function` that a step calls be traced for this replica of this step.
+
+    What is kept of another has another replica's copies in it, and what it assigns was noted there.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    # TensorFlow asks which functions choose the devices of operations; this one leaves them.
+    graph: Any = tf.compat.v1.get_default_graph()
+    chosen: contextlib.AbstractContextManager[None] = graph.device(
+        lambda operation: operation.device
+    )
+    return chosen
 
 
 class SharedGenerator:
