@@ -132,8 +132,9 @@ def _airbench(folder: Path) -> Iterator[tuple[str, float, list[str]]]:
         for check in group["checks"]:
             if group["group"] == "airbench" and "accuracy" in check["figures"]:
                 where = f"{report['gpu']['name']}, {group.get('date', report['machine']['date'])}"
-                figures = {key: each[key] for each in own for key in ("parameters",)}
-                found.append(("gpu_report.py", figures | check["figures"], where))
+                # Earlier reports do not say how many parameters the network has.
+                known = {"parameters": own[0]["parameters"]} if own else {}
+                found.append(("gpu_report.py", known | check["figures"], where))
     for each in own:
         recipe, about = each["recipe"], each["machine"]
         command = f"airbench94.py --runs={each['accuracy']['n']} --precision={recipe['precision']}"

@@ -234,11 +234,29 @@ def test_a_metric_function_that_gives_a_scalar_says_what_one_device_says(
     assert_as_stock((mirrored2, False), plain, numbers(rows), batch_size, **settings)
 
 
-def test_losses_of_rows_that_are_added_add_up_over_the_replicas(mirrored2):
+def of_rows(layer, values):
+    return keras.ops.mean(values**2, axis=-1)
+
+
+def of_weights(layer, values):
+    return 0.1 * layer.scale**2
+
+
+def of_unknown_rank(layer, values):
+    return tf.py_function(lambda v: tf.reduce_mean(v**2, axis=-1), [values], tf.float32)
+
+
+@pytest.mark.filterwarnings("ignore:A loss of the shape .* was added")
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("penalty", [of_rows, of_weights, of_unknown_rank])
+def test_losses_of_rows_that_are_added_add_up_over_the_replicas(mirrored2, penalty, static):
     class Penalised(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
         def call(self, values):
-            self.add_loss(keras.ops.mean(values**2, axis=-1))
-            return values
+            self.add_loss(penalty(self, values))
+            return values * self.scale
 
     found = []
     x = np.random.default_rng(0).normal(size=(21, 5)).astype("float32")
@@ -246,9 +264,11 @@ def test_losses_of_rows_that_are_added_add_up_over_the_replicas(mirrored2):
         keras.utils.set_random_seed(1)
         with place.scope():
             inputs = keras.Input((5,))
-            hidden = keras.layers.Dense(3)(inputs)
+            # As many units as a replica has rows.
+            hidden = keras.layers.Dense(4)(inputs)
             model = cls(inputs, keras.layers.Dense(1)(Penalised()(hidden)))
             model.compile("sgd", "mse")
-        history = model.fit(x, x[:, :1], batch_size=8, epochs=2, shuffle=False, verbose=0).history
-        found.append([*history["loss"], model.evaluate(x, x[:, :1], batch_size=8, verbose=0)])
+        data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8, drop_remainder=static)
+        history = model.fit(data, epochs=2, shuffle=False, verbose=0).history
+        found.append([*history["loss"], model.evaluate(data, verbose=0)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

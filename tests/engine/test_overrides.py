@@ -39,14 +39,16 @@ def head_alone(cls, name):
     return Model()
 
 
+@pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize("name", ["trainable_weights", "trainable_variables"])
-def test_keras_trains_the_trainable_weights(way, name):
+def test_keras_trains_the_trainable_weights(way, name, built):
     strategy, jit_compile = way
     models = []
     for cls, place in ((keras.Model, one_device()), (tfgpu.Model, strategy)):
         with place.scope():
             model = head_alone(cls, name)
-            model(X[:1])
+            if built:
+                model(X[:1])
             model.compile("sgd", "mse", jit_compile=jit_compile)
         model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
         models.append(model)
@@ -103,12 +105,13 @@ def test_a_step_that_is_set_on_the_model_is_run(mirrored2, define):
         assert_same_weights(stock[3], model)
 
 
-@pytest.mark.parametrize("kept", ["losses", "tensor"])
-def test_metrics_of_what_the_forward_pass_has_kept_are_of_the_replica_itself(mirrored2, kept):
+@pytest.mark.parametrize("own", [False, True], ids=["compute_metrics", "train_step"])
+@pytest.mark.parametrize("kept", ["losses", "tensor", "list", "tuple", "dict"])
+def test_metrics_of_what_the_forward_pass_has_kept_are_of_the_replica_itself(mirrored2, kept, own):
     found = []
     for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
         with place.scope():
-            model = keeping(cls, kept)
+            model = keeping(cls, kept, own)
             model.compile("sgd", "mse")
         found.append(model.fit(X, Y, batch_size=8, shuffle=False, verbose=0).history)
     assert_logs(*found)
@@ -122,20 +125,45 @@ def test_under_xla_such_metrics_are_refused_by_name(kept):
         model.fit(X, Y, batch_size=8, verbose=0)
 
 
-def keeping(cls, kept):
+WAYS_TO_KEEP = {
+    "list": (lambda tensor: [tensor], lambda held: held[0]),
+    "tuple": (lambda tensor: (tensor,), lambda held: held[0]),
+    "dict": (lambda tensor: {"it": tensor}, lambda held: held["it"]),
+}
+
+
+def keeping(cls, kept, own=False):
+    hold, take = WAYS_TO_KEEP.get(kept, (lambda tensor: tensor,) * 2)
+
     class Keeps(cls):
         def __init__(self):
             super().__init__()
             self.hidden, self.head = L.Dense(3), L.Dense(1)
 
         def call(self, x):
-            self.held = self.hidden(x)
-            self.add_loss(keras.ops.mean(self.held**2))
-            return self.head(self.held)
+            hidden = self.hidden(x)
+            self.held = hold(hidden)
+            self.add_loss(keras.ops.mean(hidden**2))
+            return self.head(hidden)
 
-        def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            found = self.losses[0] if kept == "losses" else keras.ops.mean(self.held)
-            return {**super().compute_metrics(x, y, y_pred, sample_weight), "kept": found}
+        def found(self):
+            return self.losses[0] if kept == "losses" else keras.ops.mean(take(self.held))
+
+        if own:
+
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+                weights = self.trainable_weights
+                self.optimizer.apply(tape.gradient(loss, weights), weights)
+                return {"loss": loss, "kept": self.found()}
+
+        else:
+
+            def compute_metrics(self, x, y, y_pred, sample_weight=None):
+                theirs = super().compute_metrics(x, y, y_pred, sample_weight)
+                return {**theirs, "kept": self.found()}
 
     keras.utils.set_random_seed(1)
     model = Keeps()

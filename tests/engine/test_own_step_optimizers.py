@@ -194,10 +194,10 @@ class Holder:
     """No layer, so that Keras does not look into it."""
 
 
-def clipped(place, cls, where, built):
+def clipped(place, cls, where, built, kind="clipnorm"):
     """Updates with a clipping optimizer that lies deeper than in an attribute."""
     with place.scope():
-        optimizer = keras.optimizers.SGD(0.5, clipnorm=0.05)
+        optimizer = MAKE[kind]()
 
     class Steps(cls):
         def train_step(self, data):
@@ -222,6 +222,32 @@ def clipped(place, cls, where, built):
     return model
 
 
+class Clips(keras.optimizers.SGD):
+    """Clips in an `apply` of its own."""
+
+    def apply(self, grads, trainable_variables=None):
+        grads = [tf.clip_by_norm(grad, 0.05) for grad in grads]
+        return super().apply(grads, trainable_variables)
+
+
+MAKE = {
+    "clipnorm": lambda: keras.optimizers.SGD(0.5, clipnorm=0.05),
+    "apply": lambda: Clips(0.5),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.5, clipnorm=0.05), initial_scale=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["apply", "loss scale"])
+def test_so_does_one_with_an_apply_of_its_own(mirrored2, kind):
+    models = []
+    for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
+        models.append(clipped(place, cls, "object", True, kind))
+        fit(models[-1])
+    assert_same_weights(*models)
+
+
 @pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize("where", ["closure", "object", "dict of lists"])
 def test_an_optimizer_that_the_model_does_not_hold_sees_the_summed_gradient(
@@ -235,12 +261,12 @@ def test_an_optimizer_that_the_model_does_not_hold_sees_the_summed_gradient(
     assert_same_weights(stock, model)
 
 
-def test_a_step_that_is_a_function_of_tensorflow(mirrored2):
+@pytest.mark.parametrize("where", ["class", "object"])
+def test_a_step_that_is_a_function_of_tensorflow(mirrored2, where):
     models = []
     for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
 
         class Steps(cls):
-            @tf.function
             def train_step(self, data):
                 x, y = data
                 with tf.GradientTape() as tape:
@@ -251,7 +277,12 @@ def test_a_step_that_is_a_function_of_tensorflow(mirrored2):
                 self.optimizer.apply(tape.gradient(loss, weights), weights)
                 return {"loss": loss}
 
+            if where == "class":
+                train_step = tf.function(train_step)
+
         models.append(build(place, Steps))
+        if where == "object":
+            models[-1].train_step = tf.function(models[-1].train_step)
         fit(models[-1])
     assert_same_weights(*models)
 
@@ -269,5 +300,5 @@ def test_an_optimizer_inside_a_function_of_tensorflow_is_refused_by_name(mirrore
         def update(self, gradients):
             self.optimizer.apply(gradients, self.trainable_variables)
 
-    with pytest.raises(ValueError, match="is called inside a tf.function of its own"):
+    with pytest.raises(ValueError, match="is called inside a tf.function, or inside a branch"):
         fit(build(mirrored2, Steps))

@@ -10,11 +10,16 @@ NOTHING = "a dry run: nothing has been written"
 _ALSO = ("run_dir", "resume", "out")
 
 
-def given(config: Settings) -> dict[str, Any]:
-    """The settings that were given: those that are not as the class has them."""
+def given(config: Settings, *, of_the_process: bool = False) -> dict[str, Any]:
+    """The settings that were given: those that are not as the class has them.
+
+    Args:
+        config: As the user gave it.
+        of_the_process: Whether those are meant too that are no part of the run.
+    """
     values = config.to_json()
     # Of the class: some settings have no default as a whole.
-    ignored = config.names(on_resume="ignored") - set(_ALSO)
+    ignored = set() if of_the_process else config.names(on_resume="ignored") - set(_ALSO)
     return {
         name: value
         for name, value in values.items()
@@ -44,12 +49,10 @@ def settings(
             value = getattr(config, name)
             default = value == getattr(type(config), name)
             typed = as_typed(value) if value is not None or setting.word is None else setting.word
-            # Those of the process are never in `asked`, which is what the run keeps of it.
-            given = name in asked or (setting.on_resume == "ignored" and not default)
-            how = "given" if given else "" if default else "decided"
-            if name in unused and not given:
+            how = "given" if name in asked else "" if default else "decided"
+            if name in unused and name not in asked:
                 how = f"({unused[name]})"
-            elif name in decided and not given:
+            elif name in decided and name not in asked:
                 typed, how = decided[name], "decided"
             rows.append((f"--{name}={typed}", how))
     wide = max((len(flag) for flag, how in rows if how), default=0)

@@ -70,3 +70,9 @@ def open_source(
     from tfgpu.data.tfds_source import open_name
 
     return open_name(name, data_dir=data_dir, check=check)
+
+
+def is_prepared(name: str) -> bool:
+    """Whether a name is of a set that TFDS keeps prepared, and not of files or made-up data."""
+    match = _READER.fullmatch(name)
+    return not match or bool(_VERSION.fullmatch(match["rest"]))

@@ -243,9 +243,15 @@ def draws_when_begun(dataset: tf.data.Dataset) -> bool:
 
     So do those of `shuffle`: an iterator that nobody reads changes the order of the next one.
     """
-    if any(word in type(dataset).__name__ for word in ("Shuffle", "Random")):
-        return True
-    return any(map(draws_when_begun, private.dataset_inputs(dataset)))
+    waiting, seen = [dataset], set()
+    while waiting:
+        each = waiting.pop()
+        if any(word in type(each).__name__ for word in ("Shuffle", "Random")):
+            return True
+        if id(each) not in seen:
+            seen.add(id(each))
+            waiting.extend(private.dataset_inputs(each))
+    return False
 
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:

@@ -177,17 +177,11 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     if name == "train_step":
         loop = CompiledLoop(model, replicas, one_by_one=run_one)
 
-    def may_be_known(run: Any, *args: Any) -> bool:
-        """Whether batches may be traced apart by their rows; asks once."""
-        nonlocal recurrent
-        # A part of the graph more has random numbers of its own, and begins with the first again.
-        recurrent = model.run_eagerly or not draws_by_operations(run.get_concrete_function(*args))
-        return recurrent
-
-    asked = False
+    # Whether full batches may have a trace of their own, once the first is there.
+    apart: bool | None = None if recurrent else False
 
     def execution(iterator: Any) -> Any:
-        nonlocal asked
+        nonlocal apart
         if not isinstance(iterator, BatchIterator):
             return _run_given(trainer, iterator, run_one)
         batches, alone = iterator.batches, iterator.alone
@@ -209,12 +203,16 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             return loop.run(iterator, given, steps)
         # Steps over time are faster where their rows are known when they are traced. Others are
         # not, and would be traced twice for nothing.
-        full, rows = iterator.full_batches(steps) if recurrent else (steps, None)
-        if full and rows is not None and not asked:
-            asked = True
+        full, rows = (steps, None) if apart is False else iterator.full_batches(steps)
+        if apart is None and full and rows is not None:
             one = trainer.steps_per_execution == 1 or alone
+            run: Any = run_next if one else run_steps
             more = (rows,) if one else (tf.constant(full), rows)
-            if not may_be_known(run_next if one else run_steps, iterator.source, *given, *more):
+            args = (iterator.source, *given, *more)
+            # A second trace has its own copies of random operations, which begin their numbers
+            # again.
+            apart = model.run_eagerly or not draws_by_operations(run.get_concrete_function(*args))
+            if not apart:
                 full, rows = steps, None
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if trainer.steps_per_execution == 1 or alone:
@@ -270,19 +268,12 @@ class Latest:
         return [leaf for leaf in self._leaves if tf.is_tensor(leaf)]
 
 
-_RANDOM = (
-    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
-    *("ParameterizedTruncatedNormal", "RandomShuffle", "Multinomial"),
-    *("RandomGamma", "RandomPoisson", "RandomPoissonV2"),
-)
-"""TensorFlow's operations that draw random numbers from a state of their own."""
-
-
 def draws_by_operations(traced: Any) -> bool:
     """Whether a concrete function draws random numbers of which each operation has a sequence."""
     graph = traced.graph.as_graph_def()
     nodes = [graph.node, *(function.node_def for function in graph.library.function)]
-    return any(node.op in _RANDOM for group in nodes for node in group)
+    # Those with a state have their seeds so; others take them as inputs.
+    return any("seed" in node.attr and "seed2" in node.attr for group in nodes for node in group)
 
 
 def of_rows(element: Any, rows: int | None) -> Any:

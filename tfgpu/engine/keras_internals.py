@@ -308,10 +308,8 @@ apply_unclipped = Method(
     *(_Optimizer, "_backend_apply_gradients", "self", "grads", "trainable_variables"),
     called_by="apply",
 )
-optimizer_apply = Method(
-    next(each for each in _Optimizer.__mro__ if "apply" in vars(each)),
-    *("apply", "self", "grads", "trainable_variables"),
-)
+class_with_apply = next(each for each in _Optimizer.__mro__ if "apply" in vars(each))
+require(class_with_apply, "apply", "self", "grads", "trainable_variables")
 require(_Optimizer, "update_step", "self", called_by="_distributed_tf_update_step")
 
 # ---- variables and random numbers ------------------------------------------------------------

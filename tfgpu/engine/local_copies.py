@@ -163,20 +163,40 @@ class _OneReplica(private.DefaultContext):
 def keeping_calls() -> Iterator[None]:
     """Around an exchange: what layers keep of a call is this replica's afterwards too.
 
-    That is the losses that they have added, and tensors that they hold as attributes.
+    That is the losses that they have added, and tensors that they hold as attributes, also in lists
+    and dicts.
     """
     # Another replica's thread goes on here, and calls the same layers.
     losses = [list(private.own_losses(layer)) for layer in _current.layers]
-    tensors = [
-        {name: value for name, value in vars(layer).items() if isinstance(value, tf.Tensor)}
-        for layer in _current.layers
-    ]
+    tensors = [_holding_tensors(layer) for layer in _current.layers]
     try:
         yield
     finally:
         for layer, own, kept in zip(_current.layers, losses, tensors, strict=True):
             private.own_losses(layer)[:] = own
-            vars(layer).update(kept)
+            for name, (value, content) in kept.items():
+                vars(layer)[name] = value
+                if isinstance(value, list):
+                    list.__setitem__(value, slice(None), content)
+                elif isinstance(value, dict):
+                    dict.clear(value)
+                    dict.update(value, content)
+
+
+_TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
+
+
+def _holding_tensors(layer: Any) -> dict[str, tuple[Any, Any]]:
+    """The attributes of a layer that hold tensors, each with what it holds now."""
+    found = {}
+    for name, value in vars(layer).items():
+        content = list(value) if isinstance(value, list) else value
+        content = dict(value) if isinstance(value, dict) else content
+        parts = content.values() if isinstance(content, dict) else content
+        parts = parts if isinstance(value, dict | list | tuple) else [value]
+        if any(isinstance(part, _TENSORS) for part in parts):
+            found[name] = (value, content)
+    return found
 
 
 @contextlib.contextmanager

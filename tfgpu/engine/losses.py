@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -129,12 +130,41 @@ def additional(loss: Any, total: Any) -> Any:
         loss: As it was given: a scalar, which counts by rows, or a value a row.
         total: The sum of it, a scalar.
     """
-    rows, shape = current.shared, tuple(getattr(loss, "shape", ()))
-    if rows is None or current.exchange is None or not len(shape):
+    rows = current.shared
+    if rows is None or current.exchange is None or loss.shape.rank == 0:
         return total
-    if shape[0] not in (None, tf.get_static_value(rows.real)):
-        return total  # Of weights, say: each replica has all of them.
-    return total * tf.cast(rows.times_share, total.dtype)
+    times = tf.cast(rows.times_share, total.dtype)
+    if loss.shape.rank is None:
+        return total * tf.where(tf.rank(loss) > 0, times, tf.ones_like(times))
+    if loss.shape[0] is not None:
+        here = tf.get_static_value(rows.real)
+        if loss.shape[0] != here or not _depends_on_data(loss):
+            return total  # Of weights, say: each replica has all of them.
+        warnings.warn(
+            f"A loss of the shape {tuple(loss.shape)} was added, and a replica has {here} rows: it "
+            "counts as a value of each row. Add up what is something else before it is added.",
+            stacklevel=2,
+        )
+    return total * times
+
+
+def _depends_on_data(tensor: tf.Tensor) -> bool:
+    """Whether a tensor depends on anything but variables and constants."""
+    if not hasattr(tensor, "op"):
+        return True
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if each.op.name in seen:
+            continue
+        seen.add(each.op.name)
+        if each.op.type in ("Const", "ReadVariableOp", "ResourceGather"):
+            continue
+        # A placeholder, or what an iterator gives.
+        if all(source.dtype in (tf.resource, tf.variant) for source in each.op.inputs):
+            return True
+        waiting.extend(each.op.inputs)
+    return False
 
 
 def reported(loss: Any, rows: Rows) -> tf.Tensor:

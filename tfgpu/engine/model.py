@@ -8,6 +8,7 @@ strategies, XLA, mixed precision and `steps_per_execution` work together.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tfgpu.engine.execution import make_execution, make_prediction
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.rematerialization import Segments
 from tfgpu.engine.step_statistics import StepStatistics
+from tfgpu.engine.temporary import in_place_of
 
 
 class ReplicaTrainer(private.TrainerHooks):
@@ -261,9 +263,9 @@ class ReplicaTrainer(private.TrainerHooks):
         spec = tree.map_structure(_symbolic, data_batch)
         with self.distribute_strategy.scope():
             losses.adopt(loss)
-            self._build_for_weights()
             try:
-                private.symbolic_build(self, data_batch=spec)
+                with self._built_for_weights():
+                    private.symbolic_build(self, data_batch=spec)
             except (RuntimeError, ValueError):
                 # In Keras' stateless scope, a layer that assigns in a `cond` cannot be called.
                 x, y, sample_weight = unpack_x_y_sample_weight(spec)
@@ -280,15 +282,15 @@ class ReplicaTrainer(private.TrainerHooks):
                     compute_loss = functools.partial(private.compute_loss, self)
                     private.compute_output_spec(compute_loss, *given, training=False)
                 if self.optimizer is not None and not self.optimizer.built:
-                    self.optimizer.build(self.trainable_variables)
+                    self.optimizer.build(self.trainable_weights)
 
-    def _build_for_weights(self) -> None:
-        """Builds the optimizer where a class says itself what its `trainable_variables` are."""
-        # Keras builds it for these, and then updates `trainable_weights`.
-        known, updated = self.trainable_variables, self.trainable_weights
-        differ = [id(each) for each in known] != [id(each) for each in updated]
-        if differ and self.optimizer is not None and not self.optimizer.built:
-            self.optimizer.build(updated)
+    def _built_for_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Has Keras build the optimizer for `trainable_weights`, which are what is updated."""
+        optimizer = self.optimizer
+        if optimizer is None or optimizer.built:
+            return contextlib.nullcontext()
+        build = optimizer.build
+        return in_place_of(optimizer, build=lambda variables: build(self.trainable_weights))
 
     def _build_for_prediction(self, batches: Batches) -> None:
         spec = batches.model_spec

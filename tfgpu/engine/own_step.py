@@ -5,8 +5,8 @@ been written for. Around it, three things are made right under several replicas:
 
 - `compute_loss` and Keras' losses give the loss of this replica's rows, and such gradients that
   the replicas' add up to that of the global batch;
-- `apply` and `apply_gradients` of the model's optimizers sum the gradients first, and then are
-  those of one device;
+- `apply` and `apply_gradients` of optimizers sum the gradients first, and then are those of one
+  device;
 - what the forward pass and the metrics assign is brought together, and a replica without rows
   of its own leaves no trace.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,16 +26,22 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.local_copies import Writes, current_writes, noting, on_local_copies
+from tfgpu.engine.local_copies import (
+    Writes,
+    current_writes,
+    keeping_calls,
+    noting,
+    on_local_copies,
+)
 from tfgpu.engine.overrides import is_own
 from tfgpu.engine.replica_step import (
     begun,
     dense,
-    of_all_parts,
+    from_exchange,
     own_outputs,
-    own_parts,
     settled,
     sharded_loss,
+    to_exchange,
 )
 from tfgpu.engine.shards import Shard
 from tfgpu.engine.temporary import in_place_of
@@ -99,10 +106,10 @@ class OwnStep:
             loss = functools.partial(_loss, model.compute_loss)
             stack.enter_context(in_place_of(model, compute_loss=loss))
             for optimizer in _optimizers(model):
-                apply = functools.partial(_apply, optimizer, optimizer.apply)
-                stack.enter_context(in_place_of(optimizer, apply=apply))
-            # Those that the model does not hold itself: in a helper object, a module, a closure.
-            stack.enter_context(private.optimizer_apply.replaced(_apply_of_any))
+                if "apply" in vars(optimizer):
+                    apply = functools.partial(_apply, optimizer, optimizer.apply)
+                    stack.enter_context(in_place_of(optimizer, apply=apply))
+            _adopt_optimizers(private.class_with_apply)
             yield
 
 
@@ -113,7 +120,10 @@ def _step_of(model: Any, name: str) -> Callable[[Any], Any]:
     if not several or not hasattr(step, "python_function"):
         return step
     if name in vars(model):
-        return _converted(vars(model)[name].python_function)
+        function = vars(model)[name].python_function
+        if not inspect.ismethod(function):
+            return _converted(function)
+        return functools.partial(_converted(function.__func__), function.__self__)
     owner = next(each for each in type(model).__mro__ if name in vars(each))
     return functools.partial(_converted(vars(owner)[name].python_function), model)
 
@@ -122,7 +132,7 @@ def _converted(function: Callable[..., Any]) -> Callable[..., Any]:
     """With Python's `if` and loops over tensors turned into a graph's, as `tf.function` does."""
     try:
         converted: Callable[..., Any] = tf.autograph.to_graph(function)
-    except (ValueError, OSError, NotImplementedError):  # Without its source.
+    except Exception:  # Without its source, say; TensorFlow's own error for that is private.
         return function
     return converted
 
@@ -138,12 +148,23 @@ def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return losses.reported(loss, rows)
 
 
-_KERAS_APPLY = private.optimizer_apply.function
+def _adopt_optimizers(cls: Any) -> None:
+    """Has `apply` of a class and of those derived from it mind the replicas, wherever it is called.
 
+    An optimizer may lie in a helper object, a module or a closure of the step. Outside of steps of
+    one's own `apply` stays as it is.
+    """
+    theirs = vars(cls).get("apply")
+    if theirs is not None and not hasattr(theirs, "tfgpu_minds_replicas"):
 
-def _apply_of_any(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
-    """Stands in for `apply` of Keras' class of optimizers."""
-    return _apply(self, functools.partial(_KERAS_APPLY, self), grads, trainable_variables)
+        @functools.wraps(theirs)
+        def minding(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            return _apply(self, functools.partial(theirs, self), grads, trainable_variables)
+
+        minding.tfgpu_minds_replicas = True  # type: ignore[attr-defined]
+        cls.apply = minding
+    for derived in cls.__subclasses__():
+        _adopt_optimizers(derived)
 
 
 def _apply(
@@ -158,29 +179,36 @@ def _apply(
         return apply(grads, trainable_variables)
     grads = list(grads)
     try:
-        if trainable_variables is None:
-            variables = private.updated_variables(optimizer) if optimizer.built else []
-        else:
-            trainable_variables = variables = list(trainable_variables)
-            # Once, and not in each replica; of which all come here before one is built.
-            if not optimizer.built:
-                context.merge_call(lambda _: _build(optimizer, variables))
-        if len(variables) == len(grads):
-            parts = own_parts(context, dense(grads), variables)
-            sums = of_all_parts(sum_over_replicas(context, parts), variables)
-        else:
-            sums = sum_over_replicas(context, dense(grads))
+        with keeping_calls():
+            sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
     except RuntimeError as error:
-        if "tf.function" not in str(error):
+        if "merge_call" not in str(error):
             raise
         raise ValueError(
-            f"apply of the optimizer {optimizer.name!r} is called inside a tf.function of its own, "
-            "in the middle of a step of several replicas, where these cannot meet. The step is "
-            "compiled as a whole anyway: leave that tf.function out."
-        ) from None
+            f"apply of the optimizer {optimizer.name!r} is called inside a tf.function, or inside "
+            "a branch or loop over tensors, in a step of several replicas, where these cannot "
+            "meet. Call it outside of that; the step itself needs no tf.function."
+        ) from error
     updating = losses.current.having(updating=True)
     with updating, on_local_copies(context), update.prepared(optimizer):
         return apply(sums, trainable_variables)
+
+
+def _summed(
+    optimizer: Any, context: Any, grads: list[Any], trainable_variables: Any
+) -> tuple[list[Any], Any]:
+    """The gradients of the global batch, for an optimizer that is built; and the variables."""
+    if trainable_variables is None:
+        variables = private.updated_variables(optimizer) if optimizer.built else []
+    else:
+        trainable_variables = variables = list(trainable_variables)
+        # Once, and not in each replica; of which all come here before one is built.
+        if not optimizer.built:
+            context.merge_call(lambda _: _build(optimizer, variables))
+    if len(variables) != len(grads):
+        return sum_over_replicas(context, dense(grads)), trainable_variables
+    parts = to_exchange(context, dense(grads), variables)
+    return from_exchange(sum_over_replicas(context, parts), variables), trainable_variables
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:

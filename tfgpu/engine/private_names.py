@@ -6,12 +6,11 @@ import, in one line, where a hook that is no longer called would be found out mu
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -153,13 +152,3 @@ class Method:
     def replace(self, function: Any) -> None:
         """Puts a function in the place of the class's or module's."""
         setattr(self._owner, self.name, function)
-
-    @contextlib.contextmanager
-    def replaced(self, function: Any) -> Iterator[None]:
-        """Inside the block the class or module has another function."""
-        before = self.function
-        self.replace(function)
-        try:
-            yield
-        finally:
-            self.replace(before)

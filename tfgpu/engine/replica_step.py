@@ -149,10 +149,10 @@ class ReplicaStep:
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
         with tf.name_scope("all_reduce"), keeping_calls():
-            parts = own_parts(context, outcome.gradients, model.trainable_weights)
+            parts = to_exchange(context, outcome.gradients, model.trainable_weights)
             summed = [*parts, *settlement.contributions]
             sums = sum_over_replicas(context, summed, statistics=model.tfgpu_statistics)
-        gradients = of_all_parts(sums[: len(parts)], model.trainable_weights)
+        gradients = from_exchange(sums[: len(parts)], model.trainable_weights)
         finite = update.all_finite(gradients) if dynamic else None
         settlement.finish(sums[len(parts) :], finite)
         return outcome._replace(gradients=gradients)
@@ -256,13 +256,15 @@ class ReplicaStep:
                     )
                     tf.nest.map_structure(_usable, results)
                     return results
-                except private.InaccessibleTensorError:
+                except private.InaccessibleTensorError as error:
+                    if not (model.jit_compile or self.inlined) or self.without_xla:
+                        raise
                     raise ValueError(
                         f"{type(model).__name__}.compute_metrics reads a tensor that the forward "
                         "pass has kept, such as `self.losses`, and XLA compiles the forward pass "
                         "apart from it. Return the tensor as an output of the model, or use "
                         "jit_compile=False."
-                    ) from None
+                    ) from error
 
         return settled(context, rows, compute)
 
@@ -349,7 +351,7 @@ def dense(gradients: Sequence[Any]) -> list[Any]:
     return [g if g is None else tf.convert_to_tensor(g) for g in gradients]
 
 
-def own_parts(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+def to_exchange(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """What each replica gives to the sum of the gradients, one a variable.
 
     That of a variable with `overwrite_with_gradient`, as float8 layers have them, is its next
@@ -367,8 +369,8 @@ def own_parts(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) 
     return [part(g, v) for g, v in zip(gradients, variables, strict=True)] if gradients else []
 
 
-def of_all_parts(sums: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """The gradients of the global batch, of the sums of `own_parts`."""
+def from_exchange(sums: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """The gradients of the global batch, of the sums of `to_exchange`."""
 
     def whole(total: Any, variable: Any) -> Any:
         if total is None or not getattr(variable, "overwrite_with_gradient", False):

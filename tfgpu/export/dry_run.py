@@ -26,7 +26,10 @@ def describe(config: ExportSettings, run: TrainedRun) -> str:
         data_dir=config.data_dir or (None if config.dataset else run.config["data_dir"]),
     )
     lines = [f"task             {run.dataset.get('task', 'classification')}", ""]
-    lines += ["every setting, decided:", *dry_run.settings(decided, dry_run.given(config))]
+    lines += [
+        "every setting, decided:",
+        *dry_run.settings(decided, dry_run.given(config, of_the_process=True)),
+    ]
     lines += ["", f"would write to {directory}:"]
     for kind in config.chosen_formats:
         path = directory / EXPORT_FILES[kind]

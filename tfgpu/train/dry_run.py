@@ -10,6 +10,7 @@ from typing import Any
 from tfgpu.artifacts.run_directory import default_path
 from tfgpu.cli import dry_run
 from tfgpu.cli.settings import as_typed
+from tfgpu.data import sources
 from tfgpu.data.tfds_source import default_data_dir
 from tfgpu.machine import compile_cache
 from tfgpu.tasks.loading import Dataset
@@ -58,8 +59,10 @@ def describe(
 def _decided(config: Resolved, data: Dataset, build: Callable[..., Any]) -> dict[str, str]:
     """What data and model make of the settings that were left to them, as it is typed."""
     found = {"task": data.task_name, "data_dir": default_data_dir(config.data_dir)}
-    found["compile_cache"] = str(compile_cache.chosen(config.compile_cache) or compile_cache.NONE)
-    found["features"] = ",".join(f"{role}={name}" for role, name in data.roles.items()) or "auto"
+    if config.compile_cache == compile_cache.AUTO:
+        found["compile_cache"] = str(compile_cache.chosen(compile_cache.AUTO) or compile_cache.NONE)
+    if data.roles:
+        found["features"] = ",".join(f"{role}={name}" for role, name in data.roles.items())
     if "y" in data.roles:
         found["target"] = data.roles["y"]
     if "tokens" in data.spec.fitted:
@@ -87,8 +90,8 @@ def _unused(config: Resolved, data: Dataset, build: Callable[..., Any]) -> dict[
         found |= dict.fromkeys(left, f"not of the model {config.model}")
     if config.unfreeze_at is None:
         found["unfreeze_learning_rate"] = "without --unfreeze_at"
-    if ":" in config.dataset:
-        found["data_dir"] = "for sets of TensorFlow Datasets"
+    if not sources.is_prepared(config.dataset):
+        found["data_dir"] = "only for sets of TensorFlow Datasets"
     return found
 
 

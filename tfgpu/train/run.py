@@ -139,7 +139,7 @@ def run(
             if config.dry_run:
                 said = dry_run.describe(
                     settings,
-                    asked,
+                    given(config, of_the_process=True),
                     data=data,
                     build=build,
                     progress=console.mode,

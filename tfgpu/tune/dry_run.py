@@ -28,7 +28,7 @@ def describe(config: TuneSettings, search: Search) -> str:
         search.config, objective=search.objective, epochs=config.epochs or search.epochs
     )
     lines = ["every setting, decided (auto: by each trial for itself):"]
-    lines += dry_run.settings(decided, dry_run.given(config))
+    lines += dry_run.settings(decided, dry_run.given(config, of_the_process=True))
     lines += ["", "what trials differ in:"]
     lines += [f"  {name}: {_range(found)}" for name, found in values.items()]
     more = "more" if search.maximize else "less"
