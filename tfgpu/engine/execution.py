@@ -143,16 +143,17 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         rows: int | None = None,
     ) -> Any:
         """`steps` steps, one or more, of which each is the same part of the graph."""
-        latest = Latest()
+        latest = Latest() if replicas.own_results else None
 
-        def body(count: tf.Tensor, kept: tf.Tensor) -> list[tf.Tensor]:
+        def body(count: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             last = replicas.run(read_batch(source, rows), device_map, resident, whole=whole)
-            return [count + 1, latest.keep(last) if replicas.own_results else kept]
+            return [count + 1] if latest is None else [count + 1, latest.keep(last)]
 
-        counted = tf.while_loop(
-            lambda count, kept: count < steps, body, [0, latest.nothing()], parallel_iterations=1
+        first = [0] if latest is None else [0, latest.nothing()]
+        _, *kept = tf.nest.flatten(
+            tf.while_loop(lambda count, *_: count < steps, body, first, parallel_iterations=1)
         )
-        return replicas.logs(latest.of(counted[1]) if replicas.own_results else None)
+        return replicas.logs(None if latest is None else latest.of(kept[0]))
 
     def run_one(
         element: Any, device_map: Any = None, resident: Any = (), whole: bool = True
