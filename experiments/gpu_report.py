@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_checks
+import gpu_place
 import gpu_speed
 from versus import machine
 
@@ -57,7 +58,7 @@ def run_group(group: str, *, limit: float) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=gpu_checks.ROOT,
+        cwd=gpu_place.ROOT,
         env=os.environ | {"PYTHONPATH": _path(), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     error = None
@@ -82,7 +83,7 @@ def run_group(group: str, *, limit: float) -> dict[str, Any]:
 
 
 def _path() -> str:
-    return os.pathsep.join([str(gpu_checks.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.pathsep.join([str(gpu_place.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def gpu() -> dict[str, Any] | None:

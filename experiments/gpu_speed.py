@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_checks import Place, examples, say
+from gpu_place import Place, examples, say
 
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 
