@@ -336,8 +336,8 @@ class Counted(L.Layer):
         return values * self.scale
 
 
-@pytest.mark.parametrize("together", [1, 3])
-@pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
+@pytest.mark.parametrize("together", [slow(1), 3])
+@pytest.mark.parametrize("whole", [True, slow(False)], ids=["model", "layer"])
 def test_a_call_that_is_a_function_of_tensorflow(way, whole, together):
     strategy, jit_compile = way
     found = []

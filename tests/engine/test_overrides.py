@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from replicas import assert_logs, assert_same_weights, one_device, ways
+from replicas import assert_logs, assert_same_weights, one_device, slow, ways
 
 import tfgpu
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(24, 5)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-way = ways("x1", "x1-xla", "x2")
+way = ways("x1", slow("x1-xla"), "x2")
 
 
 def functional(cls):
@@ -39,7 +39,7 @@ def head_alone(cls, name):
     return Model()
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [slow(True), False])
 @pytest.mark.parametrize("name", ["trainable_weights", "trainable_variables"])
 def test_keras_trains_the_trainable_weights(way, name, built):
     strategy, jit_compile = way
@@ -106,7 +106,7 @@ def test_a_step_that_is_set_on_the_model_is_run(mirrored2, define):
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["compute_metrics", "train_step"])
-@pytest.mark.parametrize("kept", ["losses", "tensor", "list", "tuple", "dict"])
+@pytest.mark.parametrize("kept", ["losses", "tensor", "list", slow("tuple"), slow("dict")])
 def test_metrics_of_what_the_forward_pass_has_kept_are_of_the_replica_itself(mirrored2, kept, own):
     found = []
     for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from own_steps import LABELS, X, build, derive, evaluate, fit
-from replicas import assert_same_on_replicas, assert_same_weights, copies, one_device
+from replicas import assert_same_on_replicas, assert_same_weights, copies, one_device, slow
 
 import tfgpu
 
@@ -248,7 +248,7 @@ def test_so_does_one_with_an_apply_of_its_own(mirrored2, kind):
     assert_same_weights(*models)
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [slow(True), False])
 @pytest.mark.parametrize("where", ["closure", "object", "dict of lists"])
 def test_an_optimizer_that_the_model_does_not_hold_sees_the_summed_gradient(
     mirrored2, where, built

@@ -208,7 +208,7 @@ def six_draws(cls, together, *, recurrent=False, own=None):
     return np.asarray(layer.drawn)
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 4])
+@pytest.mark.parametrize("together", [slow(1), slow(2), 3, slow(4)])
 @pytest.mark.parametrize(
     "case", [{"own": "train_step"}, {"own": "compute_metrics"}, {"recurrent": True}, {}]
 )
