@@ -178,7 +178,7 @@ def _resnet20(folder: Path) -> Iterator[tuple[str, float, list[str]]]:
                 "`resnet20_pytorch.py`: resnet20 on cifar10",
                 "`python experiments/resnet20_pytorch.py`",
                 f"{runs[0]['parameters']:,}",
-                _million(found.get("flops_per_image")),
+                "",
                 str(epochs),
                 f"{mean(values)}; PyTorch {found['accuracy'][-1]['pytorch']:.4f}",
                 "",

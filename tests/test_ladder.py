@@ -24,6 +24,10 @@ def test_the_files_that_it_names_are_there():
     assert [name for name in named if not (ROOT / "experiments" / name).is_file()] == []
 
 
+def page_of_the_tasks():
+    return " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+
+
 @pytest.mark.parametrize(
     "said, file, path, digits",
     [
@@ -51,7 +55,7 @@ def test_the_page_of_the_tasks_has_the_measured_figures(said, file, path, digits
     found = json.loads((ROOT / "experiments" / "results" / f"{file}.json").read_text())
     for name in path.split("."):
         found = found[name]
-    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+    page = page_of_the_tasks()
     assert said.format(f"{found:.{digits}f}") in page
 
 
@@ -59,7 +63,7 @@ def test_the_page_of_the_tasks_has_the_figures_of_the_trees():
     trees = json.loads((ROOT / "experiments" / "results" / "detection.json").read_text())["trees"]
     medians = [each["median"]["map_50"] for name, each in trees.items() if name != "machine"]
     *most, last = sorted((f"{value:.2f}" for value in medians), reverse=True)
-    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+    page = page_of_the_tasks()
     assert f"`map_50` on a fourth is {', '.join(most)} or {last}, by which" in page
 
 

@@ -47,13 +47,15 @@ def settings(
     for section in config.page().values():
         for name, setting in section.items():
             value = getattr(config, name)
-            default = value == getattr(type(config), name)
             typed = as_typed(value) if value is not None or setting.word is None else setting.word
-            how = "given" if name in asked else "" if default else "decided"
-            if name in unused and name not in asked:
+            if name in asked:
+                how = "given"
+            elif name in unused:
                 how = f"({unused[name]})"
-            elif name in decided and name not in asked:
+            elif name in decided:
                 typed, how = decided[name], "decided"
+            else:
+                how = "" if value == getattr(type(config), name) else "decided"
             rows.append((f"--{name}={typed}", how))
     wide = max((len(flag) for flag, how in rows if how), default=0)
     return [f"  {flag:<{wide}}  {how}".rstrip() for flag, how in rows]

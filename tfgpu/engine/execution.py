@@ -250,11 +250,11 @@ class Latest:
         """The result of a round, as a tensor: of a replica, or of several."""
         self._structure = result
         self._leaves = tf.nest.flatten(result, expand_composites=True)
-        return tf.raw_ops.OptionalFromValue(components=self._tensors() or [tf.constant(0)])
+        return tf.raw_ops.OptionalFromValue(components=self._tensors())
 
     def of(self, kept: tf.Tensor) -> Any:
         """The result again, outside of the loop."""
-        tensors = self._tensors() or [tf.constant(0)]
+        tensors = self._tensors()
         values = iter(
             tf.raw_ops.OptionalGetValue(
                 optional=kept,
@@ -266,7 +266,8 @@ class Latest:
         return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
 
     def _tensors(self) -> list[Any]:
-        return [leaf for leaf in self._leaves if tf.is_tensor(leaf)]
+        # An optional holds one at least.
+        return [leaf for leaf in self._leaves if tf.is_tensor(leaf)] or [tf.constant(0)]
 
 
 def draws_by_operations(traced: Any) -> bool:

@@ -179,8 +179,7 @@ def _apply(
         return apply(grads, trainable_variables)
     grads = list(grads)
     try:
-        with keeping_calls():
-            sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
+        sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise
@@ -204,7 +203,8 @@ def _summed(
         trainable_variables = variables = list(trainable_variables)
         # Once, and not in each replica; of which all come here before one is built.
         if not optimizer.built:
-            context.merge_call(lambda _: _build(optimizer, variables))
+            with keeping_calls():
+                context.merge_call(lambda _: _build(optimizer, variables))
     if len(variables) != len(grads):
         return sum_over_replicas(context, dense(grads)), trainable_variables
     parts = to_exchange(context, dense(grads), variables)

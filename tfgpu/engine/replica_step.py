@@ -26,14 +26,7 @@ from keras.utils import unpack_x_y_sample_weight
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.local_copies import (
-    NotCompilable,
-    Writes,
-    exchange,
-    for_xla,
-    keeping_calls,
-    on_local_copies,
-)
+from tfgpu.engine.local_copies import NotCompilable, Writes, exchange, for_xla, on_local_copies
 from tfgpu.engine.overrides import is_own
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement
@@ -148,7 +141,7 @@ class ReplicaStep:
         writes = Writes(keep=dynamic or rows.may_be_absent)
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
-        with tf.name_scope("all_reduce"), keeping_calls():
+        with tf.name_scope("all_reduce"):
             parts = to_exchange(context, outcome.gradients, model.trainable_weights)
             summed = [*parts, *settlement.contributions]
             sums = sum_over_replicas(context, summed, statistics=model.tfgpu_statistics)
@@ -362,7 +355,7 @@ def to_exchange(context: Any, gradients: Sequence[Any], variables: Sequence[Any]
     row = tf.one_hot(context.replica_id_in_sync_group, replicas)
 
     def part(gradient: Any, variable: Any) -> Any:
-        if gradient is None or not getattr(variable, "overwrite_with_gradient", False):
+        if gradient is None or not update.is_overwritten(variable):
             return gradient
         return tf.tensordot(tf.cast(row, gradient.dtype), gradient, axes=0)
 
@@ -373,7 +366,7 @@ def from_exchange(sums: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """The gradients of the global batch, of the sums of `to_exchange`."""
 
     def whole(total: Any, variable: Any) -> Any:
-        if total is None or not getattr(variable, "overwrite_with_gradient", False):
+        if total is None or not update.is_overwritten(variable):
             return total
         return tf.reduce_max(total, axis=0)
 
@@ -387,9 +380,7 @@ def settled(context: Any, rows: Rows, compute: Callable[[Writes | None], Any]) -
     writes = Writes(keep=rows.may_be_absent)
     result = compute(writes)
     settlement = Settlement(context, writes, rows)
-    with keeping_calls():
-        sums = sum_over_replicas(context, settlement.contributions)
-    settlement.finish(sums)
+    settlement.finish(sum_over_replicas(context, settlement.contributions))
     return result
 
 

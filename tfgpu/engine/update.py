@@ -84,7 +84,7 @@ def _apply_and_take_back(
     steps = tf.convert_to_tensor(optimizer.step_counter)
     with keeping_former() as former:
         unscaled = [
-            g if g is None or getattr(v, "overwrite_with_gradient", False) else g / scale
+            g if g is None or is_overwritten(v) else g / scale
             for g, v in zip(gradients, variables, strict=True)
         ]
         optimizer.inner_optimizer.apply(unscaled, trainable_variables=variables)
@@ -94,6 +94,11 @@ def _apply_and_take_back(
     optimizer.step_counter.assign(tf.where(finite & ~grows, steps + 1, 0))
     factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
     optimizer.dynamic_scale.assign(scale * tf.cast(factor, scale.dtype))
+
+
+def is_overwritten(variable: Any) -> bool:
+    """Whether the gradient of a variable is its next value, as those of float8 layers are."""
+    return getattr(variable, "overwrite_with_gradient", False)
 
 
 def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:

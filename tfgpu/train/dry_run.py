@@ -15,7 +15,7 @@ from tfgpu.data.tfds_source import default_data_dir
 from tfgpu.machine import compile_cache
 from tfgpu.tasks.loading import Dataset
 from tfgpu.tasks.options import HEEDED
-from tfgpu.train.recipe import Resolved, second_rate
+from tfgpu.train.recipe import Resolved, second_rate, takes
 
 _REPORT = "report.html"
 
@@ -84,10 +84,8 @@ def _unused(config: Resolved, data: Dataset, build: Callable[..., Any]) -> dict[
         for name in HEEDED
         if name not in data.task.settings
     }
-    takes = inspect.signature(build).parameters.values()
-    if not any(each.kind is each.VAR_KEYWORD for each in takes):
-        left = {"width", "depth"} - {each.name for each in takes}
-        found |= dict.fromkeys(left, f"not of the model {config.model}")
+    left = [name for name in ("width", "depth") if not takes(build, name)]
+    found |= dict.fromkeys(left, f"not of the model {config.model}")
     if config.unfreeze_at is None:
         found["unfreeze_learning_rate"] = "without --unfreeze_at"
     if not sources.is_prepared(config.dataset):

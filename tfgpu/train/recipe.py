@@ -382,18 +382,20 @@ def check_builder(config: TrainSettings, builder: Callable[..., keras.Model]) ->
     Raises:
         RequestError: The builder does not take one.
     """
-    wanted = {
-        name: value for name in ("width", "depth") if (value := getattr(config, name)) is not None
-    }
-    parameters = inspect.signature(builder).parameters
-    if not any(kind.kind is kind.VAR_KEYWORD for kind in parameters.values()):
-        for name, value in wanted.items():
-            if name not in parameters:
-                raise RequestError(
-                    f"--{name}={as_typed(value)}: --model={config.model} takes no argument "
-                    f"{name!r}; give it one, or leave --{name} out"
-                )
+    wanted = {n: value for n in ("width", "depth") if (value := getattr(config, n)) is not None}
+    for name, value in wanted.items():
+        if not takes(builder, name):
+            raise RequestError(
+                f"--{name}={as_typed(value)}: --model={config.model} takes no argument "
+                f"{name!r}; give it one, or leave --{name} out"
+            )
     return wanted
+
+
+def takes(builder: Callable[..., Any], name: str) -> bool:
+    """Whether a builder takes an argument of this name."""
+    parameters = inspect.signature(builder).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def build_model(

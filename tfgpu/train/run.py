@@ -135,7 +135,6 @@ def run(
             job = _prepare(settings, session, build, stopwatch)
             for note in job.notes:
                 console.say(note)
-            asked = given(config)
             if config.dry_run:
                 said = dry_run.describe(
                     settings,
@@ -147,7 +146,7 @@ def run(
                 )
                 console.say(said)
                 return {}
-            asked |= reporting.given_before(config.run_dir)
+            asked = given(config) | reporting.given_before(config.run_dir)
             directory = together.make_directory(members, config, settings, dataset=data.name)
             again = dataclasses.replace(config, run_dir=str(directory.path), resume="auto")
             job = dataclasses.replace(
