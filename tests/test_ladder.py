@@ -67,6 +67,18 @@ def test_the_page_of_the_tasks_has_the_figures_of_the_trees():
     assert f"`map_50` on a fourth is {', '.join(most)} or {last}, by which" in page
 
 
+def test_the_results_have_the_figures_beside_pytorch():
+    file = ROOT / "experiments" / "results" / "airbench94_pytorch.json"
+    measured = json.loads(file.read_text())
+    curve, same = measured["same_curve"], measured["same_numbers"][0]
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    within, steps = curve["steps_within_two_standard_errors"], curve["steps"]
+    assert f"the losses of {within} of the {steps} steps are within two standard errors" in page
+    furthest = max(map(abs, same["differences_of_losses"]))
+    assert f"the first {same['steps']} steps are the same to {furthest:.5f}" in page
+    assert curve["width"] == same["width"] == 0.5 and "at half its width" in page
+
+
 def test_what_has_no_results_is_not_shown(tmp_path):
     page = ladder.page(tmp_path)
     assert "experiment=" not in page and "Other tasks" not in page
