@@ -2,8 +2,11 @@
 
 import keras
 import pytest
+import tensorflow as tf
 from optimizer_runs import FREEZING, OPTIMIZERS, Run, assert_as_stock, on_both
 from replicas import slow, ways
+
+import tfgpu
 
 place = ways("x1", "x2", slow("x1-xla"), "x2-xla")
 ends = ways("x1", "x2-xla")  # The two that differ most.
@@ -95,3 +98,34 @@ def test_a_rate_that_is_assigned_holds_in_the_next_fit(place):
     stock, ours = on_both(place, lambda: keras.optimizers.SGD(0.1), train)
     assert_as_stock(stock, ours)
     assert ours.losses[-1] == pytest.approx(ours.losses[-2], rel=1e-6)
+
+
+class Anchored(keras.optimizers.SGD):
+    """Pulls the weights back to where they were when it was built."""
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.anchors = self.add_optimizer_variables(variables, "anchor")
+            for anchor, variable in zip(self.anchors, variables, strict=True):
+                self.assign(anchor, keras.ops.copy(variable))
+
+    def update_step(self, gradient, variable, learning_rate):
+        anchor = self.anchors[self._get_variable_index(variable)]
+        self.assign_sub(variable, learning_rate * (gradient + variable - anchor))
+
+
+def anchored_under_a_scale():
+    return keras.optimizers.LossScaleOptimizer(Anchored(0.2), initial_scale=8.0)
+
+
+@pytest.mark.parametrize("make", [lambda: Anchored(0.2), anchored_under_a_scale])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_an_optimizer_builds_from_the_weights_is_there_from_the_first_step(make, compiled):
+    def train(run):
+        if not isinstance(run.model, tfgpu.Model):  # Which would build it in each trace.
+            run.optimizer.build(run.model.trainable_variables)
+        run.fit()
+
+    place = tf.distribute.get_strategy(), compiled
+    assert_as_stock(*on_both(place, make, train))

@@ -99,10 +99,12 @@ class OwnStep:
     def installed(self) -> Iterator[None]:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
         model = self._model
-        if private.own_strategy(model) is None:
-            yield
-            return
         with contextlib.ExitStack() as stack:
+            if private.own_strategy(model) is None:
+                for optimizer in _optimizers(model):
+                    stack.enter_context(update.built_outside(optimizer))
+                yield
+                return
             loss = functools.partial(_loss, model.compute_loss)
             stack.enter_context(in_place_of(model, compute_loss=loss))
             for optimizer in _optimizers(model):

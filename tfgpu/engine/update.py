@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -111,14 +111,33 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(probe) for probe in probes])
 
 
-def prepared(optimizer: Any) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def prepared(optimizer: Any) -> Iterator[None]:
     """Around an update: accumulation counts updates, and the graph names what is updated."""
     updating = inner(optimizer)
     replaced = {"update_step": functools.partial(_named_update, updating, updating.update_step)}
     if getattr(updating, "gradient_accumulation_steps", None):
         name = private.apply_unclipped.name
         replaced[name] = functools.partial(_accumulate, updating, getattr(updating, name))
-    return in_place_of(updating, **replaced)
+    with built_outside(optimizer), in_place_of(updating, **replaced):
+        yield
+
+
+def built_outside(optimizer: Any) -> contextlib.AbstractContextManager[None]:
+    """Has an optimizer that is not built yet build itself outside of the step's graph.
+
+    So what its `build` assigns is there once, and before the first update. In the graph it would
+    come anew with each step, or never.
+    """
+    if getattr(optimizer, "built", True):
+        return contextlib.nullcontext()
+    build = optimizer.build
+
+    def build_outside(*args: Any, **kwargs: Any) -> None:
+        with tf.init_scope():
+            build(*args, **kwargs)
+
+    return in_place_of(optimizer, build=build_outside)
 
 
 def _named_update(
