@@ -167,6 +167,17 @@ class HalvingSGD(keras.optimizers.SGD):
         return super().apply_gradients([(0.5 * g, v) for g, v in grads_and_vars])
 
 
+class NamingSGD(keras.optimizers.SGD):
+    """Calls `update_step` by the names of its arguments."""
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            self.build(trainable_variables)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            self.update_step(gradient=gradient, variable=variable, learning_rate=self.learning_rate)
+        self.iterations.assign_add(1)
+
+
 class SignMomentum(keras.optimizers.Optimizer):
     """An `update_step` of its own, with a slot."""
 
@@ -231,6 +242,7 @@ OPTIMIZERS = {
     "centralized": lambda: CentralizedSGD(0.1, momentum=0.9),
     "averaged": lambda: AveragedSGD(0.1),
     "own apply_gradients": lambda: HalvingSGD(0.1, momentum=0.9),
+    "naming": lambda: NamingSGD(0.1, momentum=0.9),
     "own update_step": lambda: SignMomentum(0.05),
     "multi": lambda: Multi(keras.optimizers.Adam(0.05), keras.optimizers.SGD(0.1, momentum=0.5)),
     "callable rate": callable_rate,

@@ -140,17 +140,16 @@ def built_outside(optimizer: Any) -> contextlib.AbstractContextManager[None]:
     return in_place_of(optimizer, build=build_outside)
 
 
-def _named_update(
-    optimizer: Any, update_step: Callable[..., Any], gradient: Any, variable: Any, *args: Any
-) -> Any:
+def _named_update(optimizer: Any, update_step: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """`update_step` under the name of the variable, so that a person finds it in the graph."""
+    variable = named.get("variable", args[1] if len(args) > 1 else None)
     try:
         variables = private.updated_variables(optimizer)
         path = variables[private.variable_index(optimizer, variable)].path
     except (AttributeError, KeyError, IndexError):  # An optimizer that keeps no list.
         path = getattr(variable, "name", "variable")
     with tf.name_scope(_SCOPE.sub("_", path)):
-        return update_step(gradient, variable, *args)
+        return update_step(*args, **named)
 
 
 # What a name in a graph may not hold.
