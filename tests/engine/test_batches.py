@@ -1,5 +1,7 @@
 """How global batches reach the replicas: on GPUs through TensorFlow's iterators, and on CPUs."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import tfgpu
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import training_batches
 from tfgpu.engine import batches
-from tfgpu.engine.batches import Batches, own_shard, untuned
+from tfgpu.engine.batches import Batches, own_shard
+from tfgpu.engine.datasets import untuned
 
 X = np.arange(34, dtype="float32").reshape(17, 2)
 Y = np.arange(17, dtype="int32")
@@ -167,3 +170,26 @@ def test_a_data_set_that_a_strategy_has_distributed(mirrored2):
     made = mirrored2.distribute_datasets_from_function(lambda context: data)
     with pytest.raises(ValueError, match="Give the data set of global batches itself"):
         model.fit(made, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_batches_are_not_asked_for_early_where_the_data_set_says_so(strategy, ahead):
+    asked = []
+
+    def note(i):
+        asked.append(int(i))
+        return np.float32(i)
+
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = ahead
+    rows = tf.data.Dataset.range(40).map(
+        lambda i: tf.ensure_shape(tf.numpy_function(note, [i], tf.float32), [])
+    )
+    data = rows.batch(2).with_options(options)
+    iterator = iter(Batches(data, strategy))
+    assert iterator.take(1) == 1
+    next(iterator.source)
+    deadline = time.monotonic() + 10
+    while ahead and len(asked) == 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (len(asked) > 2) == ahead

@@ -1,6 +1,8 @@
 """Whatever a batch may consist of, in a data set or alone."""
 
 import collections
+import functools
+import warnings
 
 import keras
 import numpy as np
@@ -302,3 +304,53 @@ def test_class_weights_on_one_batch(strategy):
             ]
         )
     np.testing.assert_allclose(results[1], results[0], rtol=1e-4)
+
+
+# ---- what is no batch ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_components_of_other_rows_are_refused(mirrored2, first):
+    """A component that is the same for every batch, such as anchors, has rows of its own."""
+
+    def with_anchors(rows, y):
+        x = {"x": rows, "anchors": tf.ones([6, 2])}
+        return (dict(sorted(x.items(), reverse=not first)), y)
+
+    def make(kind):
+        inputs = {n: keras.Input((size,), name=n) for n, size in (("x", 4), ("anchors", 2))}
+        total = keras.layers.Lambda(lambda both: both[0] + keras.ops.sum(both[1]))
+        return kind(inputs, keras.layers.Dense(1)(total([inputs["x"], inputs["anchors"]])))
+
+    data = dataset(X[:12], Y[:12]).map(with_anchors)
+    build(keras.Model, one_device(), make).predict(data, verbose=0)
+    model = build(tfgpu.Model, mirrored2, make)
+    for use in (functools.partial(model.fit, shuffle=False), model.predict):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a row for each example"):
+            use(data, verbose=0)
+
+
+def nothing():
+    return dataset(X[:3], Y[:3], batch_size=4).map(lambda *batch: batch).skip(1)
+
+
+@pytest.mark.parametrize("validation", ["known size", "unknown size"])
+def test_validation_without_a_batch_says_nothing(strategy, validation):
+    data = nothing()
+    if validation == "unknown size":
+        data = data.filter(lambda *_: True)
+    model = build(tfgpu.Model, strategy, metrics=["mae"])
+    stopping = keras.callbacks.EarlyStopping("loss", patience=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = model.fit(
+            X, Y, validation_data=data, epochs=2, verbose=0, callbacks=[stopping]
+        ).history
+    assert history.keys() == {"loss", "mae"}
+
+
+def test_evaluation_of_nothing_says_nothing(strategy):
+    model = build(tfgpu.Model, strategy, metrics=["mae"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert model.evaluate(nothing(), verbose=0, return_dict=True) == {}

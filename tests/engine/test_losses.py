@@ -26,7 +26,7 @@ from loss_runs import (
     run,
     steps,
 )
-from replicas import ways
+from replicas import one_device, ways
 
 import tfgpu
 
@@ -272,3 +272,101 @@ def test_losses_of_rows_that_are_added_add_up_over_the_replicas(mirrored2, penal
         history = model.fit(data, epochs=2, shuffle=False, verbose=0).history
         found.append([*history["loss"], model.evaluate(data, verbose=0)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+# ---- sums ------------------------------------------------------------------------------------
+
+divided_by_here = pytest.mark.filterwarnings("ignore:A loss with reduction='sum'")
+
+
+class SumOfSums(keras.losses.Loss):
+    def __init__(self):
+        super().__init__(reduction="sum")
+        self.inner = keras.losses.MeanSquaredError(reduction="sum")
+
+    def call(self, y_true, y_pred):
+        return self.inner(y_true, y_pred)
+
+
+class OfEachColumn(keras.losses.Loss):
+    """The mean over the rows, of each of three columns."""
+
+    def __init__(self, reduction):
+        super().__init__(reduction=reduction)
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.square(y_true - y_pred), axis=0)
+
+
+SUMS = {
+    "of sums": SumOfSums,
+    "of columns": lambda: OfEachColumn("sum"),
+    "mean of columns": lambda: OfEachColumn("sum_over_batch_size"),
+    "of one number": lambda: keras.losses.Dice(reduction="sum"),
+}
+
+
+@divided_by_here
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_of_what_is_no_value_a_row(way, name):
+    def three():
+        inputs = keras.Input((4,))
+        return inputs, L.Dense(3, activation="sigmoid", bias_initializer="ones")(inputs)
+
+    rng = np.random.default_rng(0)
+    # The loss of one number is no mean over rows, unless these are all the same.
+    rows = 1 if name == "of one number" else 9
+    x = np.repeat(rng.normal(size=(rows, 4)), 9 // rows, axis=0).astype("float32")
+    y = np.repeat(rng.uniform(size=(rows, 3)), 9 // rows, axis=0).astype("float32")
+    assert_as_stock(way, three, (x, y), 4, loss=SUMS[name], rate=0.05)
+
+
+def test_a_number_of_a_batch_under_a_mask(way):
+    """Keras leaves it as it is, and so counts it by rows."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 5, size=(9, 4)).astype("int32")
+    y = rng.normal(size=(9, 4, 2)).astype("float32")
+
+    def masked():
+        inputs = keras.Input((4,), dtype="int32")
+        return inputs, L.Dense(2)(L.Embedding(5, 3, mask_zero=True)(inputs))
+
+    def loss():
+        return lambda y_true, y_pred: ops.mean(ops.square(y_true - y_pred))
+
+    assert_as_stock(way, masked, (x, y), 4, loss=loss)
+
+
+def test_a_sum_inside_another_loss_is_said_to_be_of_all_rows(mirrored2):
+    def divided(y_true, y_pred):
+        return keras.losses.MeanSquaredError(reduction="sum")(y_true, y_pred) / 4.0
+
+    with mirrored2.scope():
+        inputs = keras.Input((4,))
+        model = tfgpu.Model(inputs, L.Dense(3)(inputs))
+        model.compile("sgd", divided)
+    with pytest.warns(UserWarning, match="reduction='sum' is computed inside"):
+        found = model.evaluate(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
+    right = np.mean((1 - model.predict(np.ones((4, 4)), verbose=0)) ** 2)
+    np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+def test_float64_is_exact_to_its_digits(mirrored2):
+    def wide():
+        inputs = keras.Input((4,), dtype="float64")
+        return inputs, L.Dense(3, dtype="float64")(inputs)
+
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(9, 4)), rng.normal(size=(9, 3))
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        stock, ours = (
+            run(cls, place, wide, data, 4, loss=mse())
+            for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2))
+        )
+    finally:
+        keras.config.set_floatx(before)
+    np.testing.assert_allclose(ours[0]["loss"], stock[0]["loss"], rtol=1e-13)
+    for one, other in zip(stock[1], ours[1], strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-12)

@@ -236,3 +236,64 @@ def test_a_mirrored_strategy_of_one_device_runs_a_step_as_one_device_does(jit_co
     right = trained(keras.Model, tf.distribute.get_strategy())
     came = trained(tfgpu.Model, tf.distribute.MirroredStrategy(["CPU:0"]))
     np.testing.assert_allclose(came, right, rtol=1e-5)
+
+
+# ---- losses that the step computes itself ------------------------------------------------------
+
+
+def weighing(cls, loss_of):
+    """A step that minimises `loss_of(y, y_pred, x)`, by nothing of `compile`."""
+
+    class Weighing(cls):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = loss_of(y, self(x, training=True), x)
+            weights = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"own": loss}
+
+    return Weighing
+
+
+def by_weight(y, y_pred, x):
+    loss = keras.losses.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight")
+    return loss(y, y_pred, sample_weight=tf.abs(x[:, 0]))
+
+
+def under_a_mask(y, y_pred, x):
+    loss = keras.losses.SparseCategoricalCrossentropy(True)
+    y_pred._keras_mask = x[:, 0] > 0
+    return loss(y, y_pred)
+
+
+def summed(y, y_pred, x):
+    return keras.losses.SparseCategoricalCrossentropy(True, reduction="sum")(y, y_pred) / 25.0
+
+
+@pytest.mark.filterwarnings("ignore:A loss with reduction='sum'")
+@pytest.mark.parametrize("loss", [by_weight, under_a_mask, summed])
+def test_reductions_in_a_step_are_those_of_all_rows(mirrored2, loss):
+    models, logs = [], []
+    for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2)):
+        models.append(build(place, weighing(cls, loss)))
+        logs.append(fit(models[-1])["own"])
+    assert_same_weights(*models)
+    if loss is not summed:
+        np.testing.assert_allclose(logs[1], logs[0], **TOLERANCE)
+
+
+def mean_by_hand(y, y_pred, x):
+    return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, True))
+
+
+def test_gradients_of_a_loss_by_hand_are_said_to_be_added_up(mirrored2):
+    model = build(mirrored2, weighing(tfgpu.Model, mean_by_hand))
+    with pytest.warns(UserWarning, match="none of Keras' and not of compute_loss"):
+        fit(model)
+
+
+def test_a_loss_in_a_function_of_its_own_is_said_to_be_averaged_by_rows(mirrored2):
+    model = build(mirrored2, weighing(tfgpu.Model, tf.function(by_weight)))
+    with pytest.warns(UserWarning, match="which cannot meet there"):
+        fit(model)

@@ -151,3 +151,13 @@ def test_an_empty_data_set_is_an_error(strategy):
     data = tf.data.Dataset.from_tensor_slices(X).batch(4).take(0)
     with pytest.raises((ValueError, UnboundLocalError)):  # The latter is what stock raises.
         model.predict(data, verbose=0)
+
+
+def test_batches_of_unknown_rank(strategy):
+    def read(i):
+        return tf.numpy_function(lambda i: X[4 * i : 4 * i + 4], [i], tf.float32)
+
+    data = tf.data.Dataset.range(3).map(read)
+    model = build(tfgpu.Model, strategy)
+    expected = model.predict(X[:12], verbose=0)
+    np.testing.assert_allclose(model.predict(data, verbose=0), expected, **TOLERANCE)

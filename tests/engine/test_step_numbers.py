@@ -122,3 +122,17 @@ def test_validation_steps_begin_a_data_set_anew(strategy, steps_per_execution):
     ).history
     expected = np.mean((model(X[:16]).numpy() - Y[:16]) ** 2)
     np.testing.assert_allclose(history["val_loss"], [expected] * 3, rtol=1e-4)
+
+
+def test_steps_of_an_execution_that_a_callback_sets_hold_from_the_next_fit(strategy):
+    class Sets(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.steps_per_execution = 2
+
+    watch = Watch()
+    model = build(tfgpu.Model, strategy)
+    for _ in range(2):
+        model.fit(X, Y, batch_size=5, verbose=0, shuffle=False, callbacks=[watch, Sets()])
+    assert watch.begun == [NUMBERS[1][0], NUMBERS[2][0]]
+    assert watch.ended == [NUMBERS[1][1], NUMBERS[2][1]]
+    assert int(model.optimizer.iterations.numpy()) == 10

@@ -1,5 +1,7 @@
 """The update: every optimizer on the replicas' copies does what it does on one device."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -297,3 +299,87 @@ def test_scales_of_float8_are_the_largest_of_the_replicas(mirrored2, own):
         state = [np.ravel(tf.convert_to_tensor(each)) for each in kept]
         found.append([*history["loss"], *np.concatenate(state)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
+
+
+# ---- wherever the optimizer is -------------------------------------------------------------
+
+
+def accumulating():
+    rate = keras.optimizers.schedules.ExponentialDecay(0.2, 1, 0.5)
+    return keras.optimizers.Adam(rate, gradient_accumulation_steps=2)
+
+
+class Wrapping(keras.optimizers.Optimizer):
+    """Leaves the update to another optimizer."""
+
+    def __init__(self, inner):
+        super().__init__(learning_rate=0.0)
+        self.parts = {"inner": inner}
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.parts["inner"].build(variables)
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            self.build(trainable_variables)
+        self.parts["inner"].apply(grads, trainable_variables)
+
+
+class OwnStep(tfgpu.Model):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        self.optimizer.apply(
+            tape.gradient(loss, self.trainable_variables), self.trainable_variables
+        )
+        return {"loss": loss}
+
+
+WAYS = {
+    "plain": (tfgpu.Model, {}, accumulating),
+    "eager": (tfgpu.Model, {"run_eagerly": True}, accumulating),
+    "own step": (OwnStep, {}, accumulating),
+    "wrapped": (tfgpu.Model, {}, lambda: Wrapping(accumulating())),
+    "wrapped in an own step": (OwnStep, {}, lambda: Wrapping(accumulating())),
+}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_accumulation_counts_updates_wherever_the_optimizer_is(mirrored2, replicas):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 3)).astype("float32"), rng.normal(size=(24, 1)).astype("float32")
+    found = {}
+    for name, (kind, settings, make) in WAYS.items():
+        keras.utils.set_random_seed(1)
+        with mirrored2.scope() if replicas == 2 else contextlib.nullcontext():
+            inputs = keras.Input((3,))
+            model = kind(inputs, keras.layers.Dense(1)(inputs))
+            model.compile(make(), "mse", **settings)
+        model.fit(x, y, batch_size=4, verbose=0, shuffle=False)
+        found[name] = model.get_weights()[0].ravel()
+    for name, weights in found.items():
+        np.testing.assert_allclose(weights, found["plain"], rtol=1e-5, err_msg=name)
+
+
+class MakesLate(keras.optimizers.SGD):
+    """Makes a variable at its first update."""
+
+    late = None
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.late is None:
+            self.late = keras.Variable(1.0)
+        super().update_step(gradient, variable, learning_rate)
+
+
+@pytest.mark.parametrize("kind", [tfgpu.Model, OwnStep])
+def test_an_optimizer_that_makes_variables_late_is_refused_by_name(mirrored2, kind):
+    with mirrored2.scope():
+        inputs = keras.Input((3,))
+        model = kind(inputs, keras.layers.Dense(1)(inputs))
+        model.compile(MakesLate(0.1, name="tardy"), "mse")
+    with pytest.raises(ValueError, match="The optimizer 'tardy' makes a variable in its update"):
+        model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.engine.batches import untuned
+from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError
 from tfgpu.machine import hardware
 

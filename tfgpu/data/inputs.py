@@ -26,7 +26,7 @@ from tfgpu.data.augment import (
 )
 from tfgpu.data.examples import Examples
 from tfgpu.data.gathering import gather
-from tfgpu.engine.batches import untuned
+from tfgpu.engine.datasets import untuned
 from tfgpu.engine.keras_internals import WrappedDataset
 from tfgpu.engine.shards import Shard
 from tfgpu.machine import hardware

@@ -20,6 +20,7 @@ from keras import tree
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batch_sizes import BatchSizes
+from tfgpu.engine.datasets import draws_when_begun, may_be_read_ahead, untuned
 from tfgpu.engine.shards import Shard, row_count, shard_of
 
 
@@ -71,6 +72,7 @@ class Batches:
 
     Attributes:
         exact: Whether executions have to end where `cut_every` and the epoch say.
+        steps_per_execution: Of the epoch that is enumerated; the model's may be another since.
         cut_every: Steps, of the run, at whose multiples executions end; None: wherever.
         alone: Steps, of the run, that are executions of their own with `exact`; None: none is.
         whole: Whether each replica gets the global batch, to cut its rows out with `own_shard`.
@@ -97,6 +99,7 @@ class Batches:
         self.device_map = getattr(dataset, "device_map", None)
         self.batch_size: int | None = getattr(dataset, "batch_size", None)
         self.exact = False
+        self.steps_per_execution: int | None = None
         self.cut_every: int | None = None
         self.alone: range | None = None
         self._strategy = strategy
@@ -160,6 +163,7 @@ class Batches:
             where `seek` said and end where `cut_every` and the epoch say. Of data of unknown
             size none is begun that finds nothing, nor trains past `steps_per_epoch`.
         """
+        self.steps_per_execution = epoch_iterator.steps_per_execution
         if self.exact:
             yield from self._exact_executions(epoch_iterator)
         elif self.num_batches is None and not self.endless:
@@ -213,9 +217,7 @@ class Batches:
     def _distribute(self) -> Any:
         strategy, dataset = self._strategy, self.source
         replicas = strategy.num_replicas_in_sync
-        # Whoever turns tuning off reads ahead by other means, such as the workers of a
-        # keras.utils.PyDataset, which stop with the epoch and must not be asked for more then.
-        ahead = self.device_map is not None or dataset.options().autotune.enabled is not False
+        ahead = self.device_map is not None or may_be_read_ahead(dataset)
         rows = _static_rows(dataset.element_spec)
         even = rows is not None and rows % replicas == 0
 
@@ -236,22 +238,6 @@ class Batches:
             return mine.prefetch(2 * len(self._local)) if ahead else mine
 
         return strategy.distribute_datasets_from_function(shards)
-
-
-def draws_when_begun(dataset: tf.data.Dataset) -> bool:
-    """Whether each iterator draws random numbers from a state of the data set when it is made.
-
-    So do those of `shuffle`: an iterator that nobody reads changes the order of the next one.
-    """
-    waiting, seen = [dataset], set()
-    while waiting:
-        each = waiting.pop()
-        if any(word in type(each).__name__ for word in ("Shuffle", "Random")):
-            return True
-        if id(each) not in seen:
-            seen.add(id(each))
-            waiting.extend(private.dataset_inputs(each))
-    return False
 
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
@@ -312,18 +298,6 @@ def cut_rows(
         return tf.data.Dataset.range(local.start, local.stop).map(part_of)
 
     return dataset.map(the_one) if len(local) == 1 else dataset.flat_map(parts)
-
-
-def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same data set without tf.data's autotuning.
-
-    There is little to tune here, and the thread that does it sleeps for up to a minute at a time,
-    for the rest of which the end of an iterator may wait (TensorFlow 2.21): between two trainings
-    of one process that was seen to take 40 s.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
 
 
 def _end_of_data(error: tf.errors.OpError) -> bool:
@@ -451,6 +425,12 @@ class BatchIterator:
         """Whether the next batch is to be an execution of its own."""
         alone = self.batches.alone
         return self.batches.exact and alone is not None and self._position in alone
+
+    @property
+    def of_any_rank(self) -> bool:
+        """Whether a component of the batches is of unknown rank until it is there."""
+        specs = tf.nest.flatten(self.batches.source.element_spec)
+        return any(getattr(spec, "shape", tf.TensorShape([])).rank is None for spec in specs)
 
     @property
     def sized(self) -> bool:

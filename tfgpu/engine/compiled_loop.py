@@ -126,7 +126,8 @@ class CompiledLoop:
         """
         rows = iterator.batches.batch_size or 0
         elements, counts = self._taken(iterator, steps)
-        following = iterator.available(self._model.steps_per_execution)
+        most = iterator.batches.steps_per_execution or self._model.steps_per_execution
+        following = iterator.available(most)
         if (
             iterator.ahead is None
             and not iterator.alone

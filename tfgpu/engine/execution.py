@@ -21,7 +21,7 @@ from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.compiled_loop import CompiledLoop
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
-from tfgpu.engine.metric_results import MetricResults, metrics_result
+from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.own_step import OwnStep
 from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
@@ -57,7 +57,7 @@ class Replicas:
         # Results that only the step knows have to leave the loop with it.
         self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
-        self._metrics = MetricResults(model) if noting else None
+        self._metrics = MetricResults(meeting=model.run_eagerly) if noting else None
         self._generator = None if alone else SharedGenerator(strategy)
         # Maps that are equal trace to the same function if they are the same object.
         self._maps: dict[Any, Any] = {}
@@ -93,22 +93,31 @@ class Replicas:
             with as_replica(number, generator, list(layers), several=several):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
-                logs = self._step(shard, device_map, arrays)
                 if self._metrics is None:
-                    return logs
-                self._metrics.find(logs)
-                return results_by_rows(logs, rows_of(shard, context))
+                    return self._step(shard, device_map, arrays)
+                rows = rows_of(shard, context)
+                with self._metrics.noted(context, rows) as find:
+                    logs = self._step(shard, device_map, arrays)
+                    find(logs)
+                return results_by_rows(logs, rows)
 
         with contextlib.ExitStack() as stack:
             if self._own_step is not None:
                 stack.enter_context(self._own_step.installed())
-            if self._metrics is not None:
-                stack.enter_context(self._metrics.noted())
             generator = None
             if self._generator is not None:
                 generator = stack.enter_context(self._generator.shared())
             run = functools.partial(replica, generator=generator)
             return self._strategy.run(run, args=(element,))
+
+    def traced(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function that runs steps, once more where that is how they have to be traced."""
+        try:
+            return function(*args)
+        except MustMeet:
+            assert self._metrics is not None
+            self._metrics.meet()
+            return function(*args)
 
     def logs(self, last: Any) -> Any:
         """What the steps report, of what `run` returned last."""
@@ -184,20 +193,21 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     def execution(iterator: Any) -> Any:
         nonlocal apart
         if not isinstance(iterator, BatchIterator):
-            return _run_given(trainer, iterator, run_one)
+            return _run_given(trainer, iterator, functools.partial(replicas.traced, run_one))
         batches, alone = iterator.batches, iterator.alone
         if statistics is not None:
             statistics.latest(None)
         given = (replicas.map_of(batches), batches.resident, batches.whole)
+        most = batches.steps_per_execution or trainer.steps_per_execution
         if not iterator.sized:
-            elements = iterator.take_read(trainer.steps_per_execution)
+            elements = iterator.take_read(most)
             if not elements:
                 raise StopIteration
             if statistics is not None:
                 statistics.input_seconds.assign_add(iterator.input_seconds)
                 iterator.input_seconds = 0.0
-            return [run_one(element, *given) for element in elements][-1]
-        steps = iterator.take(trainer.steps_per_execution)
+            return [replicas.traced(run_one, element, *given) for element in elements][-1]
+        steps = iterator.take(most)
         if steps == 0:
             raise StopIteration
         if loop and (iterator.ahead or (not alone and loop.takes(batches, steps))):
@@ -206,23 +216,25 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         # not, and would be traced twice for nothing.
         full, rows = (steps, None) if apart is False else iterator.full_batches(steps)
         if apart is None and full and rows is not None:
-            one = trainer.steps_per_execution == 1 or alone
+            one = most == 1 or alone
             run: Any = run_next if one else run_steps
             more = (rows,) if one else (tf.constant(full), rows)
             args = (iterator.source, *given, *more)
             # A second trace has its own copies of random operations, which begin their numbers
             # again.
-            apart = model.run_eagerly or not draws_by_operations(run.get_concrete_function(*args))
+            apart = model.run_eagerly or not draws_by_operations(
+                replicas.traced(run.get_concrete_function, *args)
+            )
             if not apart:
                 full, rows = steps, None
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
-        if trainer.steps_per_execution == 1 or alone:
-            return run_next(iterator.source, *given, rows if full else None)
+        if most == 1 or alone:
+            return replicas.traced(run_next, iterator.source, *given, rows if full else None)
         if full == steps:
-            return run_steps(iterator.source, *given, tf.constant(steps), rows)
+            return replicas.traced(run_steps, iterator.source, *given, tf.constant(steps), rows)
         if full:
-            run_steps(iterator.source, *given, tf.constant(full), rows)
-        return run_next(iterator.source, *given)
+            replicas.traced(run_steps, iterator.source, *given, tf.constant(full), rows)
+        return replicas.traced(run_next, iterator.source, *given)
 
     explained = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
@@ -330,14 +342,17 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
             return run_given(keras.tree.map_structure(_as_tensor, iterator))
         batches = iterator.batches
         given = (replicas.map_of(batches), batches.resident, batches.whole)
+        most = batches.steps_per_execution or trainer.steps_per_execution
         if not iterator.sized:
-            elements = iterator.take_read(trainer.steps_per_execution)
+            elements = iterator.take_read(most)
             if not elements:
                 raise StopIteration
             return run_given(elements, *given)
-        steps = iterator.take(trainer.steps_per_execution)
+        steps = iterator.take(most)
         if steps == 0:
             raise StopIteration
+        if iterator.of_any_rank:
+            return run_given([next(iterator.source) for _ in range(steps)], *given)
         return run_next(iterator.source, *given, steps)
 
     return _explaining(trainer, "predict_step", prediction)

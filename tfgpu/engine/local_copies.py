@@ -54,14 +54,14 @@ class Writes:
         self.copies: list[tf.Variable] = []
         self.before: list[tf.Tensor | None] = []
         self._keep = keep
-        self._seen: set[int] = set()
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._times: dict[int, int] = {}
+        self._graph = _graph()
 
     def note(self, variable: Any) -> None:
         """Called before `variable` is assigned, by whatever graph is being made."""
-        if id(variable) in self._seen:
+        self._times[id(variable)] = self.times(variable) + 1
+        if self.times(variable) > 1:
             return
-        self._seen.add(id(variable))
         copy = private.own_copy(variable)
         before = None
         if self._keep or variable.aggregation == tf.VariableAggregation.SUM:
@@ -72,6 +72,27 @@ class Writes:
         self.variables.append(variable)
         self.copies.append(copy)
         self.before.append(before)
+
+    def times(self, variable: Any) -> int:
+        """How often `variable` has been assigned."""
+        return self._times.get(id(variable), 0)
+
+    def former(self, variable: Any) -> tf.Tensor | None:
+        """The value of `variable` from before; None where it is not kept, or nothing assigned."""
+        return self.before[self._place(variable)] if self.times(variable) else None
+
+    def begin_again(self, variable: Any) -> None:
+        """Has the value of `variable` from now on be the one from before."""
+        if self.former(variable) is not None and self._graph in (None, _graph()):
+            place = self._place(variable)
+            self.before[place] = self.copies[place].read_value()
+
+    def _place(self, variable: Any) -> int:
+        return next(i for i, each in enumerate(self.variables) if each is variable)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 class Former:
@@ -230,8 +251,7 @@ def on_local_copies(
 
 def for_xla() -> contextlib.AbstractContextManager[None]:
     """Has an exchange between replicas in the block raise `NotCompilable`."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    return _current.having(compiling=True, graph=graph)
+    return _current.having(compiling=True, graph=_graph())
 
 
 def is_compiling() -> bool:
@@ -239,12 +259,12 @@ def is_compiling() -> bool:
     return _current.compiling
 
 
-def exchange(context: Any, value: tf.Tensor) -> tf.Tensor:
+def exchange(context: Any, value: Any) -> Any:
     """Sums a tensor over the replicas, from inside or outside of `on_local_copies`.
 
     Args:
         context: The replica's context.
-        value: The same shape on each replica.
+        value: The same shape on each replica; or several, in a structure.
 
     Raises:
         NotCompilable: It would be in the middle of what XLA compiles.

@@ -8,12 +8,13 @@ rows, and so do replicas then), functions that return one number, a `compute_los
 Keras loss declares its reduction, and one that is no such mean is multiplied beforehand by what
 makes the mean by rows right:
 
-    sum, `add_loss` of rows   total rows / rows here: sums add
+    sum, `add_loss` of rows   total rows / rows here: sums add, of what has a value a row
     mean_with_sample_weight   (weight here / total weight) / (rows here / total rows)
     any mean, under a mask    the same, of the entries that the mask leaves
     None                      nothing: Keras adds up the gradients of its elements
 
-A `keras.metrics.Mean` that is given one number a batch, without a weight, counts it by rows too.
+A `keras.metrics.Mean` or `Sum` that is given one number a batch, without a weight, counts it by
+rows too, and so does a `Mean` of what has no value a row, such as one a class.
 """
 
 from __future__ import annotations
@@ -40,18 +41,27 @@ class Current(ThreadState):
 
     Attributes:
         rows: Of the shard; None outside of a step.
-        exchange: Inside `sharded`: sums a float32 scalar over the replicas.
+        exchange: Inside `sharded`, and in a step of one's own: sums a float64 scalar over the
+            replicas.
         totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
         own_context: The strategy's replica context, in a step that a class defines itself.
+        alone: Whether in such a step on one device.
+        reported: In such a step, the losses so far of which the gradients add up.
         counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
+        declared: Whether the losses of `compile` are computed.
+        within: How many losses are computed around what is computed now.
         updating: Whether an optimizer is at work in such a step.
     """
 
     rows: Rows | None = None
-    exchange: Callable[[tf.Tensor], tf.Tensor] | None = None
+    exchange: Callable[[tf.Tensor], tf.Tensor | None] | None = None
     totals: dict[int, tf.Tensor] | None = None
     own_context: Any = None
+    alone = False
+    reported: list[Any] | None = None
     counted: Any = None
+    declared = False
+    within = 0
     updating = False
 
     @property
@@ -63,7 +73,12 @@ class Current(ThreadState):
 current = Current()
 
 
-def counting(rows: Rows, *, own_context: Any = None) -> contextlib.AbstractContextManager[None]:
+def counting(
+    rows: Rows,
+    *,
+    own_context: Any = None,
+    exchange: Callable[[tf.Tensor], tf.Tensor | None] | None = None,
+) -> contextlib.AbstractContextManager[None]:
     """Inside, a replica's step on `rows` is computed.
 
     Args:
@@ -71,8 +86,9 @@ def counting(rows: Rows, *, own_context: Any = None) -> contextlib.AbstractConte
         own_context: The strategy's own replica context, where the step is one that the model's
             class defines. Keras' losses give the mean over this replica's rows there, of which
             the gradient is the replica's part of that of the global batch.
+        exchange: Sums a float64 scalar over the replicas, for the losses of such a step.
     """
-    return current.having(rows=rows, own_context=own_context)
+    return current.having(rows=rows, own_context=own_context, exchange=exchange, reported=[])
 
 
 def sharded(
@@ -83,7 +99,7 @@ def sharded(
     Args:
         counted: Rows of this replica, by which the metrics of outputs' losses count a batch.
         totals: What `weight_sums` gave, summed over the replicas, by the weights' identity.
-        exchange: Sums a float32 scalar over the replicas, for divisors that the forward pass
+        exchange: Sums a float64 scalar over the replicas, for divisors that the forward pass
             makes.
     """
     return current.having(counted=counted, totals=totals, exchange=exchange, own_context=None)
@@ -97,7 +113,7 @@ def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Ten
         sample_weight: This replica's, as the data set gives it.
 
     Returns:
-        The identity of each tensor of weights, and its sum, a float32 scalar.
+        The identity of each tensor of weights, and its sum, a float64 scalar.
     """
     entries = (compile_loss is not None and private.flat_losses(compile_loss)) or []
     if sample_weight is None or all(
@@ -105,7 +121,7 @@ def weight_sums(compile_loss: Any, sample_weight: Any) -> list[tuple[int, tf.Ten
     ):
         return []
     tensors = [leaf for leaf in tree.flatten(sample_weight) if isinstance(leaf, tf.Tensor)]
-    return [(id(tensor), tf.reduce_sum(tf.cast(tensor, tf.float32))) for tensor in tensors]
+    return [(id(tensor), tf.reduce_sum(tf.cast(tensor, tf.float64))) for tensor in tensors]
 
 
 def objective(loss: Any, rows: Rows) -> tf.Tensor:
@@ -171,6 +187,8 @@ def reported(loss: Any, rows: Rows) -> tf.Tensor:
     """`loss` itself, whose gradient is that of `objective`."""
     loss = tf.convert_to_tensor(loss)
     part = objective(loss, rows)
+    if current.reported is not None:
+        current.reported.append(loss)
     return part + tf.stop_gradient(loss - part)
 
 
@@ -187,6 +205,10 @@ class ShardedCompileLoss(private.CompileLoss):
     def build(self, y_true: Any, y_pred: Any) -> None:
         super().build(y_true, y_pred)
         self.count_by_rows()
+
+    def call(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        with current.having(declared=True, within=0):
+            return super().call(y_true, y_pred, sample_weight)
 
     def count_by_rows(self) -> None:
         """Has the metrics of the outputs' losses do so, which are there once it is built."""
@@ -210,13 +232,40 @@ def _update_by_rows(update: Callable[..., Any], values: Any, sample_weight: Any 
 # ---- what of Keras asks where it is ---------------------------------------------------------
 
 
-def _followed(value: tf.Tensor, sample_weight: Any, mask: Any, reduction: Any) -> tf.Tensor:
-    """A loss of this replica's rows, made such that the mean by rows follows its reduction."""
+def _followed(
+    value: tf.Tensor, values: Any, sample_weight: Any, mask: Any, reduction: Any
+) -> tf.Tensor:
+    """A loss of this replica's rows, made such that the mean by rows follows its reduction.
+
+    Args:
+        value: The loss, a scalar if it was reduced.
+        values: What it was reduced from.
+        sample_weight: As the loss was given it.
+        mask: The same.
+        reduction: As the loss declares it.
+    """
     rows = current.shared
     if rows is None or current.exchange is None or len(value.shape):
         return value
+    if not rows.are_counted_by(tf.convert_to_tensor(values)):
+        return value  # One number a batch, or one a class: Keras' reductions leave it as it is.
     if reduction == "sum":
-        return value * tf.cast(rows.times_share, value.dtype)
+        if not current.declared or current.within > 1:
+            warnings.warn(
+                "A loss with reduction='sum' is computed inside a step, a compute_loss or another "
+                f"loss, and {rows.replicas} replicas share the batch: it is taken for a part of "
+                "the sum over all rows. Divide it by a number, not by the rows of the tensors at "
+                "hand, which are one replica's; or use reduction='sum_over_batch_size'.",
+                stacklevel=2,
+            )
+        part = value * tf.cast(rows.times_share, value.dtype)
+        if current.own_context is None:
+            return part
+        # Keras leaves sums to the gradients, which add up.
+        if current.reported is not None:
+            current.reported.append(value)
+        own = value * tf.cast(rows.present, value.dtype)
+        return own + tf.stop_gradient(part - own)
     if reduction not in _MEANS:
         return value
     weighted = reduction == _BY_WEIGHT and sample_weight is not None
@@ -224,24 +273,26 @@ def _followed(value: tf.Tensor, sample_weight: Any, mask: Any, reduction: Any) -
         return value
     total = None
     if mask is None:
-        here = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+        here = tf.reduce_sum(tf.cast(sample_weight, tf.float64))
         total = (current.totals or {}).get(id(sample_weight))
     else:
         here = _left_by(mask, sample_weight if weighted else None)
     # A replica without rows of its own has nothing to say here.
-    here = here * tf.cast(rows.present, tf.float32)
+    here = here * tf.cast(rows.present, tf.float64)
     if total is None:
         total = current.exchange(here)
+    if total is None:
+        return value
     part = tf.math.divide_no_nan(here, total)
     return value * tf.cast(part * rows.times_share, value.dtype)
 
 
 def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
     """What a mean under `mask` divides by: the entries left, or their weight."""
-    entries = tf.cast(mask, tf.float32)
+    entries = tf.cast(mask, tf.float64)
     if sample_weight is None:
         return tf.reduce_sum(entries)
-    weight = tf.cast(sample_weight, tf.float32)
+    weight = tf.cast(sample_weight, tf.float64)
     while len(weight.shape) < len(entries.shape):
         weight = weight[..., tf.newaxis]
     while len(entries.shape) < len(weight.shape):
@@ -263,9 +314,9 @@ def _summed(regularizer: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _install() -> None:
-    """Makes four functions of Keras mind `current`; outside of steps they stay as they are."""
+    """Makes functions of Keras mind `current`; outside of steps they stay as they are."""
     reduce, scale = private.reduce_weighted_values.function, private.scale_loss.function
-    unscale, update = private.unscale_loss.function, private.mean_update.function
+    unscale, call = private.unscale_loss.function, private.call_loss.function
 
     @functools.wraps(reduce)
     def sharded_reduce(
@@ -276,7 +327,12 @@ def _install() -> None:
         dtype: Any = None,
     ) -> Any:
         value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
-        return _followed(value, sample_weight, mask, reduction)
+        return _followed(value, values, sample_weight, mask, reduction)
+
+    @functools.wraps(call)
+    def counted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with current.having(within=current.within + 1):
+            return call(self, *args, **kwargs)
 
     @functools.wraps(scale)
     def own_scale(value: Any) -> Any:
@@ -290,17 +346,24 @@ def _install() -> None:
         own = current.own_context is not None and current.shared is not None
         return value if own else unscale(value)
 
-    @functools.wraps(update)
-    def counted_update(self: Any, values: Any, sample_weight: Any = None) -> Any:
-        rows = current.shared
-        if rows and sample_weight is None and not len(tf.convert_to_tensor(values).shape):
-            sample_weight = rows.share
-        return update(self, values, sample_weight)
+    def counted(update: Callable[..., Any], *, numbers_alone: bool) -> Callable[..., Any]:
+        @functools.wraps(update)
+        def counted_update(self: Any, values: Any, sample_weight: Any = None) -> Any:
+            rows = current.shared
+            if rows is not None and sample_weight is None:
+                given = tf.convert_to_tensor(values)
+                if not (rows.are_counted_by(given) or (numbers_alone and len(given.shape))):
+                    sample_weight = rows.share
+            return update(self, values, sample_weight)
 
+        return counted_update
+
+    for update, numbers_alone in ((private.mean_update, False), (private.sum_update, True)):
+        update.replace(counted(update.function, numbers_alone=numbers_alone))
+    private.call_loss.replace(counted_call)
     private.reduce_weighted_values.replace(sharded_reduce)
     private.scale_loss.replace(own_scale)
     private.unscale_loss.replace(own_unscale)
-    private.mean_update.replace(counted_update)
     if private.activity_is_summed:
         private.read_activity_regularizers(_summed)
 

@@ -143,7 +143,8 @@ class ReplicaTrainer(private.TrainerHooks):
         """
         # An epoch that was resumed after its last step has no logs of its own.
         if isinstance(logs, dict) and not logs:
-            return self.get_metrics_result(), True
+            resumed = self.tfgpu_batches is not None and self.tfgpu_batches.exact
+            return (self.get_metrics_result() if resumed else logs), True
         # To ask takes several workers a collective for each variable, 6 ms each, and
         # executions end with the results of the metrics anyway.
         return logs, has_several_workers(self.distribute_strategy) and not any(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 
@@ -19,3 +24,22 @@ def has_own_results(model: keras.Model, name: str) -> bool:
         name: `train_step` or `test_step`.
     """
     return is_own(model, name) or is_own(model, "compute_metrics")
+
+
+def everywhere(
+    cls: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Has something stand in for a method of a class and of those derived from it, for good.
+
+    Args:
+        cls: The class.
+        name: Of the method.
+        around: Makes what stands in, of what a class has.
+    """
+    theirs = vars(cls).get(name)
+    if inspect.isfunction(theirs) and not hasattr(theirs, "tfgpu_stands_in"):
+        ours: Any = functools.wraps(theirs)(around(theirs))
+        ours.tfgpu_stands_in = True
+        setattr(cls, name, ours)
+    for derived in cls.__subclasses__():
+        everywhere(derived, name, around)

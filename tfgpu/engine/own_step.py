@@ -29,11 +29,12 @@ from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.local_copies import (
     Writes,
     current_writes,
+    exchange,
     keeping_calls,
     noting,
     on_local_copies,
 )
-from tfgpu.engine.overrides import is_own
+from tfgpu.engine.overrides import everywhere, is_own
 from tfgpu.engine.replica_step import (
     begun,
     dense,
@@ -76,7 +77,10 @@ class OwnStep:
             )
 
     def _step_alone(self, data: Any) -> Any:
-        with on_local_copies(tf.distribute.get_replica_context()):
+        with (
+            on_local_copies(tf.distribute.get_replica_context()),
+            losses.current.having(alone=True),
+        ):
             return self._step(data)
 
     def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
@@ -84,12 +88,16 @@ class OwnStep:
         context, rows, read = begun(shard, device_map, resident)
         data = read()
         # A strategy's optimizer that has to make its variables first needs the strategy for it.
-        ready = not tf.distribute.has_strategy() or all(o.built for o in _optimizers(self._model))
+        ready = not tf.distribute.has_strategy() or all(
+            o.built for o in update.held_by(self._model)
+        )
         if rows.replicas == 1 and ready:
             return self._alone(data)
 
         def step(writes: Writes | None) -> Any:
-            with noting(writes), losses.counting(rows, own_context=context):
+            meet = functools.partial(_exchange, context)
+            counting = losses.counting(rows, own_context=context, exchange=meet)
+            with noting(writes), counting:
                 return self._step(data)
 
         results = settled(context, rows, step)
@@ -99,20 +107,34 @@ class OwnStep:
     def installed(self) -> Iterator[None]:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
         model = self._model
+        everywhere(private.class_with_apply, "apply", _minding)
         with contextlib.ExitStack() as stack:
+            for optimizer in update.held_by(model):
+                if "apply" in vars(optimizer):
+                    apply = functools.partial(_apply, optimizer, optimizer.apply)
+                    stack.enter_context(in_place_of(optimizer, apply=apply))
             if private.own_strategy(model) is None:
-                for optimizer in _optimizers(model):
-                    stack.enter_context(update.built_outside(optimizer))
                 yield
                 return
             loss = functools.partial(_loss, model.compute_loss)
             stack.enter_context(in_place_of(model, compute_loss=loss))
-            for optimizer in _optimizers(model):
-                if "apply" in vars(optimizer):
-                    apply = functools.partial(_apply, optimizer, optimizer.apply)
-                    stack.enter_context(in_place_of(optimizer, apply=apply))
-            _adopt_optimizers(private.class_with_apply)
             yield
+
+
+def _exchange(context: Any, value: tf.Tensor) -> tf.Tensor | None:
+    """A sum over the replicas, for a loss; None, with a warning, where they cannot meet."""
+    try:
+        return exchange(context, value)
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+    warnings.warn(
+        "A loss under a mask, or with reduction='mean_with_sample_weight', is computed inside a "
+        "tf.function, or inside a branch or loop over tensors, in a step of several replicas, "
+        "which cannot meet there: it is averaged by rows. Compute it outside of that.",
+        stacklevel=2,
+    )
+    return None
 
 
 def _step_of(model: Any, name: str) -> Callable[[Any], Any]:
@@ -150,23 +172,16 @@ def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return losses.reported(loss, rows)
 
 
-def _adopt_optimizers(cls: Any) -> None:
-    """Has `apply` of a class and of those derived from it mind the replicas, wherever it is called.
+def _minding(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `apply` of a class of optimizers, in steps of one's own.
 
-    An optimizer may lie in a helper object, a module or a closure of the step. Outside of steps of
-    one's own `apply` stays as it is.
+    An optimizer may lie in a helper object, a module or a closure of the step.
     """
-    theirs = vars(cls).get("apply")
-    if theirs is not None and not hasattr(theirs, "tfgpu_minds_replicas"):
 
-        @functools.wraps(theirs)
-        def minding(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-            return _apply(self, functools.partial(theirs, self), grads, trainable_variables)
+    def minding(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        return _apply(self, functools.partial(apply, self), grads, trainable_variables)
 
-        minding.tfgpu_minds_replicas = True  # type: ignore[attr-defined]
-        cls.apply = minding
-    for derived in cls.__subclasses__():
-        _adopt_optimizers(derived)
+    return minding
 
 
 def _apply(
@@ -176,10 +191,22 @@ def _apply(
     trainable_variables: Any = None,
 ) -> Any:
     """Stands in for `apply` of an optimizer."""
-    context = losses.current.own_context
+    context, updating = losses.current.own_context, losses.current.having(updating=True)
+    if losses.current.alone and not losses.current.updating:
+        with updating, update.prepared(optimizer):
+            return apply(grads, trainable_variables)
     if context is None or losses.current.updating:
         return apply(grads, trainable_variables)
-    grads = list(grads)
+    if not losses.current.reported:
+        losses.current.reported = [None]
+        warnings.warn(
+            f"A step applies gradients by {optimizer.name!r} of a loss that is none of Keras' and "
+            f"not of compute_loss. Those of {context.num_replicas_in_sync} replicas are added up, "
+            "as under tf.distribute: it has to be divided by the rows of the global batch, and not "
+            "by those of the tensors at hand, as a mean does. self.compute_loss does so by itself.",
+            stacklevel=2,
+        )
+    grads = _of_own_rows(dense(grads))
     try:
         sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
     except RuntimeError as error:
@@ -190,9 +217,16 @@ def _apply(
             "a branch or loop over tensors, in a step of several replicas, where these cannot "
             "meet. Call it outside of that; the step itself needs no tf.function."
         ) from error
-    updating = losses.current.having(updating=True)
     with updating, on_local_copies(context), update.prepared(optimizer):
         return apply(sums, trainable_variables)
+
+
+def _of_own_rows(grads: list[Any]) -> list[Any]:
+    """Gradients that are 0 on a replica without rows of its own, whatever the loss was."""
+    rows = losses.current.rows
+    if rows is None or not rows.may_be_absent:
+        return grads
+    return [g if g is None else tf.where(rows.present, g, tf.zeros_like(g)) for g in grads]
 
 
 def _summed(
@@ -208,8 +242,8 @@ def _summed(
             with keeping_calls():
                 context.merge_call(lambda _: _build(optimizer, variables))
     if len(variables) != len(grads):
-        return sum_over_replicas(context, dense(grads)), trainable_variables
-    parts = to_exchange(context, dense(grads), variables)
+        return sum_over_replicas(context, grads), trainable_variables
+    parts = to_exchange(context, grads, variables)
     return from_exchange(sum_over_replicas(context, parts), variables), trainable_variables
 
 
@@ -218,15 +252,3 @@ def _build(optimizer: Any, variables: list[Any]) -> None:
         with tf.init_scope():
             optimizer.build(variables)
             optimizer.built = True
-
-
-def _optimizers(model: Any) -> list[Any]:
-    """The optimizers that a model holds, as attributes or in lists and dicts of them."""
-    found: dict[int, Any] = {}
-    for value in [model.optimizer, *vars(model).values()]:
-        if isinstance(value, dict):
-            value = list(value.values())
-        for leaf in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(leaf, keras.optimizers.Optimizer):
-                found[id(leaf)] = leaf
-    return list(found.values())

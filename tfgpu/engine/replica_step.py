@@ -174,7 +174,7 @@ class ReplicaStep:
             return {}
         _, _, sample_weight = unpack_x_y_sample_weight(shard.data)
         sums = losses.weight_sums(private.compile_loss(self._model), sample_weight)
-        present = tf.cast(rows.present, tf.float32) if sums else None
+        present = tf.cast(rows.present, tf.float64) if sums else None
         totals = sum_over_replicas(context, [value * present for _, value in sums])
         return {name: total for (name, _), total in zip(sums, totals, strict=True)}
 

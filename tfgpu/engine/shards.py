@@ -63,13 +63,25 @@ class Rows:
 
     @property
     def share(self) -> tf.Tensor:
-        """float32 scalar: the part of the global batch that is here. They add up to 1."""
-        return tf.cast(self.real, tf.float32) / tf.cast(self.total, tf.float32)
+        """float64 scalar: the part of the global batch that is here. They add up to 1."""
+        return tf.cast(self.real, tf.float64) / tf.cast(self.total, tf.float64)
 
     @property
     def times_share(self) -> tf.Tensor:
-        """float32 scalar: the inverse of `share`, and 1 on a replica without rows."""
-        return tf.cast(self.total, tf.float32) / tf.cast(tf.maximum(self.real, 1), tf.float32)
+        """float64 scalar: the inverse of `share`, and 1 on a replica without rows."""
+        return tf.cast(self.total, tf.float64) / tf.cast(tf.maximum(self.real, 1), tf.float64)
+
+    def are_counted_by(self, values: Any) -> bool:
+        """Whether the first dimension of a tensor grows with the rows, as far as can be told.
+
+        It is theirs, or that of time steps or pixels of all rows; and not that of classes, say.
+        """
+        if values.shape.rank is None or values.shape.rank == 0:
+            return values.shape.rank is None
+        length, real = values.shape[0], tf.get_static_value(self.real)
+        if length is None:
+            return True
+        return real is not None and length % max(int(real), 1) == 0
 
 
 def row_count(batch: Any) -> Count | None:
@@ -98,7 +110,8 @@ def shard_of(batch: Any, *, replica: Count, replicas: int) -> Shard:
         ValueError: There is nothing in the batch that has rows, or rows are not as many in
             each component.
     """
-    rows = row_count(batch)
+    first = next((leaf for leaf in tree.flatten(batch) if row_count(leaf) is not None), None)
+    rows = row_count(first)
     if rows is None:
         raise ValueError(
             f"{replicas} replicas share the rows of a batch, and this one has no tensor with "
@@ -116,24 +129,33 @@ def shard_of(batch: Any, *, replica: Count, replicas: int) -> Shard:
         stop = start + tf.maximum(real, 1)
 
     def cut(leaf: Any) -> Any:
+        if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0:
+            return leaf
+        own = row_count(leaf)
+        if own is None:
+            return leaf
+        if isinstance(own, int) and isinstance(rows, int):
+            if own != rows:
+                raise ValueError(_uneven(replicas, f"have {rows} and {own} rows"))
+        elif leaf is not first:
+            uneven = _uneven(replicas, "do not have the same number of rows")
+            with tf.control_dependencies([tf.debugging.assert_equal(own, rows, uneven)]):
+                leaf = tf.nest.map_structure(tf.identity, leaf, expand_composites=True)
         if isinstance(leaf, tf.SparseTensor):
             shape = leaf.dense_shape
             begin = tf.concat([[tf.cast(start, tf.int64)], tf.zeros_like(shape[1:])], axis=0)
             size = tf.concat([[tf.cast(stop - start, tf.int64)], shape[1:]], axis=0)
             return tf.sparse.slice(leaf, begin, size)
-        if isinstance(leaf, tf.RaggedTensor):
-            return leaf[start:stop]
-        if not isinstance(leaf, tf.Tensor) or leaf.shape.rank == 0:
-            return leaf
-        known = leaf.shape[0] if leaf.shape.rank is not None else None
-        if isinstance(rows, int) and known is not None and known != rows:
-            raise ValueError(
-                f"{replicas} replicas share the rows of a batch, but its components have {rows} "
-                f"and {known} rows; give each component a row for each example"
-            )
         return leaf[start:stop]
 
     return Shard(tree.map_structure(cut, batch), real, rows)
+
+
+def _uneven(replicas: int, what: str) -> str:
+    return (
+        f"{replicas} replicas share the rows of a batch, but its components {what}; give each "
+        "component a row for each example"
+    )
 
 
 def _static_or(rows: int | None, dynamic: Any) -> Count:

@@ -113,17 +113,56 @@ def all_finite(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
 
 @contextlib.contextmanager
 def prepared(optimizer: Any) -> Iterator[None]:
-    """Around an update: accumulation counts updates, and the graph names what is updated."""
-    updating = inner(optimizer)
-    replaced = {"update_step": functools.partial(_named_update, updating, updating.update_step)}
-    if getattr(updating, "gradient_accumulation_steps", None):
-        name = private.apply_unclipped.name
-        replaced[name] = functools.partial(_accumulate, updating, getattr(updating, name))
-    with built_outside(optimizer), in_place_of(updating, **replaced):
-        yield
+    """Around an update: accumulation counts updates, and the graph names what is updated.
+
+    Raises:
+        ValueError: The optimizer makes a variable in its update, and there are several replicas.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_built_outside(optimizer))
+        for each in _updating(optimizer):
+            replaced = {"update_step": functools.partial(_named_update, each, each.update_step)}
+            if getattr(each, "gradient_accumulation_steps", None):
+                name = private.apply_unclipped.name
+                replaced[name] = functools.partial(_accumulate, each, getattr(each, name))
+            stack.enter_context(in_place_of(each, **replaced))
+        try:
+            yield
+        except RuntimeError as error:
+            if "strategy.scope()" not in str(error):
+                raise
+            raise ValueError(
+                f"The optimizer {optimizer.name!r} makes a variable in its update, where several "
+                "replicas cannot. Make it in `build`, by `add_variable` or "
+                "`add_optimizer_variables`."
+            ) from error
 
 
-def built_outside(optimizer: Any) -> contextlib.AbstractContextManager[None]:
+def _updating(optimizer: Any) -> list[Any]:
+    """The optimizers that update: `optimizer` or those that it holds, and all that they hold."""
+    found: list[Any] = []
+    waiting = [inner(optimizer)]
+    while waiting:
+        each = waiting.pop()
+        if all(each is not other for other in found):
+            found.append(each)
+            waiting.extend(held_by(each))
+    return found
+
+
+def held_by(owner: Any) -> list[Any]:
+    """The optimizers that an object holds, as attributes or in lists and dicts of them."""
+    found: dict[int, Any] = {}
+    for value in [getattr(owner, "optimizer", None), *vars(owner).values()]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        for leaf in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(leaf, keras.optimizers.Optimizer):
+                found[id(leaf)] = leaf
+    return list(found.values())
+
+
+def _built_outside(optimizer: Any) -> contextlib.AbstractContextManager[None]:
     """Has an optimizer that is not built yet build itself outside of the step's graph.
 
     So what its `build` assigns is there once, and before the first update. In the graph it would

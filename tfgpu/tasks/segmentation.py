@@ -24,7 +24,7 @@ from tfgpu.data.examples import Examples, data_errors, python_op
 from tfgpu.data.gathering import gather
 from tfgpu.data.image_files import read_image
 from tfgpu.data.records import Records, Schema
-from tfgpu.engine.batches import untuned
+from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.machine import hardware
 from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy, class_weights

@@ -18,7 +18,7 @@ from tfgpu.data.examples import Examples, data_errors
 from tfgpu.data.records import Records, Schema
 from tfgpu.data.table_rows import EXTENSIONS as TABLES
 from tfgpu.data.table_rows import chunks, is_table
-from tfgpu.engine.batches import untuned
+from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.parts.class_report import ClassReport

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfgpu.data.examples import Examples, data_errors, python_op
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.data.wav import resample
-from tfgpu.engine.batches import untuned
+from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError
 from tfgpu.machine import hardware
 from tfgpu.models.audio import FULL_SCALE, Input, Spectrogram
