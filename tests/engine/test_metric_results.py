@@ -141,8 +141,9 @@ def test_a_step_that_returns_results_as_they_are_is_traced_once(mirrored2):
     assert len(traced) == 2  # In each replica.
 
 
+@pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("delegated", ["step", "metrics"])
-def test_metrics_of_a_model_inside(mirrored2, delegated):
+def test_metrics_of_a_model_inside(mirrored2, delegated, built):
     def make(cls):
         class Outer(cls):
             def __init__(self, inner):
@@ -169,7 +170,8 @@ def test_metrics_of_a_model_inside(mirrored2, delegated):
             top = keras.metrics.SparseTopKCategoricalAccuracy(k=2, name="top")
             measured = {"metrics": [top]}
             inner = build(place, lambda *network: keras.Model(*network), **measured)
-            inner.evaluate(X[:6], LABELS[:6], verbose=0)  # Its metrics are there.
+            if built:
+                inner.evaluate(X[:6], LABELS[:6], verbose=0)
             model = make(cls)(inner)
             model.compile(optimizer=inner.optimizer)
         said.append((fit(model), evaluate(model)))
@@ -177,6 +179,24 @@ def test_metrics_of_a_model_inside(mirrored2, delegated):
         assert "top" in stock and stock.keys() == ours.keys()
         for name in stock:
             np.testing.assert_allclose(ours[name], stock[name], **TOLERANCE, err_msg=name)
+
+
+def test_metrics_that_make_their_variables_in_the_step(mirrored2):
+    def lazily(model, metric, values):
+        model.r2.update_state(values[:, None], tf.sin(values)[:, None])
+        return model.r2.result()
+
+    def make(cls):
+        class Lazy(stepping(cls, lazily)):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.r2 = keras.metrics.R2Score(name="r2")
+
+        return Lazy
+
+    stock, ours = both(mirrored2, make)
+    for expected, found in zip(stock, ours, strict=True):
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
 
 
 def test_numbers_computed_of_results_by_compute_metrics(mirrored2):

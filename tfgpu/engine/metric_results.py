@@ -23,7 +23,13 @@ from keras import tree
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.local_copies import Writes, current_writes, exchange, summed_beforehand
+from tfgpu.engine.assignments import Writes
+from tfgpu.engine.local_copies import (
+    current_writes,
+    exchange,
+    once_for_all,
+    summed_beforehand,
+)
 from tfgpu.engine.overrides import everywhere
 from tfgpu.engine.shards import Rows
 from tfgpu.engine.temporary import ThreadState
@@ -108,7 +114,7 @@ class MetricResults:
         Raises:
             MustMeet: By that function; see there.
         """
-        for name, around in (("result", _asked), ("reset_state", _reset)):
+        for name, around in _STAND_INS.items():
             everywhere(keras.metrics.Metric, name, around)
         given: dict[int, _Given] = {}
         with _current.having(results=self, context=context, rows=rows, given=given):
@@ -191,6 +197,40 @@ def _reset(reset_state: Callable[..., Any]) -> Callable[..., Any]:
         return returned
 
     return reset
+
+
+def _built(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `build`, which one replica does for all."""
+
+    def built(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _current.results is None or tf.executing_eagerly():
+            build(self, *args, **kwargs)
+        else:
+            once_for_all(_current.context, lambda: build(self, *args, **kwargs))
+
+    return built
+
+
+def _added(add_variable: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `add_variable`, of metrics that make their variables when they are used."""
+
+    def added(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current.results is None or tf.executing_eagerly():
+            return add_variable(self, *args, **kwargs)
+        once_for_all(_current.context, lambda: add_variable(self, *args, **kwargs))
+        # The same for each replica, of which none goes on before all have it.
+        return self.variables[-1]
+
+    return added
+
+
+_STAND_INS = {
+    "result": _asked,
+    "reset_state": _reset,
+    "build": _built,
+    "add_variable": _added,
+    "add_weight": _added,
+}
 
 
 def _as_tensor(leaf: Any) -> Any:

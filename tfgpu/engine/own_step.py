@@ -26,13 +26,13 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine.assignments import Writes
 from tfgpu.engine.local_copies import (
-    Writes,
     current_writes,
     exchange,
-    keeping_calls,
     noting,
     on_local_copies,
+    once_for_all,
 )
 from tfgpu.engine.overrides import everywhere, is_own
 from tfgpu.engine.replica_step import (
@@ -239,8 +239,7 @@ def _summed(
         trainable_variables = variables = list(trainable_variables)
         # Once, and not in each replica; of which all come here before one is built.
         if not optimizer.built:
-            with keeping_calls():
-                context.merge_call(lambda _: _build(optimizer, variables))
+            once_for_all(context, functools.partial(_build, optimizer, variables))
     if len(variables) != len(grads):
         return sum_over_replicas(context, grads), trainable_variables
     parts = to_exchange(context, grads, variables)
@@ -249,6 +248,5 @@ def _summed(
 
 def _build(optimizer: Any, variables: list[Any]) -> None:
     if not optimizer.built:
-        with tf.init_scope():
-            optimizer.build(variables)
-            optimizer.built = True
+        optimizer.build(variables)
+        optimizer.built = True

@@ -26,7 +26,8 @@ from keras.utils import unpack_x_y_sample_weight
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.local_copies import NotCompilable, Writes, exchange, for_xla, on_local_copies
+from tfgpu.engine.assignments import Writes
+from tfgpu.engine.local_copies import NotCompilable, exchange, for_xla, on_local_copies
 from tfgpu.engine.overrides import is_own
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement

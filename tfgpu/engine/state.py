@@ -19,7 +19,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.local_copies import Writes, is_seed
+from tfgpu.engine.assignments import Writes
+from tfgpu.engine.local_copies import is_seed
 from tfgpu.engine.shards import Rows
 
 
