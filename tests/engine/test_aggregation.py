@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import slow
 
 import tfgpu
 
@@ -128,7 +129,7 @@ def test_floats_of_replicas_with_rows(mirrored2, aggregation, kind):
     np.testing.assert_allclose(first, means(aggregation, 0.25), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("method", ["fit", slow("evaluate"), slow("predict")])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_floats_under_xla(mirrored2, aggregation, method):
     model = build(mirrored2, mean_of_rows, aggregation, start=0.25, jit_compile=True)
@@ -207,7 +208,7 @@ def test_a_sum_goes_on_within_an_execution(mirrored2):
 
 @XLA
 @pytest.mark.parametrize("aggregation", ["none", "only_first_replica"])
-@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@pytest.mark.parametrize("dtype", ["int32", slow("uint8")])
 def test_integers_are_those_of_the_first_replica(mirrored2, dtype, aggregation, jit_compile):
     model = build(mirrored2, count_rows, aggregation, dtype=dtype, jit_compile=jit_compile)
     run(model, "fit", 7)
@@ -316,7 +317,7 @@ class Own(tfgpu.Model):
         return self(x)
 
 
-@pytest.mark.parametrize("kind", ["weight", "keras", "tf"])
+@pytest.mark.parametrize("kind", [slow("weight"), "keras", slow("tf")])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_own_steps_heed_it(mirrored2, aggregation, kind):
     model = build(mirrored2, mean_of_rows, aggregation, start=0.25, cls=Own, kind=kind)

@@ -289,7 +289,7 @@ class Outside(L.Layer):
 
 
 @pytest.mark.parametrize("place", ["scope", "outside"])
-@pytest.mark.parametrize("kind", ["keras", "tf"])
+@pytest.mark.parametrize("kind", [slow("keras"), "tf"])
 def test_variables_of_the_module_are_written(way, kind, place):
     strategy, jit_compile = way
     make = raw if kind == "tf" else weight

@@ -26,7 +26,11 @@ def freeze_and_thaw(run):
 
 
 @pytest.mark.parametrize(
-    "name", [slow(n) if n in ("decay", "global_clipnorm") else n for n in FREEZING]
+    "name",
+    [
+        slow(n) if n in ("decay", "global_clipnorm", "momentum", "lookahead") else n
+        for n in FREEZING
+    ],
 )
 def test_freezing_keeps_the_slots(ends, name):
     assert_as_stock(*on_both(ends, FREEZING[name], freeze))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from loss_runs import REDUCTIONS, SLOW, Penalty, assert_as_stock, cross_entropy, mse, weighted_steps
-from replicas import one_device
+from replicas import one_device, slow
 
 L = keras.layers
 
@@ -39,7 +39,7 @@ def sentences(rows, weights=0):
 
 
 @pytest.mark.parametrize("rows", [pytest.param(8, marks=SLOW), 9, pytest.param(11, marks=SLOW)])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", [r if r in ("mean", "sum") else slow(r) for r in REDUCTIONS])
 def test_a_mask_that_reaches_the_loss(mirrored2, reduction, rows):
     settings = {
         "loss": cross_entropy(reduction=reduction),
@@ -49,7 +49,7 @@ def test_a_mask_that_reaches_the_loss(mirrored2, reduction, rows):
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [slow(1), 2])
 def test_a_mask_and_sample_weights(mirrored2, reduction, rank):
     settings = {"loss": cross_entropy(reduction=reduction), "rate": 0.5}
     data = sentences(9, rank)
@@ -57,7 +57,7 @@ def test_a_mask_and_sample_weights(mirrored2, reduction, rank):
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
-@pytest.mark.parametrize("rows", [8, 9])
+@pytest.mark.parametrize("rows", [slow(8), 9])
 def test_a_mask_and_an_added_loss(mirrored2, reduction, rows):
     settings = {"loss": cross_entropy(reduction=reduction), "rate": 0.5}
     assert_as_stock((mirrored2, False), tagger(True), sentences(rows), 4, **settings)

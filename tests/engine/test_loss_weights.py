@@ -6,7 +6,6 @@ import pytest
 from loss_runs import (
     LAST,
     REDUCTIONS,
-    SLOW,
     assert_as_stock,
     classes,
     cross_entropy,
@@ -16,7 +15,7 @@ from loss_runs import (
     steps,
     weighted_steps,
 )
-from replicas import ways
+from replicas import slow, ways
 
 import tfgpu
 
@@ -27,7 +26,7 @@ way = ways("x1", "x2", "x2-xla")
 # ---- reductions and sample weights -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=SLOW), 2])
+@pytest.mark.parametrize("rank", [slow(0), slow(1), 2])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_reductions_of_a_loss_for_each_step(mirrored2, reduction, rank):
     settings = {"loss": mse(reduction=reduction), "rate": 0.01}
@@ -41,7 +40,7 @@ def test_weights_for_each_step_under_xla(mirrored2, reduction):
 
 
 @LAST
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [slow(1), 2])
 def test_weighted_metrics_of_steps(mirrored2, rank, rows, batch_size):
     settings = {
         "loss": mse(),

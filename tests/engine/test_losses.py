@@ -26,7 +26,7 @@ from loss_runs import (
     run,
     steps,
 )
-from replicas import one_device, ways
+from replicas import one_device, slow, ways
 
 import tfgpu
 
@@ -75,7 +75,7 @@ def test_a_squared_error_of_rank_3(way):
 @LAST
 @pytest.mark.parametrize(
     "network",
-    [activity, activity_of_steps, penalty, penalty_of_steps, kernel, layer_activity],
+    [activity, activity_of_steps, penalty, slow(penalty_of_steps), slow(kernel), layer_activity],
     ids=lambda network: network.__name__,
 )
 def test_losses_of_layers(mirrored2, network, rows, batch_size):
@@ -103,7 +103,7 @@ def only_added():
     return inputs, Close()(L.Dense(3)(inputs))
 
 
-@pytest.mark.parametrize("rows", [8, 9, 11])
+@pytest.mark.parametrize("rows", [slow(8), 9, slow(11)])
 def test_added_losses_alone(way, rows):
     x, labels = classes(plain, rows)
     assert_as_stock(way, only_added, (x, labels), 4)
@@ -153,7 +153,7 @@ def own(kind):
     return network
 
 
-@pytest.mark.parametrize("rows", [8, 9, 11])
+@pytest.mark.parametrize("rows", [slow(8), 9, slow(11)])
 @pytest.mark.parametrize("kind", ["constant", "twice", "of_outputs", "without"])
 def test_own_compute_loss(mirrored2, kind, rows):
     x = classes(plain, rows)[0]
@@ -171,7 +171,7 @@ def test_own_compute_loss_under_xla(mirrored2, kind):
     assert_as_stock((mirrored2, True), own(kind), (x, y), 4, rate=0.1, **settings)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9])
+@pytest.mark.parametrize("rows", [1, slow(8), 9])
 def test_a_constant_of_compute_loss_counts_once(way, rows):
     strategy, jit_compile = way
     x = classes(plain, rows)[0]
@@ -215,7 +215,7 @@ def test_a_metric_function_that_gives_a_scalar(way):
     assert_as_stock(way, plain, numbers(12), 4, **settings)
 
 
-@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (9, 4), (11, 4)])
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (9, 4), slow(11, 4)])
 def test_a_metric_function_that_gives_a_scalar_is_finite(way, rows, batch_size):
     strategy, jit_compile = way
     settings = {"loss": mse(), "metrics": lambda: [scalar_distance], "rate": 0.1}

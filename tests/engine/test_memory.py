@@ -78,7 +78,7 @@ def traces(function):
 # ---- data sets -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_evaluating_many_data_sets_keeps_none_alive(strategy, steps_per_execution):
     model, seen = dense(strategy, steps_per_execution=steps_per_execution), []
     for rows in range(5, 5 + MANY):
@@ -121,6 +121,7 @@ def test_resident_data_sets_of_one_size_trace_once(strategy):
     assert traces(model.test_function) == 1
 
 
+@pytest.mark.slow
 def test_predicting_many_data_sets_keeps_none_alive(strategy):
     model, seen = dense(strategy), []
     for rows in range(5, 5 + MANY // 2):
@@ -135,6 +136,7 @@ def test_predicting_many_resident_data_sets_keeps_none_alive(strategy):
     assert alive(seen) == 0
 
 
+@pytest.mark.slow
 def test_predicting_after_evaluating_keeps_none_alive(strategy):
     model, seen = pixels(strategy), []
     for rows in (5, 6, 7):
@@ -161,6 +163,7 @@ def test_validation_data_are_not_kept_alive(strategy):
     assert alive(seen) == 0
 
 
+@pytest.mark.slow
 def test_arrays_are_not_kept_alive(strategy):
     model, seen = dense(strategy), []
     for rows in (5, 6, 7):

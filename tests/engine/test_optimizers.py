@@ -12,9 +12,10 @@ place = ways("x1", "x2", slow("x1-xla"), "x2-xla")
 ends = ways("x1", "x2-xla")  # The two that differ most.
 # Tried everywhere on each run; of the others, a part is slow.
 USUAL = {"lookahead", "centralized", "averaged", "multi", "excluding", "ema"}
+OWN = {"own apply_gradients", "naming", "own update_step", "callable rate", "adafactor", "muon"}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n if n in USUAL | OWN else slow(n) for n in OPTIMIZERS])
 def test_any_optimizer_of_two_replicas_gives_the_numbers_of_stock(mirrored2, name):
     assert_as_stock(*on_both((mirrored2, False), OPTIMIZERS[name]))
 
@@ -40,7 +41,7 @@ def test_several_steps_an_execution_give_the_numbers_of_stock(ends):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in USUAL else slow(n) for n in OPTIMIZERS],
+    [n if n in ("lookahead", "averaged", "multi") else slow(n) for n in OPTIMIZERS],
 )
 def test_any_optimizer_under_a_loss_scale_gives_the_numbers_of_stock(mirrored2, name):
     def make():
