@@ -207,6 +207,7 @@ def _apply(
             stacklevel=2,
         )
     grads = _of_own_rows(dense(grads))
+    _say_of_gathered(grads, trainable_variables or ())
     try:
         sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
     except RuntimeError as error:
@@ -227,6 +228,33 @@ def _of_own_rows(grads: list[Any]) -> list[Any]:
     if rows is None or not rows.may_be_absent:
         return grads
     return [g if g is None else tf.where(rows.present, g, tf.zeros_like(g)) for g in grads]
+
+
+# Operations on each element; a gradient that is made by these alone has been gathered, not taken.
+_ON_EACH = {"AddV2", "Cast", "DivNoNan", "Identity", "Mul", "Neg", "RealDiv", "SelectV2", "Sub"}
+
+
+def _say_of_gathered(grads: Sequence[Any], updated: Sequence[Any]) -> None:
+    """Warns of gradients that the step has gathered in a variable, each in its turn."""
+    writes = current_writes()
+    waiting = [g for g in grads if hasattr(g, "op")]
+    seen, own = set(), {id(private.variable_value(v)) for v in updated}
+    while writes is not None and waiting:
+        tensor = waiting.pop()
+        variable = writes.read_as(tensor)
+        if variable is not None and id(variable) not in own:
+            warnings.warn(
+                f"Variable {variable.name!r}, which a step assigns, goes into the gradients. "
+                "Between steps replicas have the mean of it by rows, as of any variable, and of "
+                "gradients the sum: the numbers are those of one device only where replicas have "
+                "equally many rows. Let the optimizer do it, by momentum or "
+                "gradient_accumulation_steps.",
+                stacklevel=2,
+            )
+            return
+        if id(tensor) not in seen and tensor.op.type in _ON_EACH:
+            waiting.extend(tensor.op.inputs)
+        seen.add(id(tensor))
 
 
 def _summed(
