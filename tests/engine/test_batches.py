@@ -176,16 +176,16 @@ def test_a_data_set_that_a_strategy_has_distributed(mirrored2):
 def test_batches_are_not_asked_for_early_where_the_data_set_says_so(strategy, ahead):
     asked = []
 
-    def note(i):
-        asked.append(int(i))
-        return np.float32(i)
+    def rows():
+        for i in range(40):
+            asked.append(i)
+            yield np.float32(i)
 
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = ahead
-    rows = tf.data.Dataset.range(40).map(
-        lambda i: tf.ensure_shape(tf.numpy_function(note, [i], tf.float32), [])
-    )
-    data = rows.batch(2).with_options(options)
+    spec = tf.TensorSpec([], tf.float32)
+    data = tf.data.Dataset.from_generator(rows, output_signature=spec).batch(2)
+    data = data.apply(tf.data.experimental.assert_cardinality(20)).with_options(options)
     iterator = iter(Batches(data, strategy))
     assert iterator.take(1) == 1
     next(iterator.source)

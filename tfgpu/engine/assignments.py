@@ -57,6 +57,8 @@ class Writes:
 
     def note_read(self, copy: Any, value: tf.Tensor) -> None:
         """Called after a variable, this replica's copy of one or another, is read."""
+        if self._graph is None:
+            return  # Eagerly nobody can follow a tensor to where it comes from.
         for variable, written in zip(self.variables, self.copies, strict=True):
             if written is copy:
                 self._read[id(value)] = variable, value
