@@ -457,3 +457,13 @@ def test_keras_tuner_searches(tmp_path):
     )
     tuner.search(X, Y, validation_data=(X, Y), epochs=1, verbose=0)
     assert tuner.get_best_models(1)[0].evaluate(X, Y, verbose=0) > 0
+
+
+def test_a_model_in_the_place_of_keras_own(monkeypatch):
+    """As programs do that say `keras.Model` in many places."""
+    monkeypatch.setattr(keras, "Model", tfgpu.Model)
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile("sgd", "mse", jit_compile=True)
+    assert model.jit_compile
+    assert np.isfinite(fit(model)["loss"]).all()

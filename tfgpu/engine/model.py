@@ -176,7 +176,8 @@ class ReplicaTrainer(private.TrainerHooks):
 
     @jit_compile.setter
     def jit_compile(self, value: bool) -> None:
-        keras.Model.jit_compile.fset(self, value)
+        # Not by the name `keras.Model`, in whose place tfgpu's may be put.
+        super(ReplicaTrainer, type(self)).jit_compile.fset(self, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "jit_compile":
