@@ -48,6 +48,17 @@ def evaluate(model, rows=25, batch_size=6):
     return model.evaluate(*data, batch_size=batch_size, verbose=0, return_dict=True)
 
 
+def updated(model, data):
+    """One update of a model by its `compute_loss`, for its `train_step`; outputs and loss."""
+    x, y = data
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(x=x, y=y, y_pred=y_pred)
+    weights = model.trainable_variables
+    model.optimizer.apply(tape.gradient(loss, weights), weights)
+    return y_pred, loss
+
+
 def derive(cls, kind):
     """A class of its own train_step, written in one of the ways that people write it.
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from own_steps import LABELS, TOLERANCE, X, build, evaluate, fit
+from own_steps import LABELS, TOLERANCE, X, build, evaluate, fit, updated
 from replicas import one_device, slow
 
 import tfgpu
@@ -23,12 +23,7 @@ def stepping(cls, told):
             self.held = [Holder()]
 
         def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                y_pred = self(x, training=True)
-                loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
-            weights = self.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            y_pred, _ = updated(self, data)
             return {"told": told(self, self.mean, tf.reduce_max(y_pred, axis=1))}
 
         def test_step(self, data):

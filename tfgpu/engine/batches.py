@@ -426,7 +426,12 @@ class BatchIterator:
         alone = self.batches.alone
         return self.batches.exact and alone is not None and self._position in alone
 
-    @property
+    def most_steps(self, model: Any) -> int:
+        """The steps of a whole execution: of the epoch that is enumerated, or else the model's."""
+        steps: int = self.batches.steps_per_execution or model.steps_per_execution
+        return steps
+
+    @functools.cached_property
     def of_any_rank(self) -> bool:
         """Whether a component of the batches is of unknown rank until it is there."""
         specs = tf.nest.flatten(self.batches.source.element_spec)

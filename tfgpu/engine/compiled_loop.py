@@ -126,8 +126,7 @@ class CompiledLoop:
         """
         rows = iterator.batches.batch_size or 0
         elements, counts = self._taken(iterator, steps)
-        most = iterator.batches.steps_per_execution or self._model.steps_per_execution
-        following = iterator.available(most)
+        following = iterator.available(iterator.most_steps(self._model))
         if (
             iterator.ahead is None
             and not iterator.alone

@@ -198,7 +198,7 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
         if statistics is not None:
             statistics.latest(None)
         given = (replicas.map_of(batches), batches.resident, batches.whole)
-        most = batches.steps_per_execution or trainer.steps_per_execution
+        most = iterator.most_steps(trainer)
         if not iterator.sized:
             elements = iterator.take_read(most)
             if not elements:
@@ -342,7 +342,7 @@ def make_prediction(model: keras.Model) -> Callable[[Any], Any]:
             return run_given(keras.tree.map_structure(_as_tensor, iterator))
         batches = iterator.batches
         given = (replicas.map_of(batches), batches.resident, batches.whole)
-        most = batches.steps_per_execution or trainer.steps_per_execution
+        most = iterator.most_steps(trainer)
         if not iterator.sized:
             elements = iterator.take_read(most)
             if not elements:

@@ -46,7 +46,7 @@ class Current(ThreadState):
         totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
         own_context: The strategy's replica context, in a step that a class defines itself.
         alone: Whether in such a step on one device.
-        reported: In such a step, the losses so far of which the gradients add up.
+        adds_up: Whether such a step has computed a loss of which the gradients add up.
         counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
         declared: Whether the losses of `compile` are computed.
         within: How many losses are computed around what is computed now.
@@ -58,7 +58,7 @@ class Current(ThreadState):
     totals: dict[int, tf.Tensor] | None = None
     own_context: Any = None
     alone = False
-    reported: list[Any] | None = None
+    adds_up = False
     counted: Any = None
     declared = False
     within = 0
@@ -88,7 +88,7 @@ def counting(
             the gradient is the replica's part of that of the global batch.
         exchange: Sums a float64 scalar over the replicas, for the losses of such a step.
     """
-    return current.having(rows=rows, own_context=own_context, exchange=exchange, reported=[])
+    return current.having(rows=rows, own_context=own_context, exchange=exchange, adds_up=False)
 
 
 def sharded(
@@ -187,8 +187,7 @@ def reported(loss: Any, rows: Rows) -> tf.Tensor:
     """`loss` itself, whose gradient is that of `objective`."""
     loss = tf.convert_to_tensor(loss)
     part = objective(loss, rows)
-    if current.reported is not None:
-        current.reported.append(loss)
+    current.adds_up = True
     return part + tf.stop_gradient(loss - part)
 
 
@@ -262,8 +261,7 @@ def _followed(
         if current.own_context is None:
             return part
         # Keras leaves sums to the gradients, which add up.
-        if current.reported is not None:
-            current.reported.append(value)
+        current.adds_up = True
         own = value * tf.cast(rows.present, value.dtype)
         return own + tf.stop_gradient(part - own)
     if reduction not in _MEANS:

@@ -14,7 +14,7 @@ traced, and then it is traced once more.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -41,13 +41,7 @@ def metrics_result(model: keras.Model) -> dict[str, Any]:
     Keras' metrics read their variables one by one, and each read is a sum over all replicas.
     """
     strategy = model.distribute_strategy
-    values = [private.variable_value(v) for metric in model.metrics for v in metric.variables]
-    values = [
-        value
-        for value in values
-        if isinstance(value, private.SyncOnReadVariable)
-        and value.aggregation == tf.VariableAggregation.SUM
-    ]
+    values = _summed_variables(model.metrics)
     if not values or strategy.num_replicas_in_sync == 1 or tf.executing_eagerly():
         return model.get_metrics_result()
 
@@ -59,6 +53,17 @@ def metrics_result(model: keras.Model) -> dict[str, Any]:
     totals = [strategy.experimental_local_results(total)[0] for total in strategy.run(sums)]
     with summed_beforehand(values, totals):
         return model.get_metrics_result()
+
+
+def _summed_variables(metrics: Sequence[Any]) -> list[Any]:
+    """The variables of metrics that are a sum over the replicas' copies."""
+    values = [private.variable_value(v) for metric in metrics for v in metric.variables]
+    return [
+        value
+        for value in values
+        if isinstance(value, private.SyncOnReadVariable)
+        and value.aggregation == tf.VariableAggregation.SUM
+    ]
 
 
 class MustMeet(Exception):
@@ -134,13 +139,11 @@ class MetricResults:
 
     def _of_all(self, metric: Any, ask: Callable[[], Any]) -> Any:
         context, rows, writes = _current.context, _current.rows, current_writes()
-        values = [private.variable_value(v) for v in metric.variables]
-        values = [v for v in values if isinstance(v, private.SyncOnReadVariable)]
-        values = [v for v in values if v.aggregation == tf.VariableAggregation.SUM]
-        copies = [private.own_copy(value) for value in values]
-        own = [copy.read_value() for copy in copies]
+        values = _summed_variables([metric])
         if not values:
             return ask()
+        copies = [private.own_copy(value) for value in values]
+        own = [copy.read_value() for copy in copies]
         # A replica without rows of its own has nothing to add to what it had.
         parts = [
             part if before is None else tf.where(rows.present, part, before)

@@ -197,8 +197,8 @@ def _apply(
             return apply(grads, trainable_variables)
     if context is None or losses.current.updating:
         return apply(grads, trainable_variables)
-    if not losses.current.reported:
-        losses.current.reported = [None]
+    if not losses.current.adds_up:
+        losses.current.adds_up = True
         warnings.warn(
             f"A step applies gradients by {optimizer.name!r} of a loss that is none of Keras' and "
             f"not of compute_loss. Those of {context.num_replicas_in_sync} replicas are added up, "
@@ -275,6 +275,5 @@ def _summed(
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:
-    if not optimizer.built:
-        optimizer.build(variables)
-        optimizer.built = True
+    optimizer.build(variables)
+    optimizer.built = True
