@@ -118,9 +118,20 @@ def test_metrics_of_what_the_forward_pass_has_kept_are_of_the_replica_itself(mir
 
 
 @pytest.mark.parametrize("kept", ["losses", "tensor"])
-def test_under_xla_such_metrics_are_refused_by_name(kept):
-    model = keeping(tfgpu.Model, kept)
-    model.compile("sgd", "mse", jit_compile=True)
+def test_xla_compiles_such_metrics_with_the_step(kept):
+    found = []
+    for cls, jit_compile in ((keras.Model, False), (tfgpu.Model, True)):
+        model = keeping(cls, kept)
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        history = model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+        found.append({**history, **model.evaluate(X, Y, verbose=0, return_dict=True)})
+    assert_logs(*found)
+
+
+def test_under_xla_replicas_refuse_such_metrics_by_name(mirrored2):
+    with mirrored2.scope():
+        model = keeping(tfgpu.Model, "tensor")
+        model.compile("sgd", "mse", jit_compile=True)
     with pytest.raises(ValueError, match="Keeps.compute_metrics reads a tensor that the forward"):
         model.fit(X, Y, batch_size=8, verbose=0)
 

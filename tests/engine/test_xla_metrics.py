@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from replicas import one_device
 from versions import KERAS
-from xla_models import Distinct, X, Y, build, fit, is_compiled
+from xla_models import Distinct, X, Y, build, fit, is_compiled, outside_xla
 
 import tfgpu
 
@@ -40,6 +40,26 @@ def test_a_metric_that_it_cannot_compile_works(strategy, metric, right):
     assert history[ours.name] == [right]
     assert logs[ours.name] == right
     assert is_compiled(model.train_function)
+
+
+def squared(y_true, y_pred):
+    return keras.ops.mean(keras.ops.square(y_pred - y_true), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "together"),
+    [(["mse"], True), ([squared], False), ([Distinct], False)],
+    ids=["of_keras", "function", "class"],
+)
+def test_the_metrics_of_keras_are_compiled_with_the_step_of_one_device(metrics, together):
+    made = [metric() if isinstance(metric, type) else metric for metric in metrics]
+    model = build(tfgpu.Model, one_device(), jit_compile=True, metrics=made)
+    fit(model)
+    model.evaluate(X, Y, batch_size=5, verbose=0)
+    for function in (model.train_function, model.test_function):
+        assert is_compiled(function)
+        # What changes the variables of metrics.
+        assert ("AssignVariableOp" not in outside_xla(function)) == together
 
 
 def softmax(kind):

@@ -45,15 +45,43 @@ class Distinct(keras.metrics.Metric):
 
 def is_compiled(function):
     """Whether XLA compiles a part of the graphs of a traced function."""
+    return any(programs(graph) for graph in _graphs(function))
+
+
+def outside_xla(function):
+    """The types of operations of a traced function that are in none of XLA's programs."""
+    found = set()
+    for graph in _graphs(function):
+        bodies = {f.signature.name: f.node_def for f in graph.library.function}
+        waiting, seen = [graph.node], set()
+        while waiting:
+            for node in waiting.pop():
+                found.add(node.op)
+                called = set() if _is_program(node) else _called(node) - seen
+                seen |= called
+                waiting += [bodies[name] for name in called]
+    return found
+
+
+def programs(graph):
+    """The names of the functions of a graph that XLA compiles, each as one program."""
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return {name for node in nodes if _is_program(node) for name in _called(node)}
+
+
+def _is_program(node):
+    return "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b
+
+
+def _called(node):
+    return {value.func.name for value in node.attr.values() if value.HasField("func")}
+
+
+def _graphs(function):
     graphs = [
         concrete.graph.as_graph_def()
         for one in function.traced
         for concrete in one._list_all_concrete_functions()
     ]
     assert graphs
-    return any(
-        "_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b
-        for graph in graphs
-        for nodes in [graph.node, *(f.node_def for f in graph.library.function)]
-        for node in nodes
-    )
+    return graphs

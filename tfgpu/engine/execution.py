@@ -24,7 +24,14 @@ from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.own_step import OwnStep
-from tfgpu.engine.replica_step import ReplicaStep, layer_scopes, refusal, results_by_rows, rows_of
+from tfgpu.engine.replica_step import (
+    NeedsStep,
+    ReplicaStep,
+    layer_scopes,
+    refusal,
+    results_by_rows,
+    rows_of,
+)
 
 
 class Replicas:
@@ -117,7 +124,9 @@ class Replicas:
         except MustMeet:
             assert self._metrics is not None
             self._metrics.meet()
-            return function(*args)
+        except NeedsStep:
+            self.replica_step.metrics_with_step = True
+        return function(*args)
 
     def logs(self, last: Any) -> Any:
         """What the steps report, of what `run` returned last."""

@@ -6,7 +6,8 @@
         -> the optimizer, on local copies                     (compiled by XLA, if asked)
         -> metrics, on local copies
 
-A single replica owes nothing to others, and forward, backward and update are compiled as one.
+A single replica owes nothing to others, and forward, backward and update are compiled as one, and
+metrics with them that are Keras' own; a metric of somebody else's may be one that XLA cannot.
 Everything between the exchanges is Keras' own code, or the user's; see `local_copies`.
 """
 
@@ -28,6 +29,7 @@ from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.local_copies import NotCompilable, exchange, for_xla, on_local_copies
+from tfgpu.engine.metric_results import are_keras_own
 from tfgpu.engine.overrides import is_own
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement
@@ -52,6 +54,10 @@ class Outcome(NamedTuple):
     batch: tuple[Any, Any, Any]
 
 
+class NeedsStep(Exception):
+    """The metrics have to be compiled with the step; it is to be traced once more."""
+
+
 class ReplicaStep:
     """The steps of a model, in replica context.
 
@@ -61,12 +67,15 @@ class ReplicaStep:
     Attributes:
         without_xla: Whether the step was found to be one that XLA cannot compile.
         inlined: Whether what is traced is part of something that is compiled as a whole.
+        metrics_with_step: Whether XLA is to compile the metrics of one replica with the step; None
+            while the metrics decide.
     """
 
     def __init__(self, model: keras.Model):
         self._model: Any = model
         self.without_xla = False
         self.inlined = False
+        self.metrics_with_step: bool | None = None
 
     # ---- the steps ----------------------------------------------------------------------
 
@@ -83,14 +92,14 @@ class ReplicaStep:
 
         with losses.counting(rows):
             if rows.replicas == 1:
-                outcome, norm = self._run(whole)
+                norm, results = self._run_with_metrics(context, rows, whole)
             else:
                 outcome = self._forward_and_sum(shard, device_map, resident, dynamic=dynamic)
                 norm = self._run(lambda: self._update(context, outcome.gradients))
+                results = self._metrics(context, outcome, rows)
             if norm is not None:
                 model.tfgpu_statistics.record(norm)
-            with tf.name_scope("metrics"):
-                return self._metrics(context, outcome, rows)
+            return results
 
     def test_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One evaluation step; returns what `compute_metrics` returned."""
@@ -103,6 +112,9 @@ class ReplicaStep:
             )
 
         with losses.counting(rows):
+            if rows.replicas == 1:
+                whole = functools.partial(self._compute, context, rows, read, training=False)
+                return self._run_with_metrics(context, rows, lambda: (whole(), None))[1]
             return self._metrics(context, settled(context, rows, forward), rows)
 
     def predict_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
@@ -240,27 +252,27 @@ class ReplicaStep:
         x, y, sample_weight = outcome.batch
 
         def compute(writes: Writes | None) -> Any:
-            with on_local_copies(context, writes):
+            with on_local_copies(context, writes), tf.name_scope("metrics"):
                 tracker = private.loss_tracker(model)
                 if tracker is not None:
                     tracker.update_state(outcome.loss, sample_weight=rows.real)
-                try:
-                    results = model.compute_metrics(
-                        x, y, outcome.y_pred, sample_weight=sample_weight
-                    )
-                    tf.nest.map_structure(_usable, results)
-                    return results
-                except private.InaccessibleTensorError as error:
-                    if not (model.jit_compile or self.inlined) or self.without_xla:
-                        raise
-                    raise ValueError(
-                        f"{type(model).__name__}.compute_metrics reads a tensor that the forward "
-                        "pass has kept, such as `self.losses`, and XLA compiles the forward pass "
-                        "apart from it. Return the tensor as an output of the model, or use "
-                        "jit_compile=False."
-                    ) from error
+                results = model.compute_metrics(x, y, outcome.y_pred, sample_weight=sample_weight)
+                tf.nest.map_structure(_usable, results)
+                return results
 
-        return settled(context, rows, compute)
+        try:
+            return settled(context, rows, compute)
+        except private.InaccessibleTensorError as error:
+            if not (model.jit_compile or self.inlined) or self.without_xla:
+                raise
+            if rows.replicas == 1 and self.metrics_with_step is None:
+                raise NeedsStep from error
+            raise ValueError(
+                f"{type(model).__name__}.compute_metrics reads a tensor that the forward "
+                "pass has kept, such as `self.losses`, and XLA compiles the forward pass "
+                "apart from it. Return the tensor as an output of the model, or use "
+                "jit_compile=False."
+            ) from error
 
     # ---- XLA ----------------------------------------------------------------------------
 
@@ -291,6 +303,31 @@ class ReplicaStep:
                 raise ValueError(refusal(str(error))) from None
             self._leave_xla(str(error))
         return function()
+
+    def _run_with_metrics(
+        self, context: Any, rows: Rows, step: Callable[[], tuple[Outcome, Any]]
+    ) -> tuple[Any, Any]:
+        """Runs the step of one replica, and the metrics: one program of XLA if it takes both.
+
+        Returns:
+            What `step` gave beside the outcome, and what `compute_metrics` returned.
+        """
+
+        def both() -> tuple[Any, Any]:
+            outcome, rest = step()
+            return rest, self._metrics(context, outcome, rows)
+
+        model, together = self._model, self.metrics_with_step
+        if together is None:
+            together = are_keras_own(model)
+        if together and model.jit_compile and not self.without_xla and not self.inlined:
+            try:
+                with for_xla():
+                    return compiled(both, layers=functools.partial(layer_scopes, model))
+            except (NotCompilable, Uncompilable):
+                self.metrics_with_step = False
+        outcome, rest = self._run(step)
+        return rest, self._metrics(context, outcome, rows)
 
     def _leave_xla(self, reason: str) -> None:
         self.without_xla = True
