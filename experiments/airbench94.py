@@ -13,6 +13,8 @@ training with all its shuffling and augmentation, and the last evaluation with i
 average. Not counted: reading the data and bringing them, as uint8, to the device; other initial
 values; compilation, which a whole training of the same size with random labels comes before for;
 and the evaluation without the average. All of it stays in one process, traced and compiled once.
+`--no-warm_up` does without that first training, which on a CPU takes as long as the others; what
+is traced is counted then.
 
 CIFAR-10 of TFDS may be JPEG-coded, as it is here: PyTorch reaches 90.8 % (n=10) from these images.
 
@@ -332,6 +334,7 @@ def run(
     *,
     runs: int = 10,
     seed: int = 0,
+    warm_up: bool = True,
     data_dir: str | None = None,
     limit: int | None = None,
     breakdown: bool = False,
@@ -345,6 +348,7 @@ def run(
         recipe: What is trained; None for the record's.
         runs: Trainings, of the seeds from `seed` on.
         seed: Of the first one.
+        warm_up: Whether a training with random labels, which is not counted, comes before.
         data_dir: TFDS's folder; None for TFDS_DATA_DIR.
         limit: How many images of each split are taken; None for all.
         breakdown: Whether to time a step.
@@ -362,10 +366,12 @@ def run(
     recipe = recipe or Recipe()
     train, test, provenance = load(data_dir, limit=limit)
     trainer = Trainer(recipe, train, test)
-    start = time.perf_counter()
-    trainer.train(seed=seed, random_labels=True)
-    compilation = time.perf_counter() - start
-    say(f"compiled in {compilation:.1f} s, the first training included")
+    compilation = None
+    if warm_up:
+        start = time.perf_counter()
+        trainer.train(seed=seed, random_labels=True)
+        compilation = time.perf_counter() - start
+        say(f"compiled in {compilation:.1f} s, the first training included")
     rows: list[dict[str, Any]] = []
     for number in range(runs):
         if rows and max_seconds is not None and time.perf_counter() - begin > max_seconds:
@@ -384,8 +390,10 @@ def run(
     per_image = flops.count(trainer.model).training
     result: dict[str, Any] = {
         "recipe": dataclasses.asdict(recipe),
-        "counted": "whitening, training with augmentation, and evaluation with its average; not "
-        "counted: the data's way to the device, other initial values, compilation",
+        "counted": "whitening, training with augmentation, and evaluation with its average"
+        + ("" if warm_up else ", and tracing and compilation")
+        + "; not counted: the data's way to the device, other initial values"
+        + (", compilation" if warm_up else ""),
         "dataset": {key: provenance[key] for key in ("name", "version", "fingerprint")},
         "images": {"training": len(train[0]), "test": len(test[0])},
         "note": "The images of this TFDS data set may be JPEG-coded, which costs accuracy.",
@@ -448,6 +456,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jit_compile", action=flag, default=Recipe.jit_compile)
     parser.add_argument("--sliced_pooling", action=flag, default=Recipe.sliced_pooling)
     parser.add_argument("--freeze", action=flag, default=Recipe.freeze)
+    parser.add_argument("--warm_up", action=flag, default=True)
     parser.add_argument("--breakdown", action=flag, default=False)
     parser.add_argument("--profile", help="folder for TensorBoard's profile of one more training")
     parser.add_argument("--output", default="airbench94.json", help="in experiments/results")

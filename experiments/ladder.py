@@ -139,6 +139,7 @@ def _airbench(folder: Path) -> Iterator[tuple[str, float, list[str]]]:
         recipe, about = each["recipe"], each["machine"]
         command = f"airbench94.py --runs={each['accuracy']['n']} --precision={recipe['precision']}"
         command += "" if recipe["jit_compile"] else " --no-jit_compile"
+        command += "" if each["first_training_seconds"] else " --no-warm_up"
         device = each["device"].partition(",")[0]
         on_gpu = "capability" in each["device"]
         found.append((command, each, f"{device}, {about['date']}" if on_gpu else _hardware(about)))

@@ -141,11 +141,12 @@ def apart(file: str, options: Mapping[str, Any]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """The flags that both commands share."""
+def arguments(description: str, output: str) -> argparse.ArgumentParser:
+    """The flags that the commands share; `output` is where they write without a flag."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch_sizes", default="128,512")
+    parser.add_argument("--output", default=output, help="in experiments/results")
     return parser
 
 

@@ -16,7 +16,7 @@ from versus import TrainingProcess, arguments, compare, interleave, machine, spr
 
 def main() -> None:
     """Runs the comparison."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = arguments(__doc__.splitlines()[0], "versus_keras.json").parse_args()
     rows = []
     versions = {}
     print(
@@ -75,7 +75,7 @@ def main() -> None:
                 flush=True,
             )
     write(
-        "versus_keras.json",
+        options.output,
         {"unit": "samples/s", "machine": machine(), "versions": versions, "rows": rows},
     )
 

@@ -17,7 +17,7 @@ BATCH = 32
 
 def main() -> None:
     """Runs the comparison."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = arguments(__doc__.splitlines()[0], "versus_keras_resnet50.json").parse_args()
     rows = []
     versions = {}
     print(f"{'devices':>8}{'Keras':>8}{'tfgpu':>8}  images/s; tfgpu over Keras, n={options.rounds}")
@@ -52,7 +52,7 @@ def main() -> None:
             flush=True,
         )
     write(
-        "versus_keras_resnet50.json",
+        options.output,
         {"unit": "images/s", "machine": machine(), "versions": versions, "rows": rows},
     )
 

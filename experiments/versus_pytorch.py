@@ -15,7 +15,7 @@ from versus import TrainingProcess, arguments, compare, interleave, machine, spr
 
 def main() -> None:
     """Runs the comparison."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.splitlines()[0], "versus_pytorch.json")
     parser.add_argument("--pytorch_python", default=sys.executable)
     parser.set_defaults(batch_sizes="4,128,512")
     options = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
             flush=True,
         )
     write(
-        "versus_pytorch.json",
+        options.output,
         {"unit": "samples/s", "machine": machine(), "versions": versions, "rows": rows},
     )
 

@@ -134,6 +134,26 @@ def test_the_evaluation_counts_rightly(trainer, trained):
     assert found.tolist() == [plain, averaged]
 
 
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_tracing_counts_where_no_training_comes_before(trainer, monkeypatch, warm_up):
+    labels = []
+
+    def train(self, *, seed, random_labels=False):
+        labels.append("random" if random_labels else "real")
+        return dict.fromkeys(("accuracy", "accuracy_plain", "loss"), 0.5) | dict.fromkeys(
+            ("whitening", "training", "evaluation", "seconds"), 1.0
+        )
+
+    about = dict.fromkeys(("name", "version", "fingerprint"), "")
+    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(airbench94, "Trainer", lambda *_: trainer)
+    monkeypatch.setattr(airbench94, "load", lambda *_, **__: (data(4), data(4), about))
+    result = airbench94.run(trainer.recipe, runs=2, warm_up=warm_up, say=lambda _: None)
+    assert labels == [*(["random"] if warm_up else []), "real", "real"]
+    assert ("and tracing and compilation" in result["counted"]) == (not warm_up)
+    assert (result["first_training_seconds"] is None) == (not warm_up)
+
+
 def test_data_that_are_missing_end_with_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         airbench94.main(["--runs=1", f"--data_dir={tmp_path}"])

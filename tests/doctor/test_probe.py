@@ -1,5 +1,7 @@
 """The probe: which combinations it names, how it tells works from fails from hangs."""
 
+import dataclasses
+
 import pytest
 
 from tfgpu.doctor import probe
@@ -27,8 +29,18 @@ def test_words_narrow_the_axes_they_belong_to():
     assert len(cells) == 2 * 2 * 2 * 2
 
 
-def test_the_hardest_combination_trains():
-    outcome = probe.run(CELL, limit=240)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        dataclasses.replace(
+            CELL, strategy="one_device", jit_compile=False, gradient_accumulation_steps=1
+        ),
+        pytest.param(CELL, marks=pytest.mark.slow),
+    ],
+    ids=["one", "the hardest"],
+)
+def test_a_combination_trains(cell):
+    outcome = probe.run(cell, limit=240)
     assert outcome.status == "works", outcome.error
     assert 0 < outcome.loss < 10
 

@@ -148,6 +148,7 @@ def test_layers_stay_until_the_thaw_and_move_after_it(place, here, tmp_path):
         assert changed == [moved] * 6 + [True] * 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_at_and_after_the_thaw_ends_with_the_same_bits(
     place, here, tmp_path, monkeypatch
 ):

@@ -56,9 +56,8 @@ def test_a_mirrored_strategy_of_one_replica(cell):
     assert_trained(train(tf.distribute.MirroredStrategy(["CPU:0"]), cell), cell[0])
 
 
-@pytest.mark.parametrize(
-    "cell", [pytest.param(AT_FOUR_STEPS[0], marks=pytest.mark.slow), AT_FOUR_STEPS[1]], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", AT_FOUR_STEPS, ids=str)
 def test_a_mirrored_strategy_of_four_replicas(cell):
     ((outcome,),) = results([start("mirrored", 4, [cell])], timeout=240)
     assert_trained(outcome, cell[0])

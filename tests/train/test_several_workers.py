@@ -33,10 +33,8 @@ def test_two_workers_leave_the_run_of_two_mirrored_replicas(place, mirrored):
     assert sum(line.startswith("epoch ") for line in log) == 3
 
 
-@pytest.mark.parametrize(
-    ("rank", "number"),
-    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
 def test_a_signal_to_one_stops_both_at_one_step_and_they_go_on_exactly(
     place, mirrored, rank, number
 ):
