@@ -64,9 +64,15 @@ class Branching(L.Layer):
         return ops.while_loop(lambda turn, x: turn < 3, nested, (0, values))[1]
 
 
-@pytest.mark.parametrize("make", [weight, raw], ids=["keras", "tf"])
+KINDS = ["cond", "other_branch", "while_loop", "fori_loop", "cond_in_while_loop"]
+
+
 @pytest.mark.parametrize(
-    "kind", ["cond", "other_branch", "while_loop", "fori_loop", "cond_in_while_loop"]
+    ("kind", "make"),
+    [
+        *((kind, weight) for kind in KINDS),
+        *((kind, raw) if kind == "while_loop" else slow(kind, raw) for kind in KINDS),
+    ],
 )
 def test_an_assignment_within_control_flow_is_kept(way, kind, make):
     strategy, jit_compile = way

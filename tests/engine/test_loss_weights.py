@@ -33,7 +33,9 @@ def test_reductions_of_a_loss_for_each_step(mirrored2, reduction, rank):
     assert_as_stock((mirrored2, False), steps, weighted_steps(9, rank), 4, **settings)
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
+@pytest.mark.parametrize(
+    "reduction", [slow("sum_over_batch_size"), "mean_with_sample_weight", slow("sum")]
+)
 def test_weights_for_each_step_under_xla(mirrored2, reduction):
     settings = {"loss": mse(reduction=reduction), "rate": 0.01}
     assert_as_stock((mirrored2, True), steps, weighted_steps(11, 2), 4, **settings)
@@ -68,7 +70,7 @@ def two_outputs():
     return inputs, {"first": first, "second": second}
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("weighted", [slow(False), True], ids=["", "weighted"])
 @pytest.mark.parametrize(
     "pair",
     [

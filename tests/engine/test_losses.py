@@ -84,7 +84,7 @@ def test_losses_of_layers(mirrored2, network, rows, batch_size):
 
 
 @pytest.mark.parametrize(
-    "network", [activity_of_steps, kernel], ids=lambda network: network.__name__
+    "network", [activity_of_steps, slow(kernel)], ids=lambda network: network.__name__
 )
 def test_losses_of_layers_under_xla(mirrored2, network):
     data = classes(network, 9)
@@ -163,7 +163,7 @@ def test_own_compute_loss(mirrored2, kind, rows):
     assert_as_stock((mirrored2, False), own(kind), (x, y), 4, rate=0.1, **settings)
 
 
-@pytest.mark.parametrize("kind", ["of_outputs", "without"])
+@pytest.mark.parametrize("kind", ["of_outputs", slow("without")])
 def test_own_compute_loss_under_xla(mirrored2, kind):
     x = classes(plain, 9)[0]
     y = np.random.default_rng(3).normal(size=(9, 2)).astype("float32")
