@@ -5,9 +5,9 @@
 Needs CIFAR-10 prepared for TFDS in `--data_dir` or TFDS_DATA_DIR. The recipe is airbench94 with
 Muon (K. Jordan, arXiv:2404.00498 and its repository), which reached 94.01 % (n=200) in 2.59 s on an
 A100 with PyTorch 2.4. This one took 1.41 s on an H200 and reached 90.7 % (n=10), on images that
-are JPEG-coded; see docs/results.md. On two CPU cores it took 57 minutes and
-reached 90.9 % (n=1, `--runs=1 --precision=float32 --no-jit_compile --no-warm_up`).
-`airbench94_pytorch.py` compares the first epoch with PyTorch's.
+are JPEG-coded; see docs/results.md. On two CPU cores it took 57 minutes and reached 90.9 % (n=1,
+`--runs=1 --precision=float32 --no-jit_compile --no-warm_up`). `airbench94_pytorch.py` compares the
+first epoch with PyTorch's.
 
 **What is counted**, as the record counts it: the initial values of the whitening layer, the
 training with all its shuffling and augmentation, and the last evaluation with its test-time

@@ -24,16 +24,19 @@ def test_two_workers_equal_two_mirrored_replicas_to_the_bit(workers_and_mirrored
     assert first == second == mirrored
 
 
+# In float16 steps may be skipped while the loss scale comes down, and what is resident is not read.
+of_float32 = pytest.mark.parametrize("workers_and_mirrored", ["float32"], indirect=True)
+
+
+@of_float32
 def test_two_workers_make_every_update(workers_and_mirrored):
     first, _, _ = workers_and_mirrored
-    # The first steps of float16 may be skipped while the loss scale comes down.
-    assert STEPS - 2 <= first["iterations"] <= STEPS
+    assert first["iterations"] == STEPS
 
 
+@of_float32
 def test_each_worker_reads_its_own_rows_alone(workers_and_mirrored):
     first, second, mirrored = workers_and_mirrored
-    if not first["rows_read"]:
-        pytest.skip("what is resident is not read again")
     assert sorted(first["rows_read"] + second["rows_read"]) == list(range(EXAMPLES))
     assert len(first["rows_read"]) == EXAMPLES // 2
     assert mirrored["rows_read"] == list(range(EXAMPLES))

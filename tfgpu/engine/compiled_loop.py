@@ -107,9 +107,7 @@ class CompiledLoop:
     def _can_compile(self) -> bool:
         model, step = self._model, self._replicas.replica_step
         return bool(
-            model.jit_compile
-            and not model.run_eagerly
-            and not step.without_xla
+            step.uses_xla
             and not self._replicas.own
             and not self._replicas.own_results
             and model.distribute_strategy.num_replicas_in_sync == 1

@@ -30,7 +30,7 @@ from tfgpu.engine.local_copies import (
     once_for_all,
     summed_beforehand,
 )
-from tfgpu.engine.overrides import everywhere, is_own
+from tfgpu.engine.overrides import everywhere
 from tfgpu.engine.shards import Rows
 from tfgpu.engine.temporary import ThreadState
 
@@ -64,27 +64,6 @@ def _summed_variables(metrics: Sequence[Any]) -> list[Any]:
         if isinstance(value, private.SyncOnReadVariable)
         and value.aggregation == tf.VariableAggregation.SUM
     ]
-
-
-def are_keras_own(model: keras.Model) -> bool:
-    """Whether a model's metrics, and how they are computed, are Keras' alone: XLA compiles those.
-
-    A function of somebody else's is called by a `MeanMetricWrapper`.
-    """
-    if is_own(model, "compute_metrics"):
-        return False
-    config = private.compile_config(model).config
-    given = tree.flatten([config["metrics"], config["weighted_metrics"]])
-    return all(
-        metric is None
-        or isinstance(metric, str)
-        or (
-            isinstance(metric, keras.metrics.Metric)
-            and type(metric).__module__.startswith("keras.")
-            and type(metric) is not keras.metrics.MeanMetricWrapper
-        )
-        for metric in given
-    )
 
 
 class MustMeet(Exception):

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import tree
+
+from tfgpu.engine import keras_internals as private
 
 
 def is_own(model: keras.Model, name: str) -> bool:
@@ -24,6 +27,27 @@ def has_own_results(model: keras.Model, name: str) -> bool:
         name: `train_step` or `test_step`.
     """
     return is_own(model, name) or is_own(model, "compute_metrics")
+
+
+def has_keras_metrics(model: keras.Model) -> bool:
+    """Whether a model's metrics, and how they are computed, are Keras' alone: XLA compiles those.
+
+    A function of somebody else's is called by a `MeanMetricWrapper`.
+    """
+    if is_own(model, "compute_metrics"):
+        return False
+    config = private.compile_config(model).config
+    given = tree.flatten([config["metrics"], config["weighted_metrics"]])
+    return all(
+        metric is None
+        or isinstance(metric, str)
+        or (
+            isinstance(metric, keras.metrics.Metric)
+            and type(metric).__module__.startswith("keras.")
+            and type(metric) is not keras.metrics.MeanMetricWrapper
+        )
+        for metric in given
+    )
 
 
 def everywhere(

@@ -29,8 +29,7 @@ from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.local_copies import NotCompilable, exchange, for_xla, on_local_copies
-from tfgpu.engine.metric_results import are_keras_own
-from tfgpu.engine.overrides import is_own
+from tfgpu.engine.overrides import has_keras_metrics, is_own
 from tfgpu.engine.shards import Rows, Shard
 from tfgpu.engine.state import Settlement
 from tfgpu.engine.xla import Uncompilable, compiled
@@ -77,6 +76,12 @@ class ReplicaStep:
         self.inlined = False
         self.metrics_with_step: bool | None = None
 
+    @property
+    def uses_xla(self) -> bool:
+        """Whether the model asks for XLA, and the step is none that was found not to compile."""
+        model = self._model
+        return bool(model.jit_compile and not model.run_eagerly and not self.without_xla)
+
     # ---- the steps ----------------------------------------------------------------------
 
     def train_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
@@ -104,18 +109,15 @@ class ReplicaStep:
     def test_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One evaluation step; returns what `compute_metrics` returned."""
         context, rows, read = begun(shard, device_map, resident)
-        totals = self._weight_totals(context, shard, rows, device_map)
-
-        def forward(writes: Writes | None) -> Outcome:
-            return self._run(
-                lambda: self._compute(context, rows, read, writes, totals, training=False)
-            )
-
+        compute = functools.partial(self._compute, context, rows, read, training=False)
         with losses.counting(rows):
             if rows.replicas == 1:
-                whole = functools.partial(self._compute, context, rows, read, training=False)
-                return self._run_with_metrics(context, rows, lambda: (whole(), None))[1]
-            return self._metrics(context, settled(context, rows, forward), rows)
+                return self._run_with_metrics(context, rows, lambda: (compute(), None))[1]
+            totals = self._weight_totals(context, shard, rows, device_map)
+            outcome = settled(
+                context, rows, lambda writes: self._run(lambda: compute(writes, totals))
+            )
+            return self._metrics(context, outcome, rows)
 
     def predict_step(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """One prediction step; returns the outputs for the rows that are this replica's."""
@@ -263,7 +265,7 @@ class ReplicaStep:
         try:
             return settled(context, rows, compute)
         except private.InaccessibleTensorError as error:
-            if not (model.jit_compile or self.inlined) or self.without_xla:
+            if not (self.uses_xla or self.inlined):
                 raise
             if rows.replicas == 1 and self.metrics_with_step is None:
                 raise NeedsStep from error
@@ -282,7 +284,7 @@ class ReplicaStep:
         if self.inlined:
             with for_xla():
                 return function()
-        if not model.jit_compile or model.run_eagerly or self.without_xla:
+        if not self.uses_xla:
             return function()
         several = model.distribute_strategy.num_replicas_in_sync > 1
         layers = private.flatten_layers(model) if several else ()
@@ -294,8 +296,7 @@ class ReplicaStep:
             )
             return function()
         try:
-            with for_xla():
-                return compiled(function, layers=functools.partial(layer_scopes, model))
+            return self._compiled(function)
         except NotCompilable as error:
             self._leave_xla(f"{error}, which XLA cannot compile")
         except Uncompilable as error:
@@ -317,17 +318,20 @@ class ReplicaStep:
             outcome, rest = step()
             return rest, self._metrics(context, outcome, rows)
 
-        model, together = self._model, self.metrics_with_step
+        together = self.metrics_with_step
         if together is None:
-            together = are_keras_own(model)
-        if together and model.jit_compile and not self.without_xla and not self.inlined:
+            together = has_keras_metrics(self._model)
+        if together and self.uses_xla and not self.inlined:
             try:
-                with for_xla():
-                    return compiled(both, layers=functools.partial(layer_scopes, model))
+                return self._compiled(both)
             except (NotCompilable, Uncompilable):
                 self.metrics_with_step = False
         outcome, rest = self._run(step)
         return rest, self._metrics(context, outcome, rows)
+
+    def _compiled(self, function: Callable[[], Any]) -> Any:
+        with for_xla():
+            return compiled(function, layers=functools.partial(layer_scopes, self._model))
 
     def _leave_xla(self, reason: str) -> None:
         self.without_xla = True
