@@ -39,11 +39,14 @@ def _counts_updates(case: Case) -> bool:
     )
 
 
+def _asks_first(case: Case) -> bool:
+    """Whether stock Keras asks for a batch before it begins a step."""
+    return case.jit_compile or case.run_eagerly or case.steps_per_execution > 1
+
+
 def _begins_too_many(case: Case) -> bool:
-    """Whether stock Keras begins a step before it finds that the data has ended."""
-    # With XLA, eagerly, or with more than one step in an execution it asks for the batch first.
-    asks_first = case.jit_compile or case.run_eagerly or case.steps_per_execution > 1
-    return case.feeding == "unknown" and not asks_first
+    """Whether stock Keras begins a step before it finds that the training data has ended."""
+    return case.feeding == "unknown" and not _asks_first(case)
 
 
 def _a_step_without_data_does_something(case: Case) -> bool:
@@ -143,6 +146,17 @@ RULES = [
         "metric whose count does not depend on the data.",
         lambda case, replicas: _begins_too_many(case) and case.network == "metric_of_batches",
         ("history/activity",),
+    ),
+    Rule(
+        "one update too many",
+        "Stock Keras counts a batch for the step that finds the end of validation data of unknown "
+        "size, in a metric whose count does not depend on the data.",
+        lambda case, replicas: (
+            case.validation == "unknown"
+            and not _asks_first(case)
+            and case.network == "metric_of_batches"
+        ),
+        ("history/val_activity",),
     ),
     Rule(
         "partial batches in losses per output",

@@ -136,3 +136,27 @@ def test_steps_of_an_execution_that_a_callback_sets_hold_from_the_next_fit(strat
     assert watch.begun == [NUMBERS[1][0], NUMBERS[2][0]]
     assert watch.ended == [NUMBERS[1][1], NUMBERS[2][1]]
     assert int(model.optimizer.iterations.numpy()) == 10
+
+
+class Counted(keras.layers.Layer):
+    """Updates a metric with a value that does not depend on the data."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.batches = keras.metrics.Sum(name="batches")
+
+    def call(self, x):
+        self.batches.update_state(1.0)
+        return x
+
+
+@runs_out
+def test_a_metric_counts_the_batches_of_unknown_data_that_are_there():
+    inputs = keras.Input((X.shape[1],))
+    model = tfgpu.Model(inputs, keras.layers.Dense(Y.shape[1])(Counted()(inputs)))
+    model.compile("sgd", "mse")
+    data = dataset(X, Y, batch_size=5).filter(lambda x, y: True)
+    history = model.fit(data, validation_data=data, epochs=2, shuffle=False, verbose=0).history
+    logs = model.evaluate(data, verbose=0, return_dict=True)
+    assert history["batches"] == history["val_batches"] == [5, 5]
+    assert logs["batches"] == 5
