@@ -37,11 +37,11 @@ both are medians. The rungs are ordered by data set and accuracy.
 
 """
 _JPEG = """
-CIFAR-10 comes from TensorFlow Datasets, in a copy whose images are JPEG-coded. What this costs is
-not known; PyTorch reaches 90.8 % with the recipe of `airbench94.py` from the same images, and 94 %
-are published of the original ones. All 50,000 training images are trained on. `cifar10_tuned` was
-found by a search that held a tenth of them out; of `cifar10_augmented` two settings were compared
-on the test images.
+CIFAR-10 comes from TensorFlow Datasets, in a copy whose images are JPEG-coded, but for the row of
+`gpu_report.py`: that one is of the images as published. From the copy PyTorch reaches 90.8 % with
+the recipe of `airbench94.py`. All 50,000 training images are trained on. `cifar10_tuned` was found
+by a search that held a tenth of them out; of `cifar10_augmented` two settings were compared on the
+test images.
 """
 _TASKS = """
 ## Other tasks

@@ -144,7 +144,7 @@ def test_tracing_counts_where_no_training_comes_before(trainer, monkeypatch, war
             ("whitening", "training", "evaluation", "seconds"), 1.0
         )
 
-    about = dict.fromkeys(("name", "version", "fingerprint"), "")
+    about = dict.fromkeys(("name", "version", "fingerprint", "coding"), "")
     monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(airbench94, "Trainer", lambda *_: trainer)
     monkeypatch.setattr(airbench94, "load", lambda *_, **__: (data(4), data(4), about))
@@ -152,6 +152,34 @@ def test_tracing_counts_where_no_training_comes_before(trainer, monkeypatch, war
     assert labels == [*(["random"] if warm_up else []), "real", "real"]
     assert ("and tracing and compilation" in result["counted"]) == (not warm_up)
     assert (result["first_training_seconds"] is None) == (not warm_up)
+
+
+@pytest.mark.parametrize(("encoding", "coding"), [("png", "PNG"), ("jpeg", "JPEG")])
+def test_what_is_written_says_how_the_images_are_coded(tmp_path, monkeypatch, encoding, coding):
+    import tensorflow_datasets as tfds
+
+    from tfgpu.data import tfds_source
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(32, 32, 3), encoding_format=encoding)
+            label = tfds.features.ClassLabel(num_classes=4)
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, (image, label) in enumerate(zip(*data(4), strict=True)):
+                yield number, {"image": image, "label": label}
+
+    with tfds_source.quiet():
+        Cifar10(data_dir=str(tmp_path)).download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert airbench94.load(None)[2]["coding"] == coding
 
 
 def test_data_that_are_missing_end_with_one_line(tmp_path, capsys):
