@@ -269,14 +269,14 @@ def main() -> None:
     parser.add_argument("--output", default="airbench94_pytorch.json")
     parser.add_argument("--write_data", type=Path, help="write the images for it, and no more")
     options = parser.parse_args()
-    import airbench94
+    import cifar10_arrays
     from versus import machine, write
 
     from tfgpu.cli import startup
 
     startup.prepare_environment()
     startup.import_tensorflow()
-    train, test, provenance = airbench94.load(options.data_dir)
+    train, test, provenance = cifar10_arrays.load(options.data_dir)
     train = tuple(part[: options.limit] for part in train)
     if options.write_data:
         write_data(options.write_data, train, test)

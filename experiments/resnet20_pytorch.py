@@ -136,7 +136,7 @@ def main() -> None:
     if options.job:
         print(json.dumps(train(json.loads(options.job))))
         return
-    import airbench94
+    import cifar10_arrays
     from airbench94_pytorch import write_data
     from versus import machine, write
 
@@ -144,7 +144,7 @@ def main() -> None:
 
     startup.prepare_environment()
     startup.import_tensorflow()
-    train_split, test_split, provenance = airbench94.load(options.data_dir, limit=options.limit)
+    train_split, test_split, provenance = cifar10_arrays.load(options.data_dir, limit=options.limit)
     version = "import importlib.metadata as m; print(m.version('torch'))"
     torch = subprocess.run(
         [options.python, "-c", version], check=True, capture_output=True, text=True

@@ -10,6 +10,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import airbench94  # noqa: E402
+import cifar10_arrays  # noqa: E402
 from airbench94 import Recipe, Trainer, make_optimizer  # noqa: E402
 
 EPOCHS, BATCH, STEPS = 4, 8, 2
@@ -179,7 +180,7 @@ def test_what_is_written_says_how_the_images_are_coded(tmp_path, monkeypatch, en
     with tfds_source.quiet():
         Cifar10(data_dir=str(tmp_path)).download_and_prepare()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert airbench94.load(None)[2]["coding"] == coding
+    assert cifar10_arrays.load(None)[2]["coding"] == coding
 
 
 def test_data_that_are_missing_end_with_one_line(tmp_path, capsys):
