@@ -220,6 +220,26 @@ def test_an_operation_of_randaugment_is_that_of_pillow_or_numpy(name):
     assert changed == 0 if name == "identity" else changed > COUNT / 4
 
 
+@pytest.mark.parametrize("total", [1024, 2048, 50_176, 2048**2, 2048**2 + 4096])
+def test_the_counts_before_a_value_are_exact_in_any_image(total):
+    counts = (
+        np.random.default_rng(0).multinomial(total, np.full(256, 1 / 256), 6).reshape(2, 3, 256)
+    )
+    counts[0, 0] = 0
+    counts[0, 0, 7] = total
+    found = rand._sums_before(tf.constant(counts, tf.float32), total).numpy()
+    np.testing.assert_array_equal(found, counts.cumsum(-1) - counts)
+
+
+def test_no_product_of_the_counts_takes_numbers_of_more_bits_than_tf32(monkeypatch):
+    given = []
+    product = tf.matmul
+    monkeypatch.setattr(tf, "matmul", lambda a, b: given.append(a) or product(a, b))
+    counts = tf.fill([1, 3, 256], 3000.0)
+    rand._sums_before(counts, 768_000)
+    assert len(given) == 4 and max(float(tf.reduce_max(a)) for a in given) <= 2048
+
+
 def test_randaugment_applies_two_operations_in_turn():
     drawn = np.zeros((COUNT, 4), np.float32)
     for column, name in ((0, "solarize"), (2, "translate_x")):

@@ -29,6 +29,8 @@ ENHANCEMENT = 0.9 * MAGNITUDE
 POSTERIZE_STEP = 2.0 ** round(4 * MAGNITUDE)
 """Pixels become multiples of it: the last bits are 0."""
 SOLARIZE_FROM = 255 * (1 - MAGNITUDE)
+TF32_EXACT = 2048
+"""Whole numbers up to here have no more than the 11 bits of TF32."""
 
 
 def randaugment(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -124,7 +126,7 @@ def _mapped(images: tf.Tensor, chosen: dict[str, tf.Tensor]) -> tf.Tensor:
 
     of_most = tf.reduce_sum(tf.cast(tf.equal(values, most), tf.float32) * counts, -1, keepdims=True)
     step = tf.floor((height * width - of_most) / 255)
-    before = _sums_before(counts)
+    before = _sums_before(counts, height * width)
     filled = tf.floor((tf.floor(step / 2) + before) / tf.maximum(step, 1.0))
     equalized = _either(step > 0, tf.minimum(filled, 255.0), values)
 
@@ -140,12 +142,26 @@ def _mapped(images: tf.Tensor, chosen: dict[str, tf.Tensor]) -> tf.Tensor:
     return tf.reshape(found, [-1, height, width, channels])
 
 
-def _sums_before(counts: tf.Tensor) -> tf.Tensor:
-    """The sum of all before each of 256 values; a third of the time of `tf.cumsum` on a CPU."""
-    sums = counts
-    for shift in (1, 2, 4, 8, 16, 32, 64, 128):
-        sums += tf.pad(sums[..., :-shift], [[0, 0], [0, 0], [shift, 0]])
-    return sums - counts
+def _sums_before(counts: tf.Tensor, total: int) -> tf.Tensor:
+    """The sum of all before each of 256 values that add up to `total`, in two levels of 16.
+
+    A third of the time of `tf.cumsum` on a CPU. XLA fuses sums of shifted values with what takes
+    them, and computes them once more for each pixel; it does not so with products.
+    """
+    groups = tf.reshape(counts, [-1, 16])
+    within = _sums(groups, total)
+    of_groups = tf.reshape(within[:, -1], [-1, 16])
+    before = tf.reshape(_sums(of_groups, total) - of_groups, [-1, 1])
+    return tf.reshape(within - groups + before, tf.shape(counts))
+
+
+def _sums(values: tf.Tensor, total: int) -> tf.Tensor:
+    """The sum of all up to each of 16 whole numbers, exactly."""
+    if total > TF32_EXACT:  # GPUs multiply in TF32.
+        high = tf.floor(values / TF32_EXACT)
+        low = values - TF32_EXACT * high
+        return TF32_EXACT * _sums(high, total // TF32_EXACT) + _sums(low, TF32_EXACT)
+    return tf.matmul(values, tf.constant(np.triu(np.ones([16, 16], np.float32))))
 
 
 def _either(mask: tf.Tensor, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
