@@ -147,7 +147,10 @@ def test_two_replicas_resume_to_the_bit(tmp_path, mirrored2, streaming):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
+        pytest.param(
+            lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
+            marks=pytest.mark.slow,
+        ),
         lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
     ],
     ids=["average", "accumulation"],

@@ -60,7 +60,11 @@ def evaluated(workspace, out, *argv):
 
 @pytest.mark.parametrize(
     ("strategy", "batch_size"),
-    [("one_device", 8), ("mirrored", 2), ("mirrored", 8), ("mirrored", 40)],
+    [
+        pytest.param("one_device", 8, marks=pytest.mark.slow),
+        pytest.param("mirrored", 2, marks=pytest.mark.slow),
+        *(("mirrored", 8), ("mirrored", 40)),
+    ],
 )
 def test_figures_are_those_of_all_examples_however_they_are_shared(
     workspace, expected, tmp_path, strategy, batch_size

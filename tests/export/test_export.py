@@ -91,7 +91,7 @@ def call(kind, path, images):
 # ---- the files -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 360])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 360])
 @pytest.mark.parametrize("kind", FLOAT_FILES)
 def test_a_float_file_takes_raw_pixels_and_gives_the_models_probabilities(
     out, expected, kind, count

@@ -3,15 +3,16 @@
 import pytest
 from train_cells import EXAMPLES, STEPS, numbers, results, start, two_workers
 
+# `test_several_workers` trains two by the command each time.
+pytestmark = pytest.mark.slow
+
 CELLS = {
     "float32": ["float32", False, 4, "streaming"],
     "mixed_float16": ["mixed_float16", True, 16, "resident"],
 }
 
 
-@pytest.fixture(
-    scope="module", params=["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["float32", "mixed_float16"])
 def workers_and_mirrored(request):
     cells = [CELLS[request.param]]
     (first,), (second,) = two_workers(cells, timeout=240)

@@ -225,7 +225,10 @@ def test_the_main_job_on_two_virtual_devices(place):
     assert out == (path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_it_cleanly(place, tmp_path, number, code):
     path = tmp_path / "run"
     process = start(*argv_of({"epochs": 100_000}), f"--run_dir={path}")

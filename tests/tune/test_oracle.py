@@ -39,7 +39,9 @@ def run_one(oracle, name="worker-0", score=None):
     return dict(values)
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize(
+    "tuner", [TUNERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TUNERS[1:])]
+)
 def test_a_search_that_is_killed_between_trials_goes_on_with_the_same_ones(make, tmp_path, tuner):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
