@@ -114,6 +114,25 @@ def test_the_norm_is_that_of_the_last_step_of_a_loop(as_on_gpu):
     np.testing.assert_allclose(every, [norms[at] for at in (3, 5, 9, 11)], rtol=1e-4)
 
 
+def test_an_execution_is_one_program_with_the_results_of_the_metrics(as_on_gpu, monkeypatch):
+    strategy = one_device()
+    model = network(strategy, together=3)
+    data = examples().take(np.arange(5 * BATCH))
+    batches = training_batches(
+        data, batch_size=BATCH, seed=0, resident=make_resident(data, strategy)
+    )
+    options = {"steps_per_epoch": 6, "verbose": 0, "shuffle": False}
+    model.fit(batches, **options)
+    (*_, program), called = model.train_function.traced, []
+    kind = type(program)
+    call = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda f, *a, **k: called.append(f) or call(f, *a, **k))
+    history = model.fit(batches, **options).history
+    assert set(history) == {"loss", "accuracy"}
+    # Beside the programs batches are read.
+    assert [f.name for f in called if "read" not in f.name] == [program.name] * 2
+
+
 def test_without_a_strategy(as_on_gpu):
     strategy = tf.distribute.get_strategy()
     model = network(strategy)

@@ -75,7 +75,6 @@ class CompiledLoop:
         self._left: str | None = None
         options = {"reduce_retracing": True, "autograph": False}
         self._read = tf.function(self._read_of, **options)
-        self._logs = tf.function(lambda: replicas.logs(None), **options)
         self.traced = tf.function(self._steps_of, jit_compile=True, autograph=False)
 
     def takes(self, batches: Batches, steps: int) -> bool:
@@ -135,8 +134,10 @@ class CompiledLoop:
         while at < steps:
             length = _equal(counts, at, rows)
             some = elements if length == steps else _rows(elements, slice(at, at + length))
-            if length > 1 and self._compiles(length) and self._ran(some, *given[:2], length):
-                logs = None
+            together = length > 1 and self._compiles(length)
+            results = self._results(some, *given[:2], length) if together else None
+            if results is not None:
+                logs = results
             else:
                 if self._model.tfgpu_statistics is not None:
                     self._model.tfgpu_statistics.latest(None)
@@ -144,7 +145,7 @@ class CompiledLoop:
                     one = _rows(_rows(elements, number), slice(counts[number]))
                     logs = self._one_by_one(one, *given)
             at += length
-        return self._logs() if logs is None else logs
+        return logs
 
     def _taken(self, iterator: BatchIterator, steps: int) -> tuple[Any, list[int]]:
         """The next batches of an iterator: stacked, and the rows of each."""
@@ -185,12 +186,12 @@ class CompiledLoop:
         self._lengths.add(length)
         return True
 
-    def _ran(self, elements: Any, device_map: Any, resident: Any, length: int) -> bool:
-        """Runs whole batches as one program; False if they cannot be, and nothing has happened."""
+    def _results(self, elements: Any, device_map: Any, resident: Any, length: int) -> Any:
+        """Runs whole batches as one program; None if they cannot be, and nothing has happened."""
         statistics = self._model.tfgpu_statistics
         try:
             with self._inlined(), for_xla():
-                norm = self.traced(elements, device_map, resident, length)
+                norm, results = self.traced(elements, device_map, resident, length)
         except (NotCompilable, xla.Uncompilable) as error:
             self._leave(str(error))
         except tf.errors.OpError as error:
@@ -201,8 +202,8 @@ class CompiledLoop:
         else:
             if statistics is not None:
                 statistics.latest(norm)
-            return True
-        return False
+            return results
+        return None
 
     def _leave(self, reason: str) -> None:
         self._left = reason
@@ -250,8 +251,15 @@ class CompiledLoop:
             stacked = [array.stack() for array in arrays]
             return tf.nest.pack_sequence_as(spec, stacked), counts.stack()
 
-    def _steps_of(self, elements: Any, device_map: Any, resident: Any, length: int) -> tf.Tensor:
-        """`length` steps; returns the norm of the last one's gradient, 0 where nobody asks."""
+    def _steps_of(
+        self, elements: Any, device_map: Any, resident: Any, length: int
+    ) -> tuple[tf.Tensor, Any]:
+        """`length` steps.
+
+        Returns:
+            The norm of the last one's gradient, 0 where nobody asks, and the results of the
+            metrics.
+        """
         statistics = self._model.tfgpu_statistics
 
         def body(at: tf.Tensor, norm: tf.Tensor) -> Any:
@@ -269,8 +277,10 @@ class CompiledLoop:
             maximum_iterations=length,
             parallel_iterations=1,
         )
+        # In a function of their own they took 2 ms, for which the GPU had nothing to do.
+        results = self._replicas.logs(None)
         xla.check(tf.compat.v1.get_default_graph(), layers=lambda: layer_scopes(self._model))
-        return norm
+        return norm, results
 
 
 def on_gpu(arrays: Any) -> bool:
