@@ -12,7 +12,7 @@ from document_blocks import DOCS, PAGES, README, ROOT, blocks, prose, read
 from tfgpu import errors
 
 # Flags of programs that are not ours, in documents that say how ours are used.
-OTHERS = {"cases", "from", "logdir", "nodes", "ntasks", "requeue", "rm", "signal"}
+OTHERS = {"cases", "dist", "from", "logdir", "nodes", "ntasks", "requeue", "rm", "signal"}
 
 
 def _id(path):
