@@ -98,17 +98,18 @@ def test_a_short_run(tmp_path, monkeypatch):
     assert " left" in said and f"{told['verdict']['bound']}-bound" in said
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
         (["--factors=precison"], 2, "did you mean 'precision'"),
         (["--factors=device", "--devices=CPU:0"], 2, "nothing to compare"),
-        slow(["--dataset=synthetic:8x8:4"], 2, "synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES"),
-        slow(["--jit_compile=auto"], 2, "must be true or false here"),
+        pytest.param(
+            *(["--dataset=synthetic:8x8:4"], 2, "synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(["--jit_compile=auto"], 2, "must be true or false here"), marks=pytest.mark.slow
+        ),
         (["--devices=CPU:0", "--run_dir=/proc/no/place"], 2, "--run_dir=/proc/no/place: cannot"),
     ],
 )

@@ -135,10 +135,8 @@ class CompiledLoop:
             length = _equal(counts, at, rows)
             some = elements if length == steps else _rows(elements, slice(at, at + length))
             together = length > 1 and self._compiles(length)
-            results = self._results(some, *given[:2], length) if together else None
-            if results is not None:
-                logs = results
-            else:
+            logs = self._results(some, *given[:2], length) if together else None
+            if logs is None:
                 if self._model.tfgpu_statistics is not None:
                     self._model.tfgpu_statistics.latest(None)
                 for number in range(at, at + length):
