@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fresh_process import python
 
-from tfgpu.cli import startup
+from tfgpu.cli import flags, startup
 from tfgpu.errors import RequestError
 
 
@@ -85,6 +85,38 @@ startup.import_tensorflow()
     )
     assert "Aborted" in done.stderr
     assert "import_tensorflow" in done.stderr
+
+
+_WRAPPERS = """
+import gc, sys
+from tfgpu.cli import startup
+startup.prepare_environment()
+startup.import_tensorflow(own_code={own_code})
+import keras
+from sklearn.base import BaseEstimator
+print(issubclass(keras.wrappers.SKLearnClassifier, BaseEstimator), gc.isenabled())
+"""
+
+
+@pytest.mark.parametrize("own_code", [True, False])
+def test_keras_imports_scikit_learn_for_code_of_the_users_alone(own_code):
+    done = python(_WRAPPERS.format(own_code=own_code))
+    assert done.stdout.split() == [str(own_code), "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "expected"),
+    [
+        ("train", "--model=lenet", False),
+        ("train", "--model=my.package:build", True),
+        ("train", "--task=my.package:TASK", True),
+        ("evaluate", "--model=my.package:build", True),
+        ("tune", "--space=space.py", True),
+    ],
+)
+def test_a_setting_may_name_code_of_the_users(command, flag, expected):
+    argv = [flag, *(["--run_dir=runs/x"] if command == "evaluate" else [])]
+    assert flags.parse(argv, command=command).names_own_code is expected
 
 
 def test_a_child_imports_this_package_and_finds_what_its_parent_finds():

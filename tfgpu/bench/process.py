@@ -52,8 +52,9 @@ def failure(error: Exception) -> dict[str, Any]:
 def main(kind: str, argument: str) -> None:
     """Answers requests until standard input ends."""
     try:
+        config = BenchSettings.from_json(json.loads(argument))
         startup.prepare_environment()
-        startup.import_tensorflow()
+        startup.import_tensorflow(own_code=config.names_own_code)
         made: Any
         if kind == "trial":
             from tfgpu.bench.trial import Trial as made
@@ -63,7 +64,6 @@ def main(kind: str, argument: str) -> None:
         interleaved_timing.answer(failure(error))
         return
     interleaved_timing.answer("ready")
-    config = BenchSettings.from_json(json.loads(argument))
     served: Any = None
     for line in sys.stdin:
         request = json.loads(line)

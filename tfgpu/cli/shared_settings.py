@@ -61,6 +61,12 @@ class VerbositySettings(Settings, section=GENERAL, on_resume="ignored", tunable=
     verbosity: int = setting(0, "0 is quiet", minimum=0)
     """1 lets TensorFlow's own messages through."""
 
+    @property
+    def names_own_code(self) -> bool:
+        """Whether a setting may name code of the user's: package.module:NAME, or a Python file."""
+        texts = [value for value in vars(self).values() if isinstance(value, str)]
+        return any(re.fullmatch(rf"{BUILDER}|.*\.py", text) for text in texts)
+
 
 class RunSettings(VerbositySettings, section="Run"):
     """What every command takes that works on a finished run."""

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
     with (
         joined(config, console=console) as members,
         shared_run.opened(members, str(config.run_dir)) as run,
-        startup.tensorflow(verbosity=config.verbosity),
+        startup.tensorflow(config),
     ):
         from tfgpu.evaluate.run import evaluate
 

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
         Console(progress="none").say(describe(config, run))
         return 0
-    with startup.tensorflow(verbosity=config.verbosity):
+    with startup.tensorflow(config):
         from tfgpu.export.run import export
 
         result = export(config, run, console=Console(progress="none"))

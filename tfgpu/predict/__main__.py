@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     with (
         joined(config, console=console) as members,
         shared_run.opened(members, str(config.run_dir)) as run,
-        startup.tensorflow(verbosity=config.verbosity),
+        startup.tensorflow(config),
     ):
         from tfgpu.predict.run import predict
 

@@ -34,7 +34,7 @@ def train(config: TrainSettings) -> dict[str, object]:
     console = Console(progress=config.progress)
     with (
         joined(config, console=console) as members,
-        startup.tensorflow(verbosity=config.verbosity),
+        startup.tensorflow(config),
     ):
         from tfgpu.train.run import run
 

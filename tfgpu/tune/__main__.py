@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         compile_cache.keep(config.compile_cache, deterministic=config.deterministic)
     console = Console(progress=config.progress)
     startup.prepare_environment(verbosity=config.verbosity)
-    startup.import_tensorflow(verbosity=config.verbosity)
+    startup.import_tensorflow(verbosity=config.verbosity, own_code=config.names_own_code)
     from tfgpu.tune.run import run
 
     run(config, console=console)

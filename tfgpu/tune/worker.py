@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int | None:
         # Before TensorFlow counts them.
         os.sched_setaffinity(0, {int(core) for core in argv[1].split(",")})
     child.end_with_parent()
-    with startup.tensorflow(verbosity=config.verbosity):
+    with startup.tensorflow(config):
         return _Worker(config).work()
 
 
