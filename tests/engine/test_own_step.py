@@ -283,16 +283,6 @@ def test_reductions_in_a_step_are_those_of_all_rows(mirrored2, loss):
         np.testing.assert_allclose(logs[1], logs[0], **TOLERANCE)
 
 
-def mean_by_hand(y, y_pred, x):
-    return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, True))
-
-
-def test_gradients_of_a_loss_by_hand_are_said_to_be_added_up(mirrored2):
-    model = build(mirrored2, weighing(tfgpu.Model, mean_by_hand))
-    with pytest.warns(UserWarning, match="none of Keras' and not of compute_loss"):
-        fit(model)
-
-
 def test_a_loss_in_a_function_of_its_own_is_said_to_be_averaged_by_rows(mirrored2):
     model = build(mirrored2, weighing(tfgpu.Model, tf.function(by_weight)))
     with pytest.warns(UserWarning, match="which cannot meet there"):

@@ -1,7 +1,5 @@
 """Own steps with optimizers that look at the whole gradient, and with two optimizers."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -304,39 +302,3 @@ def test_an_optimizer_inside_a_function_of_tensorflow_is_refused_by_name(mirrore
 
     with pytest.raises(ValueError, match="is called inside a tf.function, or inside a branch"):
         fit(build(mirrored2, Steps))
-
-
-# ---- gradients that the step gathers itself ----------------------------------------------------
-
-
-@pytest.mark.parametrize("gathered", ["momentum", "decay", "perturbed"])
-def test_gradients_gathered_in_variables_are_spoken_of(mirrored2, gathered):
-    """A momentum of one's own is; weight decay and the perturbed weights of SAM are not."""
-
-    class Gathering(tfgpu.Model):
-        def train_step(self, data):
-            x, y = data
-            weights = self.trainable_variables
-            if gathered == "perturbed":
-                weights[0].assign_add(0.01 * tf.sign(weights[0]))
-            with tf.GradientTape() as tape:
-                loss = self.compute_loss(x, y, self(x, training=True))
-            gradients = tape.gradient(loss, weights)
-            if gathered == "momentum":
-                for slot, gradient in zip(self.slots, gradients, strict=True):
-                    slot.assign(0.5 * slot + gradient)
-                gradients = [0.1 * tf.convert_to_tensor(slot) for slot in self.slots]
-            else:
-                pairs = zip(gradients, weights, strict=True)
-                gradients = [g + 0.1 * tf.convert_to_tensor(w) for g, w in pairs]
-            self.optimizer.apply(gradients, weights)
-            return {"own": loss}
-
-    model = build(mirrored2, Gathering)
-    with mirrored2.scope():
-        model.slots = [keras.Variable(0 * w, trainable=False) for w in model.trainable_variables]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(model)
-    said = [str(each.message) for each in caught if "goes into the gradients" in str(each.message)]
-    assert bool(said) == (gathered == "momentum"), said

@@ -91,3 +91,28 @@ def test_the_shares_of_the_replicas_add_up_to_one(total):
         assert bool(r.present) == (r.real > 0)
         if r.real:
             np.testing.assert_allclose(float(r.share) * float(r.times_share), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (lambda x: tf.abs(x), True),
+        (lambda x: tf.reduce_mean(x, axis=1), True),
+        (lambda x: tf.reshape(x, [-1]), True),
+        (lambda x: x - tf.reduce_mean(x, axis=0), True),
+        (lambda x: tf.reduce_mean(tf.stack([x, 2 * x, x + 1]), axis=0), True),
+        (lambda x: tf.reduce_mean(tf.abs(x), axis=0), False),
+        (lambda x: tf.linalg.matmul(x, x, transpose_a=True), False),
+        (lambda x: 2 * tf.reduce_max(x, axis=0) + 1, False),
+    ],
+)
+def test_values_of_rows_are_told_from_as_many_of_classes(of, expected):
+    found = []
+
+    @tf.function(input_signature=[tf.TensorSpec([3, 3])])
+    def count(x):
+        found.append(Rows(3, 6, 2).are_counted_by(of(x)))
+        return x
+
+    count(tf.zeros((3, 3)))
+    assert found == [expected]

@@ -31,8 +31,6 @@ class Writes:
         self.before: list[tf.Tensor | None] = []
         self._keep = keep
         self._times: dict[int, int] = {}
-        # By the identity of a tensor that was read of a copy: the container, and the tensor.
-        self._read: dict[int, tuple[Any, tf.Tensor]] = {}
         self._graph = _graph()
 
     def note(self, variable: Any) -> None:
@@ -54,18 +52,6 @@ class Writes:
     def times(self, variable: Any) -> int:
         """How often `variable` has been assigned."""
         return self._times.get(id(variable), 0)
-
-    def note_read(self, copy: Any, value: tf.Tensor) -> None:
-        """Called after a variable, this replica's copy of one or another, is read."""
-        if self._graph is None:
-            return  # Eagerly nobody can follow a tensor to where it comes from.
-        for variable, written in zip(self.variables, self.copies, strict=True):
-            if written is copy:
-                self._read[id(value)] = variable, value
-
-    def read_as(self, value: Any) -> Any:
-        """The variable that was assigned and then read as this tensor; None for another one."""
-        return self._read.get(id(value), (None,))[0]
 
     def former(self, variable: Any) -> tf.Tensor | None:
         """The value of `variable` from before; None where it is not kept, or nothing assigned."""

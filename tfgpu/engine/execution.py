@@ -29,9 +29,9 @@ from tfgpu.engine.replica_step import (
     ReplicaStep,
     layer_scopes,
     refusal,
-    results_by_rows,
     rows_of,
 )
+from tfgpu.engine.step_results import reduced, results_by_rows
 
 
 class Replicas:
@@ -106,7 +106,7 @@ class Replicas:
                 with self._metrics.noted(context, rows) as find:
                     logs = self._step(shard, device_map, arrays)
                     find(logs)
-                return results_by_rows(logs, rows)
+                return results_by_rows(logs, rows, context)
 
         with contextlib.ExitStack() as stack:
             if self._own_step is not None:
@@ -132,7 +132,7 @@ class Replicas:
         """What the steps report, of what `run` returned last."""
         if not self.own_results:
             return metrics_result(self._model)
-        logs = private.reduce_per_replica(last, self._strategy, reduction="auto")
+        logs = reduced(last, self._strategy)
         return logs if self._metrics is None else self._metrics.asked_again(logs)
 
 

@@ -407,10 +407,7 @@ def _install() -> None:
     def read_outside(self: Any, *args: Any, **kwargs: Any) -> Any:
         # XLA compiles for one device, and the variable is on one of them.
         if _current.graph is None or not _shared_by_replicas(self):
-            value = read(self, *args, **kwargs)
-            if _current.writes is not None:
-                _current.writes.note_read(self, value)
-            return value
+            return read(self, *args, **kwargs)
         with _current.graph.as_default():
             return read(self, *args, **kwargs)
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -46,7 +47,11 @@ class Current(ThreadState):
         totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
         own_context: The strategy's replica context, in a step that a class defines itself.
         alone: Whether in such a step on one device.
-        adds_up: Whether such a step has computed a loss of which the gradients add up.
+        by_rows: In such a step: numbers that are known to count by rows, by identity.
+        whole: In such a step: gradients of the global batch, by identity.
+        parts: In such a step: gradients that add up to those of the global batch, by identity.
+        tapes: Those that record now, outermost first.
+        differentiating: Whether one of them computes gradients.
         counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
         declared: Whether the losses of `compile` are computed.
         within: How many losses are computed around what is computed now.
@@ -58,7 +63,11 @@ class Current(ThreadState):
     totals: dict[int, tf.Tensor] | None = None
     own_context: Any = None
     alone = False
-    adds_up = False
+    by_rows: Mapping[int, tf.Tensor] = MappingProxyType({})
+    whole: Mapping[int, tf.Tensor] = MappingProxyType({})
+    parts: Mapping[int, tf.Tensor] = MappingProxyType({})
+    tapes: tuple[tf.GradientTape, ...] = ()
+    differentiating = False
     counted: Any = None
     declared = False
     within = 0
@@ -84,11 +93,12 @@ def counting(
     Args:
         rows: Of its shard.
         own_context: The strategy's own replica context, where the step is one that the model's
-            class defines. Keras' losses give the mean over this replica's rows there, of which
-            the gradient is the replica's part of that of the global batch.
+            class defines. Keras' losses give the mean over this replica's rows there; for the
+            gradients see `own_gradients`.
         exchange: Sums a float64 scalar over the replicas, for the losses of such a step.
     """
-    return current.having(rows=rows, own_context=own_context, exchange=exchange, adds_up=False)
+    noted: dict[str, Any] = {"by_rows": {}, "whole": {}, "parts": {}}
+    return current.having(rows=rows, own_context=own_context, exchange=exchange, **noted)
 
 
 def sharded(
@@ -154,7 +164,7 @@ def additional(loss: Any, total: Any) -> Any:
         return total * tf.where(tf.rank(loss) > 0, times, tf.ones_like(times))
     if loss.shape[0] is not None:
         here = tf.get_static_value(rows.real)
-        if loss.shape[0] != here or not _depends_on_data(loss):
+        if loss.shape[0] != here or not depends_on_data(loss):
             return total  # Of weights, say: each replica has all of them.
         warnings.warn(
             f"A loss of the shape {tuple(loss.shape)} was added, and a replica has {here} rows: it "
@@ -164,8 +174,8 @@ def additional(loss: Any, total: Any) -> Any:
     return total * times
 
 
-def _depends_on_data(tensor: tf.Tensor) -> bool:
-    """Whether a tensor depends on anything but variables and constants."""
+def depends_on_data(tensor: tf.Tensor) -> bool:
+    """Whether a tensor depends on more than variables and constants: on rows, or their number."""
     if not hasattr(tensor, "op"):
         return True
     waiting, seen = [tensor], set()
@@ -183,12 +193,12 @@ def _depends_on_data(tensor: tf.Tensor) -> bool:
     return False
 
 
-def reported(loss: Any, rows: Rows) -> tf.Tensor:
-    """`loss` itself, whose gradient is that of `objective`."""
+def counts_by_rows(loss: Any) -> tf.Tensor:
+    """`loss` itself, which a step of one's own may minimise: its gradient counts by rows."""
     loss = tf.convert_to_tensor(loss)
-    part = objective(loss, rows)
-    current.adds_up = True
-    return part + tf.stop_gradient(loss - part)
+    if current.own_context is not None and loss.shape.rank == 0:
+        current.by_rows = {**current.by_rows, id(loss): loss}
+    return loss
 
 
 # ---- the losses of `compile` ----------------------------------------------------------------
@@ -257,13 +267,7 @@ def _followed(
                 "hand, which are one replica's; or use reduction='sum_over_batch_size'.",
                 stacklevel=2,
             )
-        part = value * tf.cast(rows.times_share, value.dtype)
-        if current.own_context is None:
-            return part
-        # Keras leaves sums to the gradients, which add up.
-        current.adds_up = True
-        own = value * tf.cast(rows.present, value.dtype)
-        return own + tf.stop_gradient(part - own)
+        return value * tf.cast(rows.times_share, value.dtype)
     if reduction not in _MEANS:
         return value
     weighted = reduction == _BY_WEIGHT and sample_weight is not None
@@ -325,7 +329,7 @@ def _install() -> None:
         dtype: Any = None,
     ) -> Any:
         value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
-        return _followed(value, values, sample_weight, mask, reduction)
+        return counts_by_rows(_followed(value, values, sample_weight, mask, reduction))
 
     @functools.wraps(call)
     def counted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -336,7 +340,7 @@ def _install() -> None:
     def own_scale(value: Any) -> Any:
         # Keras divides by the number of replicas, which is right for shards of equal size.
         if current.own_context is not None and current.shared is not None:
-            return reported(value, current.shared)
+            return counts_by_rows(value)
         return scale(value)
 
     @functools.wraps(unscale)

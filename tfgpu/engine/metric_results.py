@@ -56,14 +56,38 @@ def metrics_result(model: keras.Model) -> dict[str, Any]:
 
 
 def _summed_variables(metrics: Sequence[Any]) -> list[Any]:
-    """The variables of metrics that are a sum over the replicas' copies."""
-    values = [private.variable_value(v) for metric in metrics for v in metric.variables]
-    return [
-        value
-        for value in values
-        if isinstance(value, private.SyncOnReadVariable)
-        and value.aggregation == tf.VariableAggregation.SUM
-    ]
+    """The variables of metrics that are a sum over the replicas' copies.
+
+    Raises:
+        ValueError: The values of one cannot be added.
+    """
+    found = []
+    for metric, variable in [(each, v) for each in metrics for v in each.variables]:
+        value = private.variable_value(variable)
+        if not isinstance(value, private.SyncOnReadVariable):
+            continue
+        if value.aggregation != tf.VariableAggregation.SUM:
+            continue
+        replicas = value.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and value.dtype in (tf.bool, tf.string):
+            raise ValueError(
+                f"The metric {metric.name!r} has a variable {variable.name!r} of dtype "
+                f"{value.dtype.name}, and {replicas} replicas add up their values of it, which "
+                "these cannot. Count in a number, such as int32, and compare it in result()."
+            )
+        found.append(value)
+    return found
+
+
+def check_variables(model: keras.Model) -> None:
+    """Checks that the replicas' states of the metrics that a model was compiled with add up.
+
+    Raises:
+        ValueError: Those of one do not; names it.
+    """
+    config = private.compile_config(model).config
+    given = tree.flatten([config["metrics"], config["weighted_metrics"]])
+    _summed_variables([each for each in given if isinstance(each, keras.metrics.Metric)])
 
 
 class MustMeet(Exception):

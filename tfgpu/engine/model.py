@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from tfgpu.engine import losses, update
 from tfgpu.engine.batch_sizes import BatchSizes
 from tfgpu.engine.batches import Batches, has_several_workers
 from tfgpu.engine.execution import make_execution, make_prediction
+from tfgpu.engine.metric_results import check_variables
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.rematerialization import Segments
 from tfgpu.engine.step_statistics import StepStatistics
@@ -45,6 +47,7 @@ class ReplicaTrainer(private.TrainerHooks):
         if self.train_function is None or force:
             losses.adopt(private.compile_loss(self))
             self.train_function = make_execution(self, "train_step")
+            self.tfgpu_executions |= {"train"}
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
@@ -52,12 +55,14 @@ class ReplicaTrainer(private.TrainerHooks):
         if self.test_function is None or force:
             losses.adopt(private.compile_loss(self))
             self.test_function = make_execution(self, "test_step")
+            self.tfgpu_executions |= {"test"}
         return self.test_function
 
     def make_predict_function(self, force: bool = False) -> Callable:
         """Builds `self.predict_function`, which runs one execution of prediction steps."""
         if self.predict_function is None or force:
             self.predict_function = make_prediction(self)
+            self.tfgpu_executions |= {"predict"}
         return self.predict_function
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,11 +77,12 @@ class ReplicaTrainer(private.TrainerHooks):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `evaluate`; keeps nothing of the data."""
-        batches = self.tfgpu_batches
+        batches, within = self.tfgpu_batches, self.tfgpu_kind
+        self.tfgpu_kind = "test"
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            self.tfgpu_batches = batches
+            self.tfgpu_batches, self.tfgpu_kind = batches, within
 
     def predict(
         self,
@@ -98,6 +104,8 @@ class ReplicaTrainer(private.TrainerHooks):
         Returns:
             Arrays of the outputs of all rows, in order, in the structure of the outputs.
         """
+        if self._has_foreign_function("predict"):
+            return super().predict(x, batch_size, verbose, steps, callbacks)
         epoch_iterator = private.TFEpochIterator(
             x=x,
             batch_size=batch_size,
@@ -190,13 +198,17 @@ class ReplicaTrainer(private.TrainerHooks):
 
     def tfgpu_prepare(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Called by `fit` and `evaluate` with the epoch's iterator, before it is read."""
-        if iterator is not None:
+        if iterator is not None and self._has_foreign_function(self.tfgpu_kind):
+            self.tfgpu_batches = None
+            data_batch = iterator.data_adapter.get_tf_dataset().element_spec
+        elif iterator is not None:
             self.tfgpu_batches = self._take_over(iterator)
             data_batch = self.tfgpu_batches.model_spec
         self._check_optimizer()
         alone = private.own_strategy(self) is None
         if alone and not update.has_dynamic_scale(self.optimizer):
             return  # As in Keras: the first step builds.
+        check_variables(self)
         try:
             self.tfgpu_build(data_batch)
         except (RuntimeError, ValueError):
@@ -205,6 +217,34 @@ class ReplicaTrainer(private.TrainerHooks):
                 raise
 
     # ---- data ---------------------------------------------------------------------------
+
+    def _has_foreign_function(self, kind: str) -> bool:
+        """Whether Keras is to call a function of the user's, which reads TensorFlow's iterators.
+
+        A function around tfgpu's own is none.
+
+        Args:
+            kind: `train`, `test` or `predict`.
+        """
+        name = f"make_{kind}_function"
+        given = vars(self).get(name, getattr(type(self), name))
+        if getattr(self, f"{kind}_function") is None:
+            if given is getattr(ReplicaTrainer, name):
+                return False
+            self.tfgpu_executions -= {kind}
+            getattr(self, name)()
+            setattr(self, f"{kind}_function", None)  # Keras calls it again in a moment.
+        foreign = kind not in self.tfgpu_executions
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if foreign and replicas > 1:
+            warnings.warn(
+                f"{name} of {type(self).__name__} is custom, so {kind}_function is called as under "
+                f"stock tf.distribute: it gets the strategy's iterator, and has to run the "
+                f"{replicas} replicas itself. Override {kind}_step instead, or call "
+                f"super().{name}().",
+                stacklevel=2,
+            )
+        return foreign
 
     def _take_over(self, iterator: Any) -> Batches:
         """Has Keras' iterator over an epoch read `Batches`."""
@@ -320,6 +360,8 @@ class ReplicaTrainer(private.TrainerHooks):
     predict_function: Any
     _jit_is_resolved = False
     # For other modules; so named that a user's class has none of these names.
+    tfgpu_executions: frozenset[str] = frozenset()
+    tfgpu_kind = "train"
     tfgpu_jit_is_automatic = False
     tfgpu_said_of_xla: str | None = None
     tfgpu_callbacks: Any = None

@@ -3,10 +3,10 @@
 Such a step is run as Keras runs it, in the replica context of the strategy, which it may have
 been written for. Around it, three things are made right under several replicas:
 
-- `compute_loss` and Keras' losses give the loss of this replica's rows, and such gradients that
-  the replicas' add up to that of the global batch;
-- `apply` and `apply_gradients` of optimizers sum the gradients first, and then are those of one
-  device;
+- `compute_loss` and Keras' losses give the loss of this replica's rows, and `tape.gradient` the
+  gradients of the global batch, see `own_gradients`;
+- `apply` and `apply_gradients` of optimizers are those of one device, and first bring together
+  gradients that are not the same on each replica yet;
 - what the forward pass and the metrics assign is brought together, and a replica without rows
   of its own leaves no trace.
 """
@@ -24,8 +24,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine import losses, update
-from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine import losses, own_gradients, update
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.local_copies import (
     current_writes,
@@ -37,12 +36,9 @@ from tfgpu.engine.local_copies import (
 from tfgpu.engine.overrides import everywhere, is_own
 from tfgpu.engine.replica_step import (
     begun,
-    dense,
-    from_exchange,
     own_outputs,
     settled,
     sharded_loss,
-    to_exchange,
 )
 from tfgpu.engine.shards import Shard
 from tfgpu.engine.temporary import in_place_of
@@ -168,8 +164,7 @@ def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return compute_loss(*args, **kwargs)
     with on_local_copies(context, current_writes(), exchanging=True):
         loss = sharded_loss(compute_loss, context, {}, rows.real, *args, **kwargs)
-    # A step reports the value, of which the mean by rows is taken, and minimises its part.
-    return losses.reported(loss, rows)
+    return losses.counts_by_rows(loss)
 
 
 def _minding(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,19 +192,16 @@ def _apply(
             return apply(grads, trainable_variables)
     if context is None or losses.current.updating:
         return apply(grads, trainable_variables)
-    if not losses.current.adds_up:
-        losses.current.adds_up = True
-        warnings.warn(
-            f"A step applies gradients by {optimizer.name!r} of a loss that is none of Keras' and "
-            f"not of compute_loss. Those of {context.num_replicas_in_sync} replicas are added up, "
-            "as under tf.distribute: it has to be divided by the rows of the global batch, and not "
-            "by those of the tensors at hand, as a mean does. self.compute_loss does so by itself.",
-            stacklevel=2,
-        )
-    grads = _of_own_rows(dense(grads))
-    _say_of_gathered(grads, trainable_variables or ())
+    if trainable_variables is not None:
+        trainable_variables = list(trainable_variables)
     try:
-        sums, trainable_variables = _summed(optimizer, context, grads, trainable_variables)
+        # Once, and not in each replica; of which all come here before one is built.
+        if trainable_variables is not None and not optimizer.built:
+            once_for_all(context, functools.partial(_build, optimizer, trainable_variables))
+        updated = trainable_variables
+        if updated is None:
+            updated = private.updated_variables(optimizer) if optimizer.built else []
+        whole = own_gradients.of_all_rows(context, optimizer, list(grads), updated)
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise
@@ -219,59 +211,7 @@ def _apply(
             "meet. Call it outside of that; the step itself needs no tf.function."
         ) from error
     with updating, on_local_copies(context), update.prepared(optimizer):
-        return apply(sums, trainable_variables)
-
-
-def _of_own_rows(grads: list[Any]) -> list[Any]:
-    """Gradients that are 0 on a replica without rows of its own, whatever the loss was."""
-    rows = losses.current.rows
-    if rows is None or not rows.may_be_absent:
-        return grads
-    return [g if g is None else tf.where(rows.present, g, tf.zeros_like(g)) for g in grads]
-
-
-# Operations on each element; a gradient that is made by these alone has been gathered, not taken.
-_ON_EACH = {"AddV2", "Cast", "DivNoNan", "Identity", "Mul", "Neg", "RealDiv", "SelectV2", "Sub"}
-
-
-def _say_of_gathered(grads: Sequence[Any], updated: Sequence[Any]) -> None:
-    """Warns of gradients that the step has gathered in a variable, each in its turn."""
-    writes = current_writes()
-    waiting = [g for g in grads if hasattr(g, "op")]
-    seen, own = set(), {id(private.variable_value(v)) for v in updated}
-    while writes is not None and waiting:
-        tensor = waiting.pop()
-        variable = writes.read_as(tensor)
-        if variable is not None and id(variable) not in own:
-            warnings.warn(
-                f"Variable {variable.name!r}, which a step assigns, goes into the gradients. "
-                "Between steps replicas have the mean of it by rows, as of any variable, and of "
-                "gradients the sum: the numbers are those of one device only where replicas have "
-                "equally many rows. Let the optimizer do it, by momentum or "
-                "gradient_accumulation_steps.",
-                stacklevel=2,
-            )
-            return
-        if id(tensor) not in seen and tensor.op.type in _ON_EACH:
-            waiting.extend(tensor.op.inputs)
-        seen.add(id(tensor))
-
-
-def _summed(
-    optimizer: Any, context: Any, grads: list[Any], trainable_variables: Any
-) -> tuple[list[Any], Any]:
-    """The gradients of the global batch, for an optimizer that is built; and the variables."""
-    if trainable_variables is None:
-        variables = private.updated_variables(optimizer) if optimizer.built else []
-    else:
-        trainable_variables = variables = list(trainable_variables)
-        # Once, and not in each replica; of which all come here before one is built.
-        if not optimizer.built:
-            once_for_all(context, functools.partial(_build, optimizer, variables))
-    if len(variables) != len(grads):
-        return sum_over_replicas(context, grads), trainable_variables
-    parts = to_exchange(context, grads, variables)
-    return from_exchange(sum_over_replicas(context, parts), variables), trainable_variables
+        return apply(whole, trainable_variables)
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:

@@ -452,20 +452,6 @@ def own_outputs(outputs: Any, rows: Rows) -> Any:
     return tree.map_structure(own, outputs)
 
 
-def results_by_rows(results: Any, rows: Rows) -> Any:
-    """Results whose mean over the replicas is that by rows."""
-    if rows.replicas == 1:
-        return results
-
-    def weighted(leaf: Any) -> Any:
-        if not isinstance(leaf, tf.Tensor) or not leaf.dtype.is_floating:
-            return leaf
-        part = leaf * tf.cast(rows.share * rows.replicas, leaf.dtype)
-        return tf.where(rows.present, part, tf.zeros_like(leaf)) if rows.may_be_absent else part
-
-    return tree.map_structure(weighted, results)
-
-
 def refusal(complaint: str) -> str:
     """What to say where XLA was asked for and cannot compile the model."""
     return (

@@ -81,7 +81,64 @@ class Rows:
         length, real = values.shape[0], tf.get_static_value(self.real)
         if length is None:
             return True
-        return real is not None and length % max(int(real), 1) == 0
+        if real is None or length % max(int(real), 1):
+            return False
+        return not _is_reduced_over_rows(values, max(int(real), 1))
+
+
+# Reductions, whose second input says over which axes.
+_REDUCTIONS = {"All", "Any", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum"}
+
+
+# Operations whose first dimension is another than that of what they are given.
+_REARRANGING = {"ExpandDims", "Pack", "Reshape", "Tile", "Transpose"}
+
+
+def _is_reduced_over_rows(values: Any, real: int) -> bool:
+    """Whether nothing of the data reaches a tensor but by a reduction over the rows.
+
+    Tells values of classes from those of rows where they happen to be as many; eagerly nobody can.
+    """
+    if not hasattr(values, "op"):
+        return False
+    waiting, seen, reduced = [values], set(), False
+    while waiting:
+        op = waiting.pop().op
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        over_first = op.type in _REDUCTIONS and takes_in_first(*op.inputs)
+        if over_first or (op.type == "MatMul" and op.get_attr("transpose_a")):
+            if _leads_with_rows(op.inputs[0], real):
+                reduced = True
+                continue
+        elif op.type in ("Const", "ReadVariableOp", "ResourceGather", "Shape"):
+            continue
+        elif all(source.dtype in (tf.resource, tf.variant) for source in op.inputs):
+            return False  # A placeholder, or what an iterator gives.
+        waiting.extend(op.inputs)
+    return reduced
+
+
+def _leads_with_rows(tensor: Any, real: int) -> bool:
+    """Whether the first dimension of a tensor is that of rows, and not of what was put together."""
+    length = tensor.shape[0] if tensor.shape.rank else 0
+    if length is not None and (not length or length % real):
+        return False
+    while tensor is not None:
+        if tensor.op.type in _REARRANGING:
+            return False
+        like = (each for each in tensor.op.inputs if each.shape.rank == tensor.shape.rank)
+        tensor = next((each for each in like if each.shape[0] == length), None)
+    return True
+
+
+def takes_in_first(values: Any, axes: Any) -> bool:
+    """Whether a reduction over these axes, where they are known, takes in the first dimension."""
+    static, rank = tf.get_static_value(axes), values.shape.rank
+    if static is None or not rank:
+        return False
+    return any(int(axis) % rank == 0 for axis in static.reshape(-1))
 
 
 def row_count(batch: Any) -> Count | None:

@@ -1,0 +1,79 @@
+"""What a step of one's own returns that is no float."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfgpu
+
+X = np.random.default_rng(0).normal(size=(17, 6)).astype("float32")
+Y = X[:, :1]
+
+
+def history(cls, strategy, result, **compiled):
+    class Own(cls):
+        def train_step(self, data):
+            return {**super().train_step(data), "own": result(self, *data)}
+
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        inputs = keras.Input((6,))
+        model = Own(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse", jit_compile=False, **compiled)
+    return model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0).history["own"]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda model, x, y: tf.shape(x)[0],
+        lambda model, x, y: tf.reduce_sum(tf.cast(x > 0, tf.int32)),
+        lambda model, x, y: model.optimizer.iterations,
+        lambda model, x, y: tf.constant(True),
+        lambda model, x, y: tf.constant("said"),
+    ],
+    ids=["rows", "count", "updates", "bool", "text"],
+)
+@pytest.mark.parametrize("together", [1, 3])
+def test_it_is_that_of_one_device(mirrored2, result, together):
+    one = history(keras.Model, tf.distribute.get_strategy(), result)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="A step returns")
+        two = history(tfgpu.Model, mirrored2, result, steps_per_execution=together)
+    assert np.all(np.asarray(two) == np.asarray(one)), (two, one)
+
+
+def test_a_bool_of_the_rows_is_said_to_be_the_first_replicas(mirrored2):
+    with pytest.warns(UserWarning, match="'own' of dtype bool"):
+        found = history(tfgpu.Model, mirrored2, lambda model, x, y: tf.reduce_any(x > 1))
+    assert set(np.asarray(found).tolist()) <= {0.0, 1.0}
+
+
+def test_a_number_that_is_no_count_is_said_to_be_the_first_replicas(mirrored2):
+    with pytest.warns(UserWarning, match="'own' of dtype int64"):
+        found = history(tfgpu.Model, mirrored2, lambda model, x, y: tf.argmax(x[0]))
+    assert found[0] == int(np.argmax(X[12]))
+
+
+class Ever(keras.metrics.Metric):
+    def __init__(self, name="ever"):
+        super().__init__(name=name)
+        self.so_far = self.add_weight(name="so_far", initializer="zeros", dtype="bool")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.so_far.assign(tf.logical_or(self.so_far, tf.reduce_any(y_pred > 0)))
+
+    def result(self):
+        return tf.cast(self.so_far, "float32")
+
+
+def test_a_metric_whose_state_does_not_add_up_is_refused_by_name(mirrored2):
+    with mirrored2.scope():
+        inputs = keras.Input((6,))
+        model = tfgpu.Model(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse", metrics=[Ever()])
+    with pytest.raises(ValueError, match="metric 'ever' has a variable 'so_far' of dtype bool"):
+        model.fit(X, Y, verbose=0)

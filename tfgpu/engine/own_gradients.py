@@ -1,0 +1,347 @@
+"""Gradients in steps of one's own: those of the global batch, from the moment they are taken.
+
+Such a step is code for one device, which does with gradients as it likes: clips them, logs their
+norm, perturbs the weights along them, assigns variables by them. That is right where
+`tape.gradient` gives every replica the gradient of the global batch. A loss counts there as it
+does elsewhere:
+
+- a number: by rows, like any mean over rows, a penalty of the weights, and all that
+  `compute_loss` and Keras' losses give;
+- a value a row: it adds up, as TensorFlow adds up the gradients of its elements;
+- a sum over rows that the step itself computes: it adds up too, with a warning.
+
+`tf.nn.compute_average_loss` and `tf.nn.scale_regularization_loss`, which are for parts that add
+up, give what they give on one device.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpu.engine import losses
+from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
+from tfgpu.engine.shards import Rows, takes_in_first
+
+# Operations that keep a sum a sum, and a mean a mean.
+_LINEAR = {
+    *("Add", "AddN", "AddV2", "Cast", "Identity", "Mul", "Neg", "Pack", "RealDiv", "Reshape"),
+    *("DivNoNan", "SelectV2", "Squeeze", "Sub"),
+}
+_DIVISIONS = {"RealDiv", "DivNoNan"}
+# What is the same on each replica, whatever it is made of.
+_OF_ALL = {"Const", "ReadVariableOp", "ResourceGather", "VarHandleOp"}
+
+
+def is_nested(tape: Any) -> bool:
+    """Whether another tape records what is done with a gradient that `tape` gives."""
+    return any(each is not tape for each in losses.current.tapes)
+
+
+def combined(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """The sums over the replicas of their parts of gradients, one a variable.
+
+    Args:
+        context: The replica's context.
+        gradients: The parts; None entries stay None.
+        variables: What they are of; where their number is another, each is a plain sum.
+
+    Raises:
+        RuntimeError: The replicas cannot meet where they are.
+    """
+    if len(variables) != len(gradients):
+        return sum_over_replicas(context, gradients)
+    parts = to_exchange(context, gradients, variables)
+    return from_exchange(sum_over_replicas(context, parts), variables)
+
+
+def of_all_rows(
+    context: Any, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
+) -> list[Any]:
+    """Gradients as an optimizer is given them, such that they are the same on each replica.
+
+    Args:
+        context: The replica's context.
+        optimizer: That is given them, for messages.
+        gradients: Made of what `tape.gradient` gave, or not.
+        variables: Those that are updated.
+
+    Raises:
+        RuntimeError: The replicas cannot meet where they are.
+    """
+    gradients, rows = dense(gradients), losses.current.rows
+    origins = [_origin(gradient) for gradient in gradients]
+    if all(origin == "whole" for origin in origins):
+        return gradients
+    if not losses.current.whole and not losses.current.parts:
+        warnings.warn(
+            f"A step applies gradients by {optimizer.name!r} that tape.gradient has not given. "
+            f"Those of {context.num_replicas_in_sync} replicas are averaged by rows, as is right "
+            "for the gradients of means over rows.",
+            stacklevel=2,
+        )
+
+    def part(gradient: Any, origin: str) -> Any:
+        if gradient is None or origin == "part" or rows is None:
+            return gradient
+        return gradient * tf.cast(rows.share, gradient.dtype)
+
+    shares = [part(g, origin) for g, origin in zip(gradients, origins, strict=True)]
+    return combined(context, _of_own_rows(shares), variables)
+
+
+def _origin(gradient: Any) -> str:
+    """Whether a gradient is "whole": the same on each replica, a "part" that adds up, or "own"."""
+    if gradient is None:
+        return "whole"
+    whole, parts = losses.current.whole, losses.current.parts
+    waiting, seen, found = [gradient], set(), "whole"
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen or id(tensor) in whole:
+            continue
+        seen.add(id(tensor))
+        if id(tensor) in parts:
+            return "part"
+        if not hasattr(tensor, "op"):
+            return "own"  # Computed eagerly: nobody knows of what.
+        if tensor.op.type in _OF_ALL:
+            continue
+        inputs = [each for each in tensor.op.inputs if each.dtype not in (tf.resource, tf.variant)]
+        if not inputs or "Random" in tensor.op.type:
+            found = "own"  # Of the data, or random numbers.
+        waiting.extend(inputs)
+    return found
+
+
+def _of_own_rows(gradients: Sequence[Any]) -> list[Any]:
+    """Gradients that are 0 on a replica without rows of its own, whatever the loss was."""
+    rows = losses.current.rows
+    if rows is None or not rows.may_be_absent:
+        return list(gradients)
+    return [g if g is None else tf.where(rows.present, g, tf.zeros_like(g)) for g in gradients]
+
+
+# ---- how a loss counts ------------------------------------------------------------------------
+
+
+def _weight(target: Any, rows: Rows, *, speaking: bool) -> tf.Tensor:
+    """By what the gradient of a loss is multiplied, such that the replicas' add up; float64.
+
+    Args:
+        target: The loss.
+        rows: Of this replica's shard.
+        speaking: Whether to warn of what may be meant otherwise.
+    """
+    present = tf.cast(rows.present, tf.float64)
+    if target.shape.rank != 0:
+        return present if rows.are_counted_by(target) else rows.share
+    if not hasattr(target, "op"):
+        if speaking and id(target) not in losses.current.by_rows:
+            _say_of_eager()
+        return rows.share
+    kinds = set(_kinds(target, rows))
+    if "sum" not in kinds:
+        return rows.share
+    if speaking:
+        _say_of_sum(rows, beside_mean="mean" in kinds)
+    return rows.share if "mean" in kinds else present
+
+
+def _say_of_sum(rows: Rows, *, beside_mean: bool) -> None:
+    if beside_mean:
+        warnings.warn(
+            "A step minimises a mean over the rows of its tensors and a sum over them, together, "
+            f"and {rows.replicas} replicas share the batch: both count by rows, and the sum is too "
+            "small. Make the sum a mean.",
+            stacklevel=2,
+        )
+        return
+    warnings.warn(
+        f"A step minimises a sum over the rows of its tensors, and {rows.replicas} replicas share "
+        "the batch: the gradients of the replicas' sums are added up, with all that is added to "
+        "them, such as a penalty of the weights, once a replica. Numbers that the step returns are "
+        "averaged by rows, sums too. A mean, or self.compute_loss, has none of that.",
+        stacklevel=2,
+    )
+
+
+def _say_of_eager() -> None:
+    warnings.warn(
+        "With run_eagerly=True a step minimises what is not the result of compute_loss or of a "
+        "Keras loss alone, and several replicas share the batch: it counts by rows, as is right "
+        "for a mean over rows and for a penalty of the weights, and not for a sum over rows.",
+        stacklevel=2,
+    )
+
+
+def _kinds(loss: Any, rows: Rows) -> Iterable[str]:
+    """Of what a loss is the sum: "mean", "sum", and nothing for what does not depend on rows."""
+    waiting, seen = [loss], set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if id(tensor) in losses.current.by_rows:
+            yield "mean"
+            continue
+        kind, inputs = tensor.op.type, list(tensor.op.inputs)
+        if not losses.depends_on_data(tensor):
+            continue
+        if kind in _DIVISIONS and losses.depends_on_data(inputs[1]):
+            yield "mean"  # Of the rows at hand, or of what a mask leaves of them.
+        elif kind in _LINEAR:
+            waiting.extend(inputs)
+        elif kind == "Sum" and tensor.op.inputs[0].shape.rank != 0:
+            if _is_over_rows(tensor.op, rows):
+                yield "sum"
+            else:
+                waiting.append(inputs[0])
+        else:
+            yield "mean"
+
+
+def _is_over_rows(sum_op: Any, rows: Rows) -> bool:
+    """Whether a sum takes in the dimension of the rows."""
+    values, axes = sum_op.inputs
+    if tf.get_static_value(axes) is not None and values.shape.rank is not None:
+        return takes_in_first(values, axes) and rows.are_counted_by(values)
+    return rows.are_counted_by(values)
+
+
+# ---- what stands in ---------------------------------------------------------------------------
+
+
+def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `tf.GradientTape.gradient`; outside of such steps it is TensorFlow's."""
+
+    @tf.autograph.experimental.do_not_convert
+    @functools.wraps(gradient)
+    def of_all_rows(
+        self: Any,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
+    ) -> Any:
+        current, flat = losses.current, tf.nest.flatten(sources)
+        rows, context = current.rows, current.own_context
+        if context is None or rows is None or current.updating or current.differentiating:
+            return gradient(self, target, sources, output_gradients, unconnected_gradients)
+        variables = [each for each in flat if _is_variable(each)]
+        if variables and is_nested(self):
+            warnings.warn(
+                "A step takes the gradient of variables while another tape records: replicas "
+                "cannot exchange it there, and each goes on with that of its own rows.",
+                stacklevel=2,
+            )
+            return gradient(self, target, sources, output_gradients, unconnected_gradients)
+        with current.having(differentiating=True):
+            given = _weighted(target, output_gradients, rows, speaking=bool(variables))
+            found = gradient(self, target, sources, given, unconnected_gradients)
+        if not variables:
+            return found  # Of inputs, say: those of the rows at hand.
+        of_flat = tf.nest.flatten(found)
+        at = [place for place, each in enumerate(flat) if _is_variable(each)]
+        parts = _of_own_rows(dense([of_flat[place] for place in at]))
+        try:
+            whole = combined(context, parts, variables)
+            current.whole = {**current.whole, **{id(each): each for each in whole}}
+        except RuntimeError as error:
+            if "merge_call" not in str(error):
+                raise
+            # Inside a tf.function, say. An optimizer that is called outside adds them up.
+            whole = parts
+            current.parts = {**current.parts, **{id(part): part for part in parts}}
+        for place, each in zip(at, whole, strict=True):
+            of_flat[place] = each
+        return tf.nest.pack_sequence_as(sources, of_flat)
+
+    return of_all_rows
+
+
+def _is_variable(source: Any) -> bool:
+    return isinstance(source, keras.Variable | tf.Variable)
+
+
+def _weighted(target: Any, output_gradients: Any, rows: Rows, *, speaking: bool) -> list[Any]:
+    """The gradients of what is minimised by the losses, such that the replicas' parts add up."""
+    weigh = functools.partial(_weight, rows=rows, speaking=speaking)
+    targets = tf.nest.flatten(target)
+    given = [None] * len(targets) if output_gradients is None else tf.nest.flatten(output_gradients)
+
+    def weighted(loss: Any, up: Any) -> Any:
+        if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
+            return up
+        up = tf.ones_like(loss) if up is None else tf.convert_to_tensor(up)
+        return up * tf.cast(weigh(loss), up.dtype)
+
+    return [weighted(loss, up) for loss, up in zip(targets, given, strict=True)]
+
+
+def _entered(enter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(enter)
+    def entered(self: Any) -> Any:
+        losses.current.tapes = (*losses.current.tapes, self)
+        return enter(self)
+
+    return entered
+
+
+def _left(leave: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(leave)
+    def left(self: Any, *error: Any) -> Any:
+        losses.current.tapes = tuple(each for each in losses.current.tapes if each is not self)
+        return leave(self, *error)
+
+    return left
+
+
+def _average_loss(average: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `tf.nn.compute_average_loss`."""
+
+    @functools.wraps(average)
+    def of_own_rows(
+        per_example_loss: Any, sample_weight: Any = None, global_batch_size: Any = None
+    ) -> Any:
+        part = average(per_example_loss, sample_weight, global_batch_size)
+        rows = losses.current.rows
+        if losses.current.own_context is None or rows is None:
+            return part
+        # Without a size TensorFlow takes the rows at hand, times the replicas.
+        times = rows.replicas if global_batch_size is None else rows.times_share
+        return losses.counts_by_rows(part * tf.cast(times, part.dtype))
+
+    return of_own_rows
+
+
+def _regularization_loss(scale: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `tf.nn.scale_regularization_loss`."""
+
+    @functools.wraps(scale)
+    def whole(regularization_loss: Any) -> Any:
+        part, rows = scale(regularization_loss), losses.current.rows
+        if losses.current.own_context is None or rows is None:
+            return part
+        return part * tf.cast(rows.replicas, part.dtype)
+
+    return whole
+
+
+def _install() -> None:
+    """Has functions of TensorFlow mind `losses.current`; outside of steps they stay as they are."""
+    tape = tf.GradientTape
+    tape.gradient = _gradient_of_all_rows(tape.gradient)
+    tape.__enter__, tape.__exit__ = _entered(tape.__enter__), _left(tape.__exit__)
+    tf.nn.compute_average_loss = _average_loss(tf.nn.compute_average_loss)
+    tf.nn.scale_regularization_loss = _regularization_loss(tf.nn.scale_regularization_loss)
+
+
+_install()
