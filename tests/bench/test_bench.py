@@ -102,7 +102,10 @@ def test_a_short_run(tmp_path, monkeypatch):
     ("flags", "code", "said"),
     [
         (["--factors=precison"], 2, "did you mean 'precision'"),
-        (["--factors=device", "--devices=CPU:0"], 2, "nothing to compare"),
+        pytest.param(
+            *(["--factors=device", "--devices=CPU:0"], 2, "nothing to compare"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(["--dataset=synthetic:8x8:4"], 2, "synthetic:HEIGHTxWIDTHxCHANNELS:CLASSES"),
             marks=pytest.mark.slow,

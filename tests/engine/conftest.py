@@ -1,10 +1,19 @@
+import contextlib
+import os
 import re
 import zlib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+
+# XLA for CPUs compiles a step in three quarters of the time without these. An unknown flag ends the
+# process, so this is for the version in which it is known to be there.
+with contextlib.suppress(metadata.PackageNotFoundError):
+    if metadata.version("tensorflow").startswith("2.21."):
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # What they assert is shown as in tests.
 pytest.register_assert_rewrite(

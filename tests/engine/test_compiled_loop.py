@@ -95,6 +95,7 @@ def test_it_trains_what_single_steps_train(monkeypatch, policy):
     assert other_norm == pytest.approx(norm, rel=10 * tolerance)
 
 
+@pytest.mark.slow
 def test_the_norm_is_that_of_the_last_step_of_a_loop(as_on_gpu):
     strategy = one_device()
     norms = []
@@ -133,6 +134,7 @@ def test_an_execution_is_one_program_with_the_results_of_the_metrics(as_on_gpu, 
     assert [f.name for f in called if "read" not in f.name] == [program.name] * 2
 
 
+@pytest.mark.slow
 def test_without_a_strategy(as_on_gpu):
     strategy = tf.distribute.get_strategy()
     model = network(strategy)
@@ -181,12 +183,13 @@ def test_large_steps_and_deterministic_ones_are_not_looped(as_on_gpu, monkeypatc
     assert not loops(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lengths",
     [
         (3, 2, 2, 2, 1),
-        pytest.param((4, 1, 3, 2), marks=pytest.mark.slow),
-        pytest.param((2, 3, 4, 1), marks=pytest.mark.slow),
+        (4, 1, 3, 2),
+        (2, 3, 4, 1),
     ],
 )
 def test_batches_read_ahead_are_not_lost_when_executions_change_their_length(as_on_gpu, lengths):

@@ -36,6 +36,7 @@ def test_freezing_keeps_the_slots(ends, name):
     assert_as_stock(*on_both(ends, FREEZING[name], freeze))
 
 
+@pytest.mark.slow
 def test_the_case_of_a_layer_frozen_after_an_epoch(place):
     def train(run):
         for trainable in (True, False):
@@ -58,11 +59,13 @@ def test_a_frozen_layer_keeps_its_weights(place):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("name", ["momentum", slow("adam"), slow("scaled")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["momentum", "adam", "scaled"])
 def test_thawing_goes_on_with_the_slots(ends, name):
     assert_as_stock(*on_both(ends, FREEZING[name], freeze_and_thaw))
 
 
+@pytest.mark.slow
 def test_freezing_keeps_the_averages(ends):
     def train(run):
         run.fit()

@@ -73,6 +73,7 @@ def test_metrics_heed_a_mask(mirrored2):
     assert_as_stock((mirrored2, False), tagger(), sentences(9, 2), 4, **settings)
 
 
+@pytest.mark.slow
 def test_a_mask_on_one_device_under_xla():
     assert_as_stock((one_device(), True), tagger(), sentences(9), 4, loss=cross_entropy())
 

@@ -124,6 +124,7 @@ def test_the_loss_of_each_output_counts_partial_batches_by_rows(way):
     np.testing.assert_allclose(said["second_loss"], second, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_outputs_of_different_reductions_under_xla(mirrored2):
     x, y, weights = weighted_steps(11, 2)
     data = (x, {"first": y, "second": y[:, 0, :1]}, {"first": weights, "second": weights[:, 1]})

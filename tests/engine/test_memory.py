@@ -87,6 +87,7 @@ def test_evaluating_many_data_sets_keeps_none_alive(strategy, steps_per_executio
     assert alive(seen) == 0
 
 
+@pytest.mark.slow
 def test_evaluating_many_resident_data_sets_keeps_none_alive(strategy):
     model, seen = pixels(strategy), []
     for rows in range(5, 5 + MANY):

@@ -148,12 +148,14 @@ def two_processes(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_epoch(two_processes):
     for result in two_processes:
         assert result["compiled"][0] > 0
         assert set(result["compiled"]) == {result["compiled"][0]}
 
 
+@pytest.mark.slow
 def test_the_same_run_in_two_processes_ends_with_the_same_bits(two_processes):
     first, second = two_processes
     assert first["history"] == second["history"]

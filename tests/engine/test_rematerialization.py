@@ -57,6 +57,7 @@ def assert_same(kept, again, *, xla=False):
             np.testing.assert_array_equal(other.numpy(), one.numpy(), err_msg=one.path)
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_same(way):
     strategy, xla = way
     kept = trained(strategy, remat=False, xla=xla)

@@ -196,6 +196,7 @@ def _runs(process):
         return False
 
 
+@pytest.mark.slow
 def test_a_launch_trains(tmp_path):
     done = launches.launch("--workers=2", "--", *launches.TRAIN, "--epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

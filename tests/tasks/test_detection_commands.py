@@ -86,6 +86,7 @@ def test_two_replicas_compute_what_one_does(place, run):
     assert result_of(two)["test_voc_map"] == pytest.approx(result_of(run)["test_voc_map"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_evaluate_has_cocos_figures(run, tmp_path, capsys):
     argv = (f"--run_dir={run}", f"--out={tmp_path}", "--devices=CPU:0,CPU:1", "--split=all")
     assert command(evaluate.main, *argv) == 0

@@ -229,6 +229,7 @@ def test_a_run_has_the_metrics_of_the_task_and_what_was_fitted(run):
     keras.models.load_model(run / "model.keras", compile=False)
 
 
+@pytest.mark.slow
 def test_streaming_gives_the_same_bits(place, run):
     other = trained(place, "streaming", "--devices=CPU:0", "--input=streaming")
     for ours, theirs in zip(weights(run), weights(other), strict=True):

@@ -1,5 +1,6 @@
 """TensorBoard's callback where TensorFlow is held to deterministic kernels, and reads no clock."""
 
+import pytest
 from fresh_process import python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,6 +26,7 @@ model.fit(data, epochs=3, verbose=0, callbacks=[tfgpu.TensorBoard(FOLDER)])
 """
 
 
+@pytest.mark.slow
 def test_what_needs_a_clock_is_left_out(tmp_path):
     program = PROGRAM.replace("FOLDER", repr(str(tmp_path)))
     done = python(program, XDG_CACHE_HOME=str(tmp_path / "cache"))

@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_terminated_and_killed_ends_with_the_same_bits(place, tmp_path):
     settings = CASES["one device, resident"]
     job = Job(place, tmp_path / "cut", settings)

@@ -55,6 +55,7 @@ def test_without_its_checkpoints_a_run_is_not_begun_anew(cut, capsys):
     assert (cut / "metrics.jsonl").read_bytes() == metrics
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_another_set_up_and_says_so(cut, capsys):
     changes = {
         "devices": "CPU:0,CPU:1",

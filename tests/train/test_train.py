@@ -146,6 +146,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_plain_keras_without_tfgpu_loads_every_model(run, place):
     runs = [
         run(),
@@ -208,6 +209,7 @@ def start(*argv, **options):
     )
 
 
+@pytest.mark.slow
 def test_the_main_job_on_two_virtual_devices(place):
     path = place / "runs" / "main"
     process = start(

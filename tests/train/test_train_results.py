@@ -74,7 +74,7 @@ def test_one_device_is_one_replica(run):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"precision": "mixed_float16", "epochs": 1},
+        pytest.param({"precision": "mixed_float16", "epochs": 1}, marks=pytest.mark.slow),
         pytest.param({"precision": "mixed_bfloat16", "epochs": 1}, marks=pytest.mark.slow),
         pytest.param({"jit_compile": "true"}, marks=pytest.mark.slow),
         {"precision": "mixed_float16", "jit_compile": "true", "devices": "CPU:0,CPU:1"},
@@ -122,7 +122,8 @@ def evaluate_validation(this):
     return model.evaluate(*data.validation.load_arrays(), verbose=0, return_dict=True)
 
 
-@pytest.mark.parametrize("devices", [pytest.param("CPU:0", marks=pytest.mark.slow), "CPU:0,CPU:1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["CPU:0", "CPU:0,CPU:1"])
 def test_the_average_is_validated_tested_and_saved(run, devices):
     this = run(ema_momentum=0.9, devices=devices)
     plain = run(devices=devices)
