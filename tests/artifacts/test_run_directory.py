@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from tfgpu.artifacts.run_directory import RunDirectory, differences
+from tfgpu.artifacts.differences import differences
+from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.errors import RequestError
 from tfgpu.train.settings import TrainSettings
 
@@ -165,6 +166,27 @@ def test_an_average_is_not_extended(tmp_path):
     create(tmp_path / "run", config=config).close()
     with pytest.raises(RequestError, match="epochs: 2 there, 4 now"):
         create(tmp_path / "run", config=config | {"epochs": 4})
+
+
+@pytest.mark.parametrize(("warmup", "allowed"), [(0.5, False), (0.0, True)])
+def test_a_warm_up_around_a_thaw_depends_on_the_epochs(tmp_path, warmup, allowed):
+    config = CONFIG | {"lr_schedule": "constant", "unfreeze_at": 2, "warmup_epochs": warmup}
+    create(tmp_path / "run", config=config | {"epochs": 2}).close()
+    longer = config | {"epochs": 4}
+    if allowed:
+        assert create(tmp_path / "run", config=longer).resuming
+    else:
+        with pytest.raises(RequestError, match="epochs: 2 there, 4 now"):
+            create(tmp_path / "run", config=longer)
+
+
+def test_what_was_found_on_validation_is_kept_beside_what_was_fitted(tmp_path):
+    run = create(tmp_path / "run")
+    fitted = {"labels": ("no", "yes"), "mean": 0.5}
+    assert not run.has_fitted(fitted)
+    run.write_fitted(fitted | {"threshold": 0.3})
+    assert run.has_fitted(fitted)
+    assert not run.has_fitted(fitted | {"mean": 0.6})
 
 
 def test_the_settings_of_a_run_can_be_read(tmp_path):

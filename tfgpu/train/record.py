@@ -13,7 +13,6 @@ from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli.console import Console
 from tfgpu.data.examples import Examples
 from tfgpu.errors import WorkError
-from tfgpu.tasks.loading import Dataset
 from tfgpu.train.progress import Timing
 from tfgpu.train.recipe import Resolved
 
@@ -50,17 +49,6 @@ metrics it has these too, as NAME, val_NAME and test_NAME."""
 def measured(metrics: Sequence[str]) -> list[str]:
     """The fields of result.json that are losses and metrics of a task."""
     return [f"{split}{name}" for split in ("", "val_", "test_") for name in (*metrics, "loss")]
-
-
-def data_identity(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint keeps of the data, for a run that continues it to compare."""
-    identity: dict[str, Any] = {
-        "data.fingerprint": data.fingerprint,
-        "data.classes": len(data.class_names),
-    }
-    if data.spec.fitted:
-        identity["data.fitted"] = data.spec.fitted_digest
-    return identity
 
 
 def count_identical(

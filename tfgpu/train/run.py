@@ -28,17 +28,19 @@ from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data import preparation
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.errors import Error, Interrupted, ModelFileError
+from tfgpu.errors import Error, Interrupted
 from tfgpu.machine import runtime
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import dry_run, fine_tuning, mixing, recipe, reporting, together, tracking
+from tfgpu.train import continuing, dry_run, fine_tuning, mixing, recipe, reporting
+from tfgpu.train import together, tracking
+from tfgpu.train.continuing import data_identity
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, data_identity, measured
+from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, measured
 from tfgpu.train.session import Session
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tracking import Tracking
@@ -130,9 +132,10 @@ def run(
             of_task = data.task.announce(data.spec, settings.to_json())
             for note in (*data.storage_notes, *data.notes, *of_task):
                 console.say(note)
-            # All that can be wrong with the data and the model shows before the first file is
-            # written.
+            # All that can be wrong with the data, the model and a run that is to be gone on with
+            # shows before the first file is written: what is refused stays as it was.
             job = _prepare(settings, session, build, stopwatch)
+            continuing.check(members, config, model=job.model, batches=job.batches, data=data)
             for note in job.notes:
                 console.say(note)
             if config.dry_run:
@@ -202,7 +205,7 @@ def _record(
         directory.write_environment(
             environment.record(machine, dataset=data.provenance, given=job.given)
         )
-        if data.spec.fitted:
+        if data.spec.fitted and not (directory.resuming and directory.has_fitted(data.spec.fitted)):
             directory.write_fitted(data.spec.fitted)
         if monitor is not None:
             monitor.start()
@@ -403,11 +406,6 @@ def _train(
     callbacks.append(timing.closing)
     if directory.resuming and chief:
         console.say(f"continuing the run in {directory.path}")
-        if directory.metrics_size() and not directory.has_checkpoint:
-            raise ModelFileError(
-                f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
-                "holds no checkpoint; put one back, or start again with another --run_dir"
-            )
     if job.data.validation is not None:
         with stopwatch.during("data"):
             identical(job.data.validation, "validation")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfgpu.artifacts import files
 from tfgpu.artifacts.files import plain
-from tfgpu.artifacts.run_directory import differences, first_of
+from tfgpu.artifacts.differences import differences, first_of
 from tfgpu.errors import RequestError
 from tfgpu.tune.settings import TuneSettings
 from tfgpu.tune.space import Space
