@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -13,6 +12,7 @@ from tfgpu.cluster.membership import Membership
 from tfgpu.data.inputs import DeviceDataset
 from tfgpu.errors import ModelFileError
 from tfgpu.tasks.loading import Dataset
+from tfgpu.train.session import data_identity
 from tfgpu.train.settings import TrainSettings
 
 
@@ -51,14 +51,3 @@ def check(
             directory.checkpoints_dir, members=members, run=data_identity(data)
         )
         backup.check(model, batches)
-
-
-def data_identity(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint keeps of the data, for a run that continues it to compare."""
-    identity: dict[str, Any] = {
-        "data.fingerprint": data.fingerprint,
-        "data.classes": len(data.class_names),
-    }
-    if data.spec.fitted:
-        identity["data.fitted"] = data.spec.fitted_digest
-    return identity

@@ -35,13 +35,12 @@ from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
 from tfgpu.train import continuing, dry_run, fine_tuning, mixing, recipe, reporting
 from tfgpu.train import together, tracking
-from tfgpu.train.continuing import data_identity
 from tfgpu.train.failures import one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
 from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, measured
-from tfgpu.train.session import Session
+from tfgpu.train.session import Session, data_identity
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tracking import Tracking
 from tfgpu.train.views import Views

@@ -191,3 +191,14 @@ def load_data(config: TrainSettings) -> Dataset:
         features=read_roles(config.features, config.target),
         options=lambda task: read_options(settings, task.options, task=task.name),
     )
+
+
+def data_identity(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint or a search keeps of the data, to be compared when it is continued."""
+    identity: dict[str, Any] = {
+        "data.fingerprint": data.fingerprint,
+        "data.classes": len(data.class_names),
+    }
+    if data.spec.fitted:
+        identity["data.fitted"] = data.spec.fitted_digest
+    return identity
