@@ -76,8 +76,23 @@ def test_default_names_are_one_plain_word(tmp_path, monkeypatch, dataset, model,
     assert run.path.resolve().parent == tmp_path / "runs"
 
 
+def finish(run, **result):
+    run.write_result({"status": "finished"} | result)
+    run.model_path.touch()
+    run.close()
+
+
+def test_a_finished_run_whose_model_is_gone_is_gone_on_with(tmp_path):
+    run = create(tmp_path / "run")
+    finish(run)
+    run.model_path.unlink()
+    assert run.trained
+    again = create(tmp_path / "run")
+    assert again.finished is None and again.resuming
+
+
 def test_a_finished_run_is_given_back(tmp_path):
-    create(tmp_path / "run").write_result({"status": "finished", "accuracy": 0.5})
+    finish(create(tmp_path / "run"), accuracy=0.5)
     again = create(tmp_path / "run", {**CONFIG, "verbosity": 1, "run_dir": "elsewhere"})
     assert again.finished == {"status": "finished", "accuracy": 0.5}
 
@@ -327,9 +342,9 @@ def test_the_log_grows(tmp_path):
 
 
 def test_a_finished_run_is_not_logged_to(tmp_path):
-    create(tmp_path / "run").write_result({"status": "finished"})
+    finish(create(tmp_path / "run"))
     create(tmp_path / "run").log("finished already")
-    assert everything(tmp_path / "run") == ["config.json", "result.json"]
+    assert everything(tmp_path / "run") == ["config.json", "model.keras", "result.json"]
 
 
 def test_only_the_chief_writes(tmp_path):

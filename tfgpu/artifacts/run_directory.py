@@ -405,7 +405,9 @@ def _existing(
 
 def _finished(place: Path) -> dict[str, Any] | None:
     result = _result(place)
-    return result if result.get("status") == "finished" else None
+    # Without its model it is gone on with, which writes that again from the last checkpoint.
+    whole = RunDirectory(place).model_path.exists()
+    return result if whole and result.get("status") == "finished" else None
 
 
 def _result(place: Path) -> dict[str, Any]:
