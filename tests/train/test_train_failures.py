@@ -161,6 +161,20 @@ def test_out_of_memory(tmp_path, capsys, monkeypatch, error, devices, advice):
     assert "out of memory with --batch_size=6" in line and advice in line
 
 
+def test_weights_that_are_not_finite_are_no_end(tmp_path, capsys, monkeypatch):
+    real = keras.Model.fit
+
+    def fit(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        self.layers[-2].bias.assign([0.0, float("nan")])
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
+    line = the_line(capsys)
+    assert "is not finite any more" in line and "/bias is not)" in line
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
 def test_out_of_memory_before_training(tmp_path, capsys, monkeypatch):
     def load_arrays(self):
         raise MemoryError

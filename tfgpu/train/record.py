@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tfgpu.artifacts.run_directory import RunDirectory
+from tfgpu.checkpoint import training_state
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
 from tfgpu.cli.console import Console
 from tfgpu.data.examples import Examples
@@ -106,14 +107,25 @@ class Record(keras.callbacks.Callback):
         if not math.isfinite(self._timing.latest.get("loss", 0.0)):
             self._stop_broken()
 
-    def _stop_broken(self) -> None:
+    def check_weights(self) -> None:
+        """Ends a training whose weights are not finite: the loss is that before the last update.
+
+        Raises:
+            WorkError: They are not.
+        """
+        name = training_state.not_finite(training_state.arrays_of(self.model))
+        if name is not None:
+            path = training_state.variables_of(self.model)[name].path
+            self._stop_broken(f" ({path} is not)")
+
+    def _stop_broken(self, what: str = "") -> None:
         """Ends a training that is not finite any more, and says where it broke."""
         steps = self._outcome["steps"]
         broken = self._backup.first_breakage(steps)
-        where = f"within {steps} steps"
+        where = f"within {steps} steps{what}"
         if broken is not None:
             self._outcome["steps"] = broken.step
-            where = f"at step {broken.step}, first in the gradient of {broken.variable}"
+            where = f"at step {broken.step}, first in the gradient of {broken.variable}{what}"
         raise WorkError(
             f"the training is not finite any more, {where}; the checkpoints before it are kept; "
             f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1",

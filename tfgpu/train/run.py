@@ -423,6 +423,7 @@ def _train(
                 callbacks=callbacks,
                 verbose=0,
             )
+        record.check_weights()
     finally:
         backup.close()
     # They came after the last moment at which `fit` could have been left.
