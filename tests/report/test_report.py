@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 
 import pytest
 from commands import command, refusal
@@ -205,6 +206,22 @@ def test_several_runs_are_compared(tmp_path):
 def test_without_two_seeds_nothing_is_known_of_the_spread(tmp_path):
     paths = [write(tmp_path / "a"), write(tmp_path / "b", config=config(epochs=4, seed=1))]
     assert "nothing is known of the spread" in page_of(*paths).text
+
+
+@pytest.mark.parametrize("what", [7, "CPU:0", {"a": 1}, [1]])
+def test_runs_are_compared_whatever_their_environments_say(tmp_path, what):
+    paths = [
+        write(tmp_path / name, environment=environment() | changed)
+        for name, changed in (("a", {"devices": what, "versions": what}), ("b", {}))
+    ]
+    assert "2 runs side by side" in page_of(*paths).text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are UTF-16 there")
+def test_a_path_need_not_be_utf_8(tmp_path):
+    run, out = write(tmp_path / "caf\udce9"), tmp_path / "page.html"
+    assert command(report.main, f"--run_dir={run}", f"--out={out}") == 0
+    assert "caf\\udce9" in check(out.read_text(encoding="utf-8")).text
 
 
 def test_paths_are_joined_by_commas_and_may_hold_one(tmp_path):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from trained_runs import argv_of, command, everything, the_line, write_images
 
+from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.data.examples import Examples
 from tfgpu.train.run import RESULT_FIELDS
 
@@ -218,3 +219,23 @@ def test_a_disk_too_full_for_the_model(tmp_path, capsys, monkeypatch, error):
     assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
     assert "No space left on device" in the_line(capsys)
     assert not [name for name in everything(tmp_path / "run") if "keras" in name]
+
+
+def test_a_run_directory_that_is_removed_is_one_line(tmp_path, capsys, monkeypatch):
+    real = RunDirectory.append_metrics
+
+    def append_metrics(self, metrics):
+        shutil.rmtree(self.path)
+        real(self, metrics)
+
+    monkeypatch.setattr(RunDirectory, "append_metrics", append_metrics)
+    assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
+    line = the_line(capsys)
+    assert f"{str(tmp_path / 'run')!r} was removed while the run wrote there" in line
+
+
+def test_tensorboard_needs_a_path_that_is_text(tmp_path, capsys):
+    argv = argv_of({"epochs": 1, "tensorboard": "default"})
+    assert command(*argv, f"--run_dir={tmp_path}/\udcff") == 2
+    assert "/\\xff': TensorBoard's files need a path that is UTF-8" in the_line(capsys)
+    assert everything(tmp_path) == []

@@ -25,6 +25,7 @@ from tfgpu.artifacts.lock import DirectoryLock
 from tfgpu.cli.settings import Settings
 from tfgpu.errors import DISK_FULL, RequestError
 
+
 def default_path(*, dataset: str, model: str, ending: str | None = None) -> Path:
     """Returns where a run goes that names no directory; there may be something already.
 
@@ -424,7 +425,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # Not JSON, or not even text.
+    except (ValueError, RecursionError) as error:  # Not JSON, or not even text.
         raise RequestError(
             f"{str(path)!r} is damaged ({error}); name another --run_dir, or remove this one"
         ) from None

@@ -7,6 +7,7 @@ TensorFlow, and nothing that a file says is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -165,7 +166,8 @@ class RunFiles:
         for source in sources:
             value = source.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
+                with contextlib.suppress(OverflowError):
+                    return float(value)
         return None
 
     @property

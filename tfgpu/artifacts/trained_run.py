@@ -390,7 +390,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # Not JSON, or not even text.
+    except (ValueError, RecursionError) as error:  # Not JSON, or not even text.
         raise ModelFileError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} is damaged: it holds no JSON object")

@@ -26,8 +26,8 @@ from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
 from tfgpu.checkpoint.store import CheckpointStore, OtherRunError
 from tfgpu.cluster.membership import Membership, alone
-from tfgpu.engine import keras_internals as private
 from tfgpu.data.inputs import DeviceDataset
+from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, RequestError, WorkError
 

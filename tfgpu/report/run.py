@@ -70,7 +70,8 @@ def write(runs: Sequence[RunFiles], *, out: Path | None = None) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(out) as beside:
-            beside.write_text(page, encoding="utf-8")
+            # Paths need not be UTF-8, and the page is.
+            beside.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise

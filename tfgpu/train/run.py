@@ -33,9 +33,18 @@ from tfgpu.machine import runtime
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import continuing, dry_run, fine_tuning, mixing, recipe, reporting
-from tfgpu.train import together, tracking
-from tfgpu.train.failures import one_line_failures, say_what_is_kept
+from tfgpu.train import (
+    continuing,
+    dry_run,
+    fine_tuning,
+    mixing,
+    recipe,
+    reporting,
+    tensorboard,
+    together,
+    tracking,
+)
+from tfgpu.train.failures import kept, one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
@@ -84,6 +93,7 @@ def run(
         members = members or alone()
         if members.is_chief:
             trackers.check(config.log_to)
+            tensorboard.check(config)
         if config.model is not None and ":" in config.model:
             find_builder(config.model)  # Before the data, which may take long.
         begun = together.settings_of_chief(members, together.as_recorded(config, members))
@@ -209,20 +219,22 @@ def _record(
         if monitor is not None:
             monitor.start()
         # Here and not only around it all, so that the log has what the terminal shows.
-        with one_line_failures(config, machine):
+        with one_line_failures(config, machine), kept(directory.path):
             _train(job, directory, console, stopwatch, outcome, signals, monitor)
             close("paused" if job.pauses else "finished")
             if job.members.is_chief:
                 console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
     except (KeyboardInterrupt, Interrupted) as stop:
-        close("interrupted")
+        with contextlib.suppress(FileNotFoundError):  # The directory has been removed.
+            close("interrupted")
         signal_ = stop.signal if isinstance(stop, Interrupted) else signals.received
         signal_ = signal_ or signal.SIGINT
         message = (
             f"stopped by {signal_.name} after {outcome['steps']} steps; "
             f"continue with: {job.command}"
         )
-        directory.log(f"tfgpu: {message}")
+        with contextlib.suppress(FileNotFoundError):
+            directory.log(f"tfgpu: {message}")
         raise Interrupted(signal_, message) from None
     except BaseException as error:
         with contextlib.suppress(OSError):

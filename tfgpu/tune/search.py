@@ -18,8 +18,8 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
-from tfgpu.tasks.parts.spaces import for_examples, of_lenet
 from tfgpu.tasks.loading import Dataset
+from tfgpu.tasks.parts.spaces import for_examples, of_lenet
 from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
 from tfgpu.train.session import load_data

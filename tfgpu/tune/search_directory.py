@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts import files
-from tfgpu.artifacts.files import plain
 from tfgpu.artifacts.differences import differences, first_of
+from tfgpu.artifacts.files import plain
 from tfgpu.errors import RequestError
 from tfgpu.tasks.loading import Dataset
 from tfgpu.train.session import data_identity
@@ -185,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(
             f"{str(path)!r} cannot be read ({error}); name another --run_dir, or put it back"
         ) from None
