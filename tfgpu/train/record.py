@@ -11,9 +11,10 @@ import keras
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint import training_state
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
-from tfgpu.cli.console import Console
+from tfgpu.cli.console import Console, Stopwatch
 from tfgpu.data.examples import Examples
 from tfgpu.errors import WorkError
+from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.train.progress import Timing
 from tfgpu.train.recipe import Resolved
 
@@ -78,6 +79,32 @@ def count_identical(
             f"{found:,} of {examples.num_examples:,} {split} {unit} are identical to training "
             f"{unit}: the figures on them tell less of new ones"
         )
+
+
+def close_outcome(
+    outcome: dict[str, Any],
+    directory: RunDirectory,
+    stopwatch: Stopwatch,
+    monitor: HardwareMonitor | None,
+    status: str,
+) -> None:
+    """Writes the outcome to result.json, with how the time was spent.
+
+    Args:
+        outcome: Of the run; is completed.
+        directory: Of the run.
+        stopwatch: Started with the process.
+        monitor: Is stopped; None where there is none.
+        status: How the run ended.
+    """
+    if monitor is not None:
+        monitor.stop()
+        outcome["hardware"] = monitor.summary()
+    stopwatch.switch(stopwatch.phase)  # What goes on now is charged too.
+    outcome["status"] = status
+    outcome["total_seconds"] = stopwatch.total
+    outcome["time_spent"] = dict(stopwatch.seconds)
+    directory.write_result(outcome)
 
 
 class Record(keras.callbacks.Callback):

@@ -48,7 +48,7 @@ from tfgpu.train.failures import kept, one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, measured
+from tfgpu.train.record import RESULT_FIELDS, Record, close_outcome, count_identical, measured
 from tfgpu.train.session import Session, data_identity
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tracking import Tracking
@@ -208,7 +208,7 @@ def _record(
     monitor = None
     if job.members.is_chief and config.hardware_interval is not None:
         monitor = HardwareMonitor.of_devices(machine.devices, interval=config.hardware_interval)
-    close = functools.partial(_close, outcome, directory, stopwatch, monitor)
+    close = functools.partial(close_outcome, outcome, directory, stopwatch, monitor)
     try:
         together.keep_logs(job.members, directory, console)
         directory.write_environment(
@@ -316,6 +316,7 @@ def _prepare(
             resident=session.resident(examples) if resident else (),
         )
 
+    recipe.check_updates(config, num_examples=data.train.num_examples)
     stopwatch.switch("model")
     with strategy.scope():
         model = recipe.build_checked(config, build, data)
@@ -482,20 +483,3 @@ def _calibrated(job: _Job) -> Mapping[str, Any]:
     job.model.evaluate(job.validation, verbose=0)
     measured = {each.name: each for each in job.measures if not isinstance(each, str)}
     return job.data.task.calibrate(job.data.spec, measured)
-
-
-def _close(
-    outcome: dict[str, Any],
-    directory: RunDirectory,
-    stopwatch: Stopwatch,
-    monitor: HardwareMonitor | None,
-    status: str,
-) -> None:
-    if monitor is not None:
-        monitor.stop()
-        outcome["hardware"] = monitor.summary()
-    stopwatch.switch(stopwatch.phase)  # What goes on now is charged too.
-    outcome["status"] = status
-    outcome["total_seconds"] = stopwatch.total
-    outcome["time_spent"] = dict(stopwatch.seconds)
-    directory.write_result(outcome)

@@ -101,7 +101,9 @@ class Search:
         def resolve(settings: TrainSettings) -> recipe.Resolved:
             if settings.model == config.model:
                 recipe.check_builder(settings, builder)
-            return recipe.resolve_for(settings, data, replicas=replicas, on_gpu=bool(gpus))
+            found = recipe.resolve_for(settings, data, replicas=replicas, on_gpu=bool(gpus))
+            recipe.check_updates(found, num_examples=count)
+            return found
 
         epochs = resolve(config.training).epochs
         if config.tuner == "hyperband" and "epochs" in space.values():
