@@ -243,6 +243,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys):
         ([f"--run_dir={tmp_path}/empty"], "holds no run (no config.json)"),
         ([f"--run_dir={run}", f"--out={tmp_path}/empty"], "is a directory; name a file"),
         ([f"--run_dir={run}", f"--out={run}/config.json/x.html"], "cannot be written"),
+        ([f"--run_dir={run}", f"--out={run}/config.json"], "could replace one; name an .html"),
     ):
         code, line = refusal(capsys, report.main, *argv)
         assert code == 2 and said in line
