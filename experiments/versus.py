@@ -210,13 +210,13 @@ def tfgpu_worker(
     import keras
     import tensorflow as tf
 
-    from tfgpu.train import recipe
+    from tfgpu.train import session
     from tfgpu.train.settings import TrainSettings
 
     # As `tfgpu train --batch_size=... --virtual_devices=...` does.
     machine = runtime.start(
         virtual_devices=devices if devices > 1 else 0,
-        small_steps=recipe.has_small_steps(TrainSettings(batch_size=batch_size)),
+        small_steps=session.has_small_steps(TrainSettings(batch_size=batch_size)),
     )
     from tfgpu.data.examples import Examples
     from tfgpu.data.inputs import make_resident, training_batches

@@ -37,6 +37,33 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     assert failure.value.filename == str(path)
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_written_through(tmp_path, exists):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target", tmp_path / "file.txt"
+    target.write_text("old") if exists else None
+    link.symlink_to(target)
+    with files.replacing(link) as beside:
+        assert beside.suffix == ".txt"
+        beside.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert list((tmp_path / "there").iterdir()) == [target]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_regular_file_stays(tmp_path, linked):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with (
+        pytest.raises(RequestError, match="is a pipe and no regular file; name another file"),
+        files.replacing(link if linked else pipe) as beside,
+    ):
+        beside.write_text("new")
+    assert pipe.is_fifo() and sorted(tmp_path.iterdir()) == [link, pipe]
+
+
 def test_a_directory_is_made_with_its_parents(tmp_path):
     files.make_directory(tmp_path / "a" / "b", flag="out")
     files.make_directory(tmp_path / "a" / "b", flag="out")

@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from tfgpu.artifacts.run_directory import RunDirectory, differences
+from tfgpu.artifacts.differences import differences
+from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.errors import RequestError
 from tfgpu.train.settings import TrainSettings
 
@@ -75,8 +76,23 @@ def test_default_names_are_one_plain_word(tmp_path, monkeypatch, dataset, model,
     assert run.path.resolve().parent == tmp_path / "runs"
 
 
+def finish(run, **result):
+    run.write_result({"status": "finished"} | result)
+    run.model_path.touch()
+    run.close()
+
+
+def test_a_finished_run_whose_model_is_gone_is_gone_on_with(tmp_path):
+    run = create(tmp_path / "run")
+    finish(run)
+    run.model_path.unlink()
+    assert run.trained
+    again = create(tmp_path / "run")
+    assert again.finished is None and again.resuming
+
+
 def test_a_finished_run_is_given_back(tmp_path):
-    create(tmp_path / "run").write_result({"status": "finished", "accuracy": 0.5})
+    finish(create(tmp_path / "run"), accuracy=0.5)
     again = create(tmp_path / "run", {**CONFIG, "verbosity": 1, "run_dir": "elsewhere"})
     assert again.finished == {"status": "finished", "accuracy": 0.5}
 
@@ -165,6 +181,27 @@ def test_an_average_is_not_extended(tmp_path):
     create(tmp_path / "run", config=config).close()
     with pytest.raises(RequestError, match="epochs: 2 there, 4 now"):
         create(tmp_path / "run", config=config | {"epochs": 4})
+
+
+@pytest.mark.parametrize(("warmup", "allowed"), [(0.5, False), (0.0, True)])
+def test_a_warm_up_around_a_thaw_depends_on_the_epochs(tmp_path, warmup, allowed):
+    config = CONFIG | {"lr_schedule": "constant", "unfreeze_at": 2, "warmup_epochs": warmup}
+    create(tmp_path / "run", config=config | {"epochs": 2}).close()
+    longer = config | {"epochs": 4}
+    if allowed:
+        assert create(tmp_path / "run", config=longer).resuming
+    else:
+        with pytest.raises(RequestError, match="epochs: 2 there, 4 now"):
+            create(tmp_path / "run", config=longer)
+
+
+def test_what_was_found_on_validation_is_kept_beside_what_was_fitted(tmp_path):
+    run = create(tmp_path / "run")
+    fitted = {"labels": ("no", "yes"), "mean": 0.5}
+    assert not run.has_fitted(fitted)
+    run.write_fitted(fitted | {"threshold": 0.3})
+    assert run.has_fitted(fitted)
+    assert not run.has_fitted(fitted | {"mean": 0.6})
 
 
 def test_the_settings_of_a_run_can_be_read(tmp_path):
@@ -305,9 +342,9 @@ def test_the_log_grows(tmp_path):
 
 
 def test_a_finished_run_is_not_logged_to(tmp_path):
-    create(tmp_path / "run").write_result({"status": "finished"})
+    finish(create(tmp_path / "run"))
     create(tmp_path / "run").log("finished already")
-    assert everything(tmp_path / "run") == ["config.json", "result.json"]
+    assert everything(tmp_path / "run") == ["config.json", "model.keras", "result.json"]
 
 
 def test_only_the_chief_writes(tmp_path):

@@ -71,6 +71,18 @@ def test_a_run_without_a_model_says_how_to_finish_it(tmp_path):
         TrainedRun.open(write_run(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [(True, "/run` writes it from the last checkpoint"), (False, "run again: .*/run-again`")],
+)
+def test_a_finished_run_whose_model_was_removed_says_what_helps(tmp_path, kept, said):
+    run = write_run(tmp_path / "run")
+    (run / "result.json").write_text(json.dumps({"status": "finished"}))
+    (run / "checkpoints" / "step-00000007").mkdir(parents=True) if kept else None
+    with pytest.raises(ModelFileError, match=f"removed from a finished run.*{said}"):
+        TrainedRun.open(run)
+
+
 @pytest.mark.parametrize("name", ["config.json", "environment.json"])
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "\udcff"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path, model_file, name, content):

@@ -202,6 +202,35 @@ def test_a_wrong_command_is_refused(capsys, argv, said):
     assert said in line and "train" in line
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there gets no signal")
+@pytest.mark.parametrize(
+    "started",
+    ["sys.argv = ['bin/tfgpu']", "__spec__ = ModuleSpec('tfgpu.train.__main__', None)"],
+    ids=["script", "module"],
+)
+def test_ctrl_c_within_the_imports_is_one_line(started):
+    code = (
+        "import os, signal, sys\nfrom importlib.machinery import ModuleSpec\n"
+        f"{started}\nimport tfgpu.cli\nos.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (130, "tfgpu: stopped by SIGINT\n")
+
+
+def test_whoever_imports_the_library_keeps_the_interrupt_of_python():
+    code = "import signal, tfgpu.cli; print(signal.getsignal(2) is signal.default_int_handler)"
+    assert python("-c", code).stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_may_be_closed(closed):
+    command = f'exec "{sys.executable}" -m tfgpu train --help {closed}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently there")
 def test_a_closed_pipe_is_quiet():
     read, write = os.pipe()

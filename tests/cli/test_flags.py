@@ -213,6 +213,8 @@ def test_the_config_of_a_run_repeats_it_in_another_directory(experiment):
         ("e.py", "def config():\n    return {'epoch': 3}\n", "e.py: 'epoch' is not a setting"),
         ("e.py", "def config():\n    return {3: 4}\n", "e.py: 3 is not a setting"),
         ("e.json", "{\n'epochs': 3}", "e.json:2: not JSON"),
+        ("e.json", "[" * 100_000, "e.json: is nested too deeply"),
+        ("e.json", f'{{"epochs": {"1" * 5000}}}', "e.json: holds a number that is too long"),
         ("e.json", "[]", "must hold an object"),
         ("e.json", '{"epochs": "ten"}', "e.json: --epochs=ten: must be a whole number"),
         ("e.json", '{"epochs": true}', "e.json: --epochs=true: must be a whole number"),

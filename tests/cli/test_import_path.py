@@ -64,6 +64,16 @@ def test_the_console_script_has_nothing_of_the_directory_on_its_path(tmp_path):
     assert str(tmp_path) not in json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a directory in use stays there")
+def test_the_current_directory_may_have_been_removed(tmp_path):
+    command = f'mkdir gone; cd gone; rmdir ../gone; exec "{sys.executable}" -m tfgpu.train --help'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_current_directory_comes_last(here):
     import_path.find_in_current_directory()
     import_path.find_in_current_directory()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tfgpu.data.folder import read_image
 from tfgpu.evaluate import __main__ as evaluate
+from tfgpu.evaluate import run
 from tfgpu.tasks.parts.class_metrics import BINS, ClassificationMetrics, Counts
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
@@ -189,6 +190,17 @@ def test_the_files_of_an_evaluation(workspace, capsys):
     said = capsys.readouterr().out
     assert f"accuracy  {found['accuracy']:.4f}" in said
     assert all(name in said for name in CLASSES)
+
+
+def test_data_sets_of_the_same_short_name_do_not_replace_each_other(tmp_path):
+    first = tmp_path / "images-all"
+    places = []
+    for dataset in ("folder:a/images", "folder:b/images", "folder:a/images"):
+        place = run.free_directory(first, dataset=dataset)
+        place.mkdir(exist_ok=True)
+        (place / "evaluation.json").write_text(json.dumps({"dataset": dataset}))
+        places.append(place)
+    assert places == [first, tmp_path / "images-all-2", first]
 
 
 def test_json_on_request_is_all_of_standard_output(workspace, tmp_path, capsys):

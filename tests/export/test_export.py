@@ -394,6 +394,16 @@ def test_a_place_that_cannot_be_written_is_refused(place, tmp_path, capsys):
     assert "--out=" in said and "cannot be written" in said
 
 
+@pytest.mark.parametrize("more", [(), ("--dry_run",)], ids=["export", "dry run"])
+def test_the_directory_of_a_run_is_no_place_for_an_export(place, capsys, more):
+    run = place / "run"
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    argv = [f"--run_dir={run}", f"--out={run / '..' / 'run'}", "--formats=keras", *more]
+    code, said = refusal(capsys, export.main, *argv)
+    assert code == 2 and "is the directory of a run" in said
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
 def test_a_dry_run_names_the_files_and_writes_none(place, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()

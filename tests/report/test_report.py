@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 
 import pytest
 from commands import command, refusal
@@ -207,6 +208,22 @@ def test_without_two_seeds_nothing_is_known_of_the_spread(tmp_path):
     assert "nothing is known of the spread" in page_of(*paths).text
 
 
+@pytest.mark.parametrize("what", [7, "CPU:0", {"a": 1}, [1]])
+def test_runs_are_compared_whatever_their_environments_say(tmp_path, what):
+    paths = [
+        write(tmp_path / name, environment=environment() | changed)
+        for name, changed in (("a", {"devices": what, "versions": what}), ("b", {}))
+    ]
+    assert "2 runs side by side" in page_of(*paths).text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are UTF-16 there")
+def test_a_path_need_not_be_utf_8(tmp_path):
+    run, out = write(tmp_path / "caf\udce9"), tmp_path / "page.html"
+    assert command(report.main, f"--run_dir={run}", f"--out={out}") == 0
+    assert "caf\\udce9" in check(out.read_text(encoding="utf-8")).text
+
+
 def test_paths_are_joined_by_commas_and_may_hold_one(tmp_path):
     first, second = write(tmp_path / "a,b"), write(tmp_path / "c")
     write(tmp_path / "d")
@@ -226,6 +243,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys):
         ([f"--run_dir={tmp_path}/empty"], "holds no run (no config.json)"),
         ([f"--run_dir={run}", f"--out={tmp_path}/empty"], "is a directory; name a file"),
         ([f"--run_dir={run}", f"--out={run}/config.json/x.html"], "cannot be written"),
+        ([f"--run_dir={run}", f"--out={run}/config.json"], "could replace one; name an .html"),
     ):
         code, line = refusal(capsys, report.main, *argv)
         assert code == 2 and said in line

@@ -115,6 +115,18 @@ def test_the_table_says_why_and_how_to_go_on(folder, capsys):
     assert "good" not in on
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_whose_settings_are_gone_is_said_beside_the_others(tmp_path, capsys, named):
+    write(tmp_path / "whole", result=result())
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    (gone / "config.json").symlink_to(tmp_path / "nowhere.json")
+    found = {each["run_dir"]: each for each in listed(capsys, gone if named else tmp_path)}
+    assert found[str(gone)]["status"] == "damaged"
+    assert found[str(gone)]["problems"] == ["config.json is a link to nothing"]
+    assert named or found[str(tmp_path / "whole")]["status"] == "finished"
+
+
 def test_named_runs_are_compared(tmp_path, capsys):
     a = write(tmp_path / "a", config=config(seed=1))
     older = config(width=2.0, run_dir="x", tensorboard="none")

@@ -332,6 +332,12 @@ def test_a_confusion_matrix_is_darkest_on_a_perfect_diagonal(classes):
 # ---- settings ------------------------------------------------------------------------------
 
 
+def test_a_name_of_two_lines_is_drawn_in_one():
+    matrix = np.eye(2)
+    drawn = pictures.confusion(matrix, ["on\ne", "two"])
+    np.testing.assert_array_equal(drawn, pictures.confusion(matrix, ["on e", "two"]))
+
+
 def test_settings_and_results_are_for_the_hparams_tab(tmp_path):
     _, board = fit(tmp_path, epochs=1, hparams={"rate": 0.1, "name": "a", "on": True, "off": None})
     board.show_result({"test_accuracy": 0.5, "missing": None}, step=10)

@@ -14,7 +14,7 @@ import pytest
 
 from tfgpu.errors import RequestError
 from tfgpu.models.builders import find_builder
-from tfgpu.train import recipe
+from tfgpu.train import recipe, session
 from tfgpu.train.settings import LR_SCHEDULES, OPTIMIZERS, OPTIMIZERS_WITH_MOMENTUM, TrainSettings
 
 
@@ -209,6 +209,15 @@ def test_more_accumulation_than_steps_still_makes_a_schedule(schedule):
     assert all(map(math.isfinite, rates(schedule, warmup=1.0, every=1000)))
 
 
+def test_a_training_without_an_update_is_refused():
+    settings = {"batch_size": 10, "epochs": 2}
+    enough = resolve(num_examples=95, gradient_accumulation_steps=20, **settings)
+    recipe.check_updates(enough, num_examples=95)
+    too_few = resolve(num_examples=95, gradient_accumulation_steps=21, **settings)
+    with pytest.raises(RequestError, match="=21 is more than the 20 steps of all 2 epochs"):
+        recipe.check_updates(too_few, num_examples=95)
+
+
 @pytest.mark.parametrize("schedule", LR_SCHEDULES)
 def test_a_schedule_survives_saving(schedule):
     config = resolve(lr_schedule=schedule, learning_rate=0.5, warmup_epochs=1.0, epochs=2)
@@ -330,7 +339,7 @@ def test_resolved_settings_are_those_of_config():
     ],
 )
 def test_steps_too_small_to_share(settings, small):
-    assert recipe.has_small_steps(TrainSettings(**settings)) is small
+    assert session.has_small_steps(TrainSettings(**settings)) is small
 
 
 def test_initial_values_depend_on_the_seed_whatever_was_drawn_before():

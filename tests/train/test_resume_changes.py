@@ -40,19 +40,19 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_leads_to_the_same_bits(w
 def test_with_every_checkpoint_damaged_nothing_is_touched(cut, capsys):
     for path in (cut / "checkpoints").glob("step-*"):
         flip(path / "manifest.json", 200)
-    before = contents(cut / "checkpoints")
+    before = contents(cut)
     assert command(cut, epochs=3) == 4
     assert "holds no checkpoint that can be used: step-000000" in the_line(capsys)
-    assert contents(cut / "checkpoints") == before
+    assert contents(cut) == before
 
 
 def test_without_its_checkpoints_a_run_is_not_begun_anew(cut, capsys):
     shutil.rmtree(cut / "checkpoints")
-    metrics = (cut / "metrics.jsonl").read_bytes()
+    before = contents(cut)
     assert command(cut, epochs=3) == 4
     line = the_line(capsys)
     assert str(cut) in line and "no checkpoint" in line
-    assert (cut / "metrics.jsonl").read_bytes() == metrics
+    assert contents(cut) == before
 
 
 @pytest.mark.slow
@@ -136,23 +136,38 @@ def test_other_settings_are_refused_with_their_names(cut, capsys, changes, said)
 def test_another_model_of_the_same_name_is_refused(cut, place, capsys):
     source = place / "resume_models.py"
     source.write_text(MODEL.replace("Dropout(0.3)", "Dropout(0.4)"))
+    before = contents(cut)
     try:
         assert command(cut, epochs=3) == 2
     finally:
         source.write_text(MODEL)
+    assert contents(cut) == before
     line = the_line(capsys)
     assert ".rate: 0.3 there, 0.4 now" in line and str(cut) in line
 
 
 def test_other_images_of_the_same_names_are_refused(cut, place, tmp_path, capsys):
     image = place / "images" / "train" / "dark" / "00.png"
-    before = image.read_bytes()
+    kept, before = image.read_bytes(), contents(cut)
     Image.new("RGB", (8, 8)).save(image)
     try:
         assert command(cut, epochs=3) == 2
+        assert "data.fingerprint: " in the_line(capsys)
+        assert command(cut, epochs=3, dry_run="true") == 2
     finally:
-        image.write_bytes(before)
-    assert "data.fingerprint: " in the_line(capsys)
+        image.write_bytes(kept)
+    assert contents(cut) == before
+
+
+def test_a_finished_run_that_cannot_be_extended_stays_as_it_was(here, tmp_path, capsys):
+    settings = {"lr_schedule": "constant", "warmup_epochs": "0"}
+    assert command(tmp_path / "run", epochs=1, **settings) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = contents(tmp_path / "run")
+    capsys.readouterr()
+    assert command(tmp_path / "run", epochs=2, **settings) == 4
+    assert "no checkpoint" in the_line(capsys)
+    assert contents(tmp_path / "run") == before
 
 
 def test_must_needs_a_run(here, tmp_path, capsys):

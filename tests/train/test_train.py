@@ -187,6 +187,15 @@ def test_a_finished_run_says_so(copy, capsys):
     assert contents(copy.path) == before
 
 
+def test_a_model_that_was_removed_is_written_again_from_the_last_checkpoint(copy, capsys):
+    weights, values = copy.weights, copy.values
+    (copy.path / "model.keras").unlink()
+    assert command(*argv_of({}), f"--run_dir={copy.path}") == 0
+    again = Run(copy.path)
+    assert again.result["status"] == "finished" and again.values == values
+    assert all((a == b).all() for a, b in zip(again.weights, weights, strict=True))
+
+
 def test_other_settings_are_named(copy, capsys):
     before = contents(copy.path)
     assert command(*argv_of({"augment": "flip", "seed": 2}), f"--run_dir={copy.path}") == 2

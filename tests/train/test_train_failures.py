@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from trained_runs import argv_of, command, everything, the_line, write_images
 
+from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.data.examples import Examples
 from tfgpu.train.run import RESULT_FIELDS
 
@@ -161,6 +162,20 @@ def test_out_of_memory(tmp_path, capsys, monkeypatch, error, devices, advice):
     assert "out of memory with --batch_size=6" in line and advice in line
 
 
+def test_weights_that_are_not_finite_are_no_end(tmp_path, capsys, monkeypatch):
+    real = keras.Model.fit
+
+    def fit(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        self.layers[-2].bias.assign([0.0, float("nan")])
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
+    line = the_line(capsys)
+    assert "is not finite any more" in line and "/bias is not)" in line
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
 def test_out_of_memory_before_training(tmp_path, capsys, monkeypatch):
     def load_arrays(self):
         raise MemoryError
@@ -204,3 +219,23 @@ def test_a_disk_too_full_for_the_model(tmp_path, capsys, monkeypatch, error):
     assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
     assert "No space left on device" in the_line(capsys)
     assert not [name for name in everything(tmp_path / "run") if "keras" in name]
+
+
+def test_a_run_directory_that_is_removed_is_one_line(tmp_path, capsys, monkeypatch):
+    real = RunDirectory.append_metrics
+
+    def append_metrics(self, metrics):
+        shutil.rmtree(self.path)
+        real(self, metrics)
+
+    monkeypatch.setattr(RunDirectory, "append_metrics", append_metrics)
+    assert command(*argv_of({"epochs": 1}), f"--run_dir={tmp_path}/run") == 5
+    line = the_line(capsys)
+    assert f"{str(tmp_path / 'run')!r} was removed while the run wrote there" in line
+
+
+def test_tensorboard_needs_a_path_that_is_text(tmp_path, capsys):
+    argv = argv_of({"epochs": 1, "tensorboard": "default"})
+    assert command(*argv, f"--run_dir={tmp_path}/\udcff") == 2
+    assert "/\\xff': TensorBoard's files need a path that is UTF-8" in the_line(capsys)
+    assert everything(tmp_path) == []

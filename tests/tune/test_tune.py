@@ -444,6 +444,23 @@ def test_another_search_in_the_directory_is_refused(refusal, tmp_path):
     assert "space rate" in refusal()
 
 
+def test_a_search_is_not_continued_on_other_data(refusal, tmp_path, monkeypatch):
+    from tfgpu.artifacts import files
+    from tfgpu.tune import search_directory
+    from tfgpu.tune.search import Search
+
+    config = flags.parse(refusal.argv(), command="tune")
+    with Search.open(config, console=Console(progress="none")) as search:
+        pass
+    recorded = tmp_path / "search" / "search.json"
+    saved = search_directory.read_json(recorded)
+    files.write_json(recorded, saved | {"data.fingerprint": "0123"})
+    assert 'over other data (data.fingerprint: "0123" there, ' in refusal()
+    older = {name: value for name, value in saved.items() if not name.startswith("data.")}
+    files.write_json(recorded, older)
+    search_directory.check_data(tmp_path / "search", search.data)
+
+
 def test_a_machine_with_other_settings_is_refused_by_the_search_of_its_chief(refusal, monkeypatch):
     from tfgpu.tune.search import Search
 

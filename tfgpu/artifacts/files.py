@@ -6,13 +6,14 @@ import json
 import math
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfgpu.errors import DISK_FULL, RequestError, disk_full
+from tfgpu.errors import DISK_FULL, RequestError, disk_full, shown
 
 
 @contextlib.contextmanager
@@ -43,24 +44,42 @@ def replacing(path: Path) -> Iterator[Path]:
     """Has a file written beside its place, and moved there when it is whole.
 
     Args:
-        path: Where the file belongs; what is there stays until the new one is on the disk.
+        path: Where the file belongs; what is there stays until the new one is on the disk. Of a
+            link it is the file that it leads to.
 
     Yields:
         The path to write to, with the same suffix. Nothing is moved after an exception.
 
     Raises:
+        RequestError: What is there is no regular file, such as a pipe.
         OSError: It cannot be written; `filename` is `path`.
     """
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # A rename onto a link would leave the file behind it as it was.
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    _check_regular(place, path)
+    beside = place.with_name(f".{place.stem}.{os.getpid()}{path.suffix}")
     with named(path):
         try:
             yield beside
             with open(beside, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(beside, place)
         finally:
             beside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync_directory(place.parent)
+
+
+def _check_regular(place: Path, path: Path) -> None:
+    """Refuses to put a file where there is something else, which would be gone."""
+    try:
+        mode = os.lstat(place).st_mode
+    except OSError:  # Nothing yet, or nothing that can be written, which writing tells.
+        return
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+        kind = next((kind for test, kind in kinds if test(mode)), None)
+        kind = kind or ("link to itself" if stat.S_ISLNK(mode) else "device")
+        raise RequestError(f"{shown(path)!r} is a {kind} and no regular file; name another file")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,17 +14,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts import files
+from tfgpu.artifacts.differences import differences
 from tfgpu.artifacts.lock import DirectoryLock
 from tfgpu.cli.settings import Settings
 from tfgpu.errors import DISK_FULL, RequestError
-
-_MISSING = object()
 
 
 def default_path(*, dataset: str, model: str, ending: str | None = None) -> Path:
@@ -120,7 +119,7 @@ class RunDirectory:
             # First: a run that is extended is no longer finished, whenever it is killed.
             result = place / "result.json"
             if result.exists():
-                files.write_json(result, _read_json(result) | {"status": "running"})
+                files.write_json(result, _result(place) | {"status": "running"})
             files.write_json(place / "config.json", config)
             return directory
 
@@ -207,6 +206,13 @@ class RunDirectory:
         return any(self.checkpoints_dir.glob("step-*"))
 
     @property
+    def trained(self) -> bool:
+        """Whether there is something of a training in it that a new beginning would overwrite."""
+        if self.model_path.exists() or self.metrics_size() > 0:
+            return True
+        return _result(self.path).get("status") == "finished"
+
+    @property
     def tensorboard_dir(self) -> Path:
         """Where event files go; not made here."""
         return self.path / "tensorboard"
@@ -222,6 +228,14 @@ class RunDirectory:
     def write_fitted(self, fitted: Mapping[str, Any]) -> None:
         """Writes fitted.json: what was fitted on the training split; see `write_result`."""
         self._write("fitted.json", fitted)
+
+    def has_fitted(self, fitted: Mapping[str, Any]) -> bool:
+        """Whether fitted.json says this, and what was found on the validation split beside it."""
+        try:
+            recorded = _read_json(self.path / "fitted.json")
+        except (RequestError, OSError):
+            return False
+        return files.plain(fitted).items() <= recorded.items()
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; numbers that are not finite become null.
@@ -322,38 +336,6 @@ class RunDirectory:
             files.write_json(self.path / name, value)
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, ignoring: frozenset[str] = frozenset()
-) -> list[str]:
-    """Names the settings in which two runs differ: "batch_size: 128 there, 64 now".
-
-    Args:
-        old: Settings read from config.json.
-        new: Settings asked for now.
-        ignoring: Names of settings that do not count.
-
-    Returns:
-        One text a setting, sorted.
-    """
-
-    def show(value: Any) -> str:
-        return "not set" if value is _MISSING else json.dumps(value)
-
-    found = []
-    new = files.plain(new)
-    for name in sorted((old.keys() | new.keys()) - ignoring):
-        before, now = old.get(name, _MISSING), new.get(name, _MISSING)
-        if before != now:
-            found.append(f"{name}: {show(before)} there, {show(now)} now")
-    return found
-
-
-def first_of(found: Sequence[str], most: int = 5) -> str:
-    """Returns the first of what `differences` found, in one line, and how many more there are."""
-    more = [f"and {len(found) - most} more"] if len(found) > most else []
-    return "; ".join([*found[:most], *more])
-
-
 def _is_new(place: Path, resume: str) -> bool:
     """Whether there is no run in a directory.
 
@@ -390,11 +372,13 @@ def _existing(
         ignoring=settings.names(on_resume="ignored") | settings.names(on_resume="allowed"),
     )
     # More epochs are the same run for longer where no epoch before depends on their number, and
-    # where the last one does not end the training for good, as Keras ends one with an average.
+    # where the last one does not end the training for good, as Keras ends one with an average. A
+    # warm-up takes the same share of the epochs before and after a thaw, so it depends on them.
     longer = (
         len(other) == 1
         and config.get("lr_schedule") == "constant"
         and config.get("ema_momentum") is None
+        and not (config.get("unfreeze_at") is not None and config.get("warmup_epochs"))
         and config.get("epochs", 0) > old.get("epochs", 0)
     )
     if other and not longer:
@@ -421,10 +405,15 @@ def _existing(
 
 
 def _finished(place: Path) -> dict[str, Any] | None:
-    if not (place / "result.json").exists():
-        return None
-    result = _read_json(place / "result.json")
-    return result if result.get("status") == "finished" else None
+    result = _result(place)
+    # Without its model it is gone on with, which writes that again from the last checkpoint.
+    whole = RunDirectory(place).model_path.exists()
+    return result if whole and result.get("status") == "finished" else None
+
+
+def _result(place: Path) -> dict[str, Any]:
+    path = place / "result.json"
+    return _read_json(path) if path.exists() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -436,7 +425,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # Not JSON, or not even text.
+    except (ValueError, RecursionError) as error:  # Not JSON, or not even text.
         raise RequestError(
             f"{str(path)!r} is damaged ({error}); name another --run_dir, or remove this one"
         ) from None

@@ -7,6 +7,7 @@ TensorFlow, and nothing that a file says is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -79,7 +80,12 @@ class RunFiles:
         place = Path(path).expanduser()
         if not place.is_dir():
             raise RequestError(f"{str(path)!r} is no directory; name that of a run")
-        if not (place / "config.json").is_file():
+        try:
+            names = os.listdir(place)
+        except OSError as error:
+            raise RequestError(f"{str(path)!r} cannot be read ({error.strerror})") from error
+        # What cannot be read, as where it is a link to nothing, is a problem of a run.
+        if "config.json" not in names:
             raise RequestError(
                 f"{str(path)!r} holds no run (no config.json); name the directory of a run"
             )
@@ -165,7 +171,8 @@ class RunFiles:
         for source in sources:
             value = source.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
+                with contextlib.suppress(OverflowError):
+                    return float(value)
         return None
 
     @property
@@ -197,11 +204,14 @@ class RunFiles:
 
     @property
     def started(self) -> str:
-        """When its last process began, or its directory was made: ISO 8601, in UTC."""
+        """When its last process began, or it was made: ISO 8601, in UTC; "" where nothing tells."""
         recorded = self.environment.get("time")
         if isinstance(recorded, str):
             return recorded
-        changed = (self.path / "config.json").stat().st_mtime
+        try:
+            changed = (self.path / "config.json").lstat().st_mtime
+        except OSError:
+            return ""
         return datetime.datetime.fromtimestamp(changed, datetime.UTC).isoformat(timespec="seconds")
 
     @property
@@ -250,7 +260,7 @@ def find(folder: str | os.PathLike[str]) -> Iterator[Path]:
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise RequestError(f"{str(folder)!r} is no directory; name a folder of runs, or a run")
-    if (place / "config.json").is_file():
+    if os.path.lexists(place / "config.json"):
         yield place
         return
     for parent, folders, names in os.walk(place, followlinks=False):
@@ -299,6 +309,8 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if path.is_symlink():
+            problems.append(f"{path.name} is a link to nothing")
         return {}
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")

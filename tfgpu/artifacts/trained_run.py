@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,10 +113,7 @@ class TrainedRun:
                 "finished run"
             )
         if not (place / "model.keras").is_file():
-            raise ModelFileError(
-                f"{place} holds no model.keras: the run is not finished; `tfgpu train "
-                f"--experiment={place / 'config.json'} --run_dir={place}` continues it"
-            )
+            raise ModelFileError(f"{place} holds no model.keras: {without_model(place)}")
         config = _read_object(place / "config.json")
         for name in ("dataset", "data_dir", "validation_fraction", "seed", "label_smoothing"):
             if name not in config:
@@ -262,6 +260,30 @@ class TrainedRun:
         return data
 
 
+def without_model(place: Path) -> str:
+    """Why a run has no model.keras, and the command that helps.
+
+    Args:
+        place: The run directory.
+    """
+    try:
+        finished = _read_object(place / "result.json").get("status") == "finished"
+    except ModelFileError:
+        finished = False
+    kept = any((place / "checkpoints").glob("step-*"))
+    command = ["tfgpu", "train", f"--experiment={place / 'config.json'}"]
+    again = shlex.join([*command, f"--run_dir={place}"])
+    if not finished:
+        return f"the run is not finished; `{again}` continues it"
+    if kept:
+        return f"it was removed from a finished run; `{again}` writes it from the last checkpoint"
+    other = shlex.join([*command, f"--run_dir={place.with_name(f'{place.name}-again')}"])
+    return (
+        "it was removed from a finished run, and so were the checkpoints to write it from; put it "
+        f"back, or make the run again: `{other}`"
+    )
+
+
 def with_batch(shapes: Any) -> Any:
     """Shapes of outputs with the batch before: (10,) to (None, 10), in dicts too."""
     if isinstance(shapes, Mapping):
@@ -368,7 +390,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # Not JSON, or not even text.
+    except (ValueError, RecursionError) as error:  # Not JSON, or not even text.
         raise ModelFileError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} is damaged: it holds no JSON object")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfgpu.artifacts.trained_run import without_model
 from tfgpu.errors import ModelFileError, RequestError
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def _read(source: str) -> dict[str, list[np.ndarray]]:
     if path.is_dir():
         run, path = path, path / "model.keras"
         if not path.is_file():
-            kind = "the run is not finished" if (run / "config.json").is_file() else "it is no run"
+            is_run = (run / "config.json").is_file()
+            kind = without_model(run) if is_run else "it is no run"
             raise RequestError(f"--weights={source} holds no model.keras: {kind}")
     if not path.is_file():
         raise RequestError(

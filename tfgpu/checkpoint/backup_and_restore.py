@@ -19,13 +19,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfgpu.artifacts.run_directory import differences, first_of
+from tfgpu.artifacts.differences import differences, first_of
 from tfgpu.checkpoint import sharing, training_state
 from tfgpu.checkpoint.fingerprint import describe
 from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
 from tfgpu.checkpoint.store import CheckpointStore, OtherRunError
 from tfgpu.cluster.membership import Membership, alone
+from tfgpu.data.inputs import DeviceDataset
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, RequestError, WorkError
@@ -135,6 +136,31 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     # ---- what the owner of the training may ask ------------------------------------------
 
+    def check(self, model: keras.Model, batches: DeviceDataset) -> None:
+        """Refuses, before `fit`, the backups that `fit` would refuse; writes nothing.
+
+        Args:
+            model: Compiled.
+            batches: What it is to be trained on.
+
+        Raises:
+            RequestError: They are of another training.
+            ModelFileError: None of them is sound.
+        """
+        if not model.built:
+            _build(model, Batches(batches, model.distribute_strategy))
+        if not self._members.is_chief:
+            return
+        run = describe(model, batches) | self._more
+        # What is to be said of damaged ones is said when they are read for good.
+        store = CheckpointStore(self.backup_dir, run_id=_digest(run), warn=lambda text: None)
+        try:
+            checkpoint = store.newest()
+        except OtherRunError as other:
+            raise _refusal(other, run) from None
+        if checkpoint is not None:
+            _check_steps(checkpoint, batches.steps_per_epoch)
+
     def request_stop(self, signum: int) -> None:
         """Asks for a backup and an end at the next opportunity; safe in a signal handler.
 
@@ -171,12 +197,11 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise RequestError(
                 "BackupAndRestore needs fit(..., steps_per_epoch=batches.steps_per_epoch)"
             )
-        self._build(batches)
+        _build(self.model, batches)
         self._batches = batches
         self._run = describe(self.model, batches.source) | self._more
-        digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._store = CheckpointStore(
-            self.backup_dir, run_id=digest, keep=self._keep, warn=self._warn
+            self.backup_dir, run_id=_digest(self._run), keep=self._keep, warn=self._warn
         )
         batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
         batches.exact = True
@@ -185,7 +210,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         try:
             checkpoint = self._newest()
         except OtherRunError as other:
-            raise self._refusal(other) from None
+            raise _refusal(other, self._run) from None
         if checkpoint is not None:
             self._restore(checkpoint)
         sharing.check_equal(self._members, training_state.arrays_of(self.model))
@@ -268,25 +293,6 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._restore(checkpoint)
         steps = steps_done - checkpoint.step
         return first_breakage(self.model, self._batches, start_step=checkpoint.step, steps=steps)
-
-    def _build(self, batches: Batches) -> None:
-        """Makes all variables, which a model with a `train_step` of its own has after its first.
-
-        Raises:
-            RequestError: They cannot be made before.
-        """
-        model = self.model
-        losses, metrics = private.compile_loss(model), private.compile_metrics(model)
-        parts = (model, losses, metrics, model.optimizer)
-        if all(part is None or part.built for part in parts):
-            return
-        try:
-            model.tfgpu_build(batches.model_spec)
-        except (RuntimeError, ValueError) as error:
-            raise RequestError(
-                "BackupAndRestore needs a model that is built: call it on a batch once before "
-                f"`fit` ({error})"
-            ) from error
 
     # ---- saving --------------------------------------------------------------------------
 
@@ -404,21 +410,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     # ---- restoring -----------------------------------------------------------------------
 
-    def _refusal(self, other: OtherRunError) -> RequestError:
-        """Says in what the training of a backup differs from this one."""
-        found = first_of(differences(other.state.get("run", {}), self._run))
-        return RequestError(
-            f"{other.path} is of another training ({found}); name another directory, or make it "
-            "the same again"
-        )
-
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        if state["steps_per_epoch"] != self._steps_per_epoch:
-            raise RequestError(
-                f"{checkpoint.path} is of a run with {state['steps_per_epoch']} steps an epoch, "
-                f"this one has {self._steps_per_epoch}"
-            )
+        _check_steps(checkpoint, self._steps_per_epoch)
         changed = differences(state["how"], self._set_up())
         if changed:
             self.exact = False
@@ -437,6 +431,47 @@ class BackupAndRestore(keras.callbacks.Callback):
         assert self._batches is not None
         self._batches.seek(checkpoint.step, done=state["step"])
         self._restored = checkpoint
+
+
+def _build(model: keras.Model, batches: Batches) -> None:
+    """Makes all variables, which a model with a `train_step` of its own has after its first.
+
+    Raises:
+        RequestError: They cannot be made before.
+    """
+    losses, metrics = private.compile_loss(model), private.compile_metrics(model)
+    parts = (model, losses, metrics, model.optimizer)
+    if all(part is None or part.built for part in parts):
+        return
+    try:
+        model.tfgpu_build(batches.model_spec)
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(
+            "BackupAndRestore needs a model that is built: call it on a batch once before "
+            f"`fit` ({error})"
+        ) from error
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def _refusal(other: OtherRunError, run: Mapping[str, Any]) -> RequestError:
+    """Says in what the training of a backup differs from this one."""
+    found = first_of(differences(other.state.get("run", {}), run))
+    return RequestError(
+        f"{other.path} is of another training ({found}); name another directory, or make it the "
+        "same again"
+    )
+
+
+def _check_steps(checkpoint: Checkpoint, steps_per_epoch: int) -> None:
+    found = checkpoint.state["steps_per_epoch"]
+    if found != steps_per_epoch:
+        raise RequestError(
+            f"{checkpoint.path} is of a run with {found} steps an epoch, this one has "
+            f"{steps_per_epoch}"
+        )
 
 
 def _warn(text: str) -> None:

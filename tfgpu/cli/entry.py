@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tfgpu.cli import flags
+from tfgpu.cli import early_interrupts, flags
 from tfgpu.errors import (
     DISK_FULL,
     Error,
@@ -66,11 +66,13 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         argv: The arguments; those of the process by default.
     """
     warnings.formatwarning = _one_line
+    _open_standard_streams()
     # The names of files need not be UTF-8, nor what a terminal can write.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        early_interrupts.end()
         try:
             code: object = main(list(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:  # --help and --version
@@ -97,6 +99,22 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
             f"{error.strerror}{where}; free some space, or choose another place with --run_dir"
         )
     raise SystemExit(code)
+
+
+def _open_standard_streams() -> None:
+    """Opens those that the process was started without, as by `>&-` of a shell.
+
+    Python has None for them, and the next file that is opened would get their number and what a
+    library writes to it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)  # Taken since.
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest number that is free, which this is.
+        setattr(sys, name, open(os.devnull, mode))
 
 
 def _command(main: Callable[..., object], argv: Sequence[str] | None) -> str:

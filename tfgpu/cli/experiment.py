@@ -44,6 +44,10 @@ def _from_json(path: Path, text: str) -> dict[str, Any]:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise RequestError(f"{path}: is nested too deeply for a file of settings") from error
+    except ValueError as error:  # A number of thousands of digits.
+        raise RequestError(f"{path}: holds a number that is too long: {error}") from error
     if not isinstance(settings, dict):
         raise RequestError(
             f"--experiment={path}: must hold an object, as a run's config.json does, not a "

@@ -87,8 +87,12 @@ def evaluate(
             ) from None
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
     name = f"{files.file_name(data.name)}-{config.split}"
-    own = run.path / "evaluation" / (name if config.views == "one" else f"{name}-{config.views}")
-    directory = Path(config.out).expanduser() if config.out else own
+    name = name if config.views == "one" else f"{name}-{config.views}"
+    directory = (
+        Path(config.out).expanduser()
+        if config.out
+        else free_directory(run.path / "evaluation" / name, dataset=data.name)
+    )
     if members.is_chief:
         files.make_directory(directory, flag="out")
     _check_data(members, data)
@@ -250,6 +254,29 @@ def _read_outputs(
         batches = evaluation_batches(examples.take(np.arange(first, last)), batch_size=batch_size)
         for x, y, outputs in outputs_of(model, batches):
             report.add(x, y, outputs)
+
+
+def free_directory(first: Path, *, dataset: str) -> Path:
+    """A directory for an evaluation, which is not that of another data set of the same short name.
+
+    Args:
+        first: The directory whose name says what it is of.
+        dataset: The whole name of the data set, such as `folder:here/cats`.
+
+    Returns:
+        `first`, or with a number from 2 on behind its name: what is new, or holds an earlier
+        evaluation of this data set, to be replaced.
+    """
+    place, number = first, 1
+    while True:
+        try:
+            found = json.loads((place / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return place
+        if not isinstance(found, dict) or found.get("dataset") == dataset:
+            return place
+        number += 1
+        place = first.with_name(f"{first.name}-{number}")
 
 
 def describe(result: Mapping[str, Any], report: Report) -> str:

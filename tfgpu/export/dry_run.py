@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.cli import dry_run
@@ -17,7 +16,7 @@ def describe(config: ExportSettings, run: TrainedRun) -> str:
         config: The settings.
         run: What `--run_dir` holds.
     """
-    directory = Path(config.out).expanduser() if config.out else run.path / "export"
+    directory = config.directory(run.path)
     decided = dataclasses.replace(
         config,
         out=str(directory),

@@ -70,7 +70,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     Raises:
         tfgpu.errors.Error: The request, the run, the data or the work is at fault.
     """
-    directory = Path(config.out).expanduser() if config.out else run.path / "export"
+    directory = config.directory(run.path)
     files.make_directory(directory, flag="out")
     with contextlib.suppress(RuntimeError):  # The process may have used its devices already.
         tf.config.set_visible_devices([], "GPU")

@@ -1,7 +1,11 @@
 """The settings of an export."""
 
+import os
+from pathlib import Path
+
 from tfgpu.cli import shared_settings as shared
 from tfgpu.cli.settings import names, setting
+from tfgpu.errors import RequestError
 
 EXPORT_FILES = {
     "keras": "model.keras",
@@ -51,3 +55,22 @@ class ExportSettings(shared.RunDataSettings, section="Export"):
         """The formats to write, in the order of `EXPORT_FORMATS`."""
         chosen = EXPORT_FORMATS if self.formats == "all" else self.formats.split(",")
         return tuple(name for name in EXPORT_FORMATS if name in chosen)
+
+    def directory(self, run_dir: Path) -> Path:
+        """Where the files go.
+
+        Args:
+            run_dir: Of the run that is exported.
+
+        Raises:
+            RequestError: It is the directory of a run, whose own model.keras would be overwritten.
+        """
+        if self.out is None:
+            return run_dir / "export"
+        place = Path(self.out).expanduser()
+        if os.path.lexists(place / "config.json"):
+            raise RequestError(
+                f"--out={self.out} is the directory of a run, whose files an export could "
+                f"overwrite; name another, such as {place / 'export'}"
+            )
+        return place

@@ -77,15 +77,15 @@ def environments(runs: Sequence[RunFiles]) -> Table | None:
         "platform": lambda run: run.environment.get("platform"),
         "devices": lambda run: [
             each.get("description") if isinstance(each, dict) else None
-            for each in run.environment.get("devices") or []
+            for each in _as(list, run.environment.get("devices"))
         ],
         "replicas": lambda run: run.environment.get("replicas"),
     }
-    versions = dict.fromkeys(name for run in runs for name in run.environment.get("versions") or {})
+    versions = dict.fromkeys(name for run in runs for name in _versions(run))
     for library in versions:
         asked[f"version of {library}"] = lambda run, library=library: (  # type: ignore[misc]
-            run.environment.get("versions") or {}
-        ).get(library)
+            _versions(run).get(library)
+        )
     rows = []
     for name, ask in asked.items():
         values = [ask(run) for run in runs]
@@ -93,6 +93,15 @@ def environments(runs: Sequence[RunFiles]) -> Table | None:
             rows.append([name, *map(tables.text, values)])
     caption = "What they stood on, where it differs"
     return Table(caption, ["what", *names_of(runs)], rows) if rows else None
+
+
+def _versions(run: RunFiles) -> dict[str, Any]:
+    return _as(dict, run.environment.get("versions"))
+
+
+def _as(kind: type[Any], value: Any) -> Any:
+    """The value where it is of a kind, else an empty one: a file may say anything."""
+    return value if isinstance(value, kind) else kind()
 
 
 def groups(runs: Sequence[RunFiles]) -> list[Group]:

@@ -67,10 +67,16 @@ def write(runs: Sequence[RunFiles], *, out: Path | None = None) -> Path:
         out = Path(os.path.commonpath([each.path.resolve().parent for each in runs])) / SEVERAL
     if out.is_dir():
         raise RequestError(f"--out={out}: is a directory; name a file, such as {out / ONE}")
+    if os.path.lexists(out.parent / "config.json") and out.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(
+            f"--out={out}: would lie among the files of a run, and could replace one; name an "
+            f".html file, such as {out.with_name(ONE)}"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(out) as beside:
-            beside.write_text(page, encoding="utf-8")
+            # Paths need not be UTF-8, and the page is.
+            beside.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise

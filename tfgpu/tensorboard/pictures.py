@@ -108,6 +108,7 @@ def _fitting(
     width: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
+    text = " ".join(text.split("\n"))
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

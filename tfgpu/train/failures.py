@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -33,6 +34,33 @@ def one_line_failures(config: Resolved, machine: runtime.Runtime) -> Iterator[No
     except OSError as error:
         if (full := disk_full(error)) is not None and full is not error:
             raise full from error
+        raise
+
+
+@contextlib.contextmanager
+def kept(run_dir: Path) -> Iterator[None]:
+    """Says of a run directory that goes, or cannot be written any more, what has become of it.
+
+    Args:
+        run_dir: Where the run writes.
+
+    Raises:
+        WorkError: It has been removed, or a file in it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        if not run_dir.is_dir():
+            raise WorkError(
+                f"{str(run_dir)!r} was removed while the run wrote there; what it had learnt is "
+                "lost: start it again"
+            ) from error
+        name = Path(str(error.filename)) if isinstance(error, OSError) else Path()
+        if isinstance(error, OSError) and disk_full(error) is None and run_dir in name.parents:
+            raise WorkError(
+                f"{error.strerror} while writing {name}; mend it, and the same command continues "
+                "from the last checkpoint"
+            ) from error
         raise
 
 

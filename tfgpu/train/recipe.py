@@ -34,9 +34,6 @@ SMALL = 10_000
 STEPS_PER_EXECUTION_CPU = 16
 STEPS_PER_EXECUTION_GPU = 64
 
-SMALL_STEP_PIXELS = 16 * 32 * 32
-"""Pixels of a batch up to which a step of `lenet` is not worth sharing among threads."""
-
 
 class Resolved(TrainSettings):
     """A `TrainSettings` in which nothing is left open but `run_dir` and what None turns off."""
@@ -174,28 +171,23 @@ def resolve(
     return Resolved(**config.to_json() | decided)
 
 
-_OTHER_MODELS = ("csv", "parquet", "npz", "coco")  # Readers of data whose default is not lenet.
-
-
-def has_small_steps(config: TrainSettings) -> bool:
-    """Whether threads that shared an operation of a training step would cost more than they save.
-
-    Measured with `lenet` on 32x32 images and two cores: one thread an operation trains 1.9 times
-    as fast at 4 images a step, as fast at 32, and 0.7 times as fast at 128. A model of the user's
-    is not known before it is built, which is too late.
+def check_updates(config: Resolved, *, num_examples: int) -> None:
+    """Refuses a training in which no weight would be updated.
 
     Args:
-        config: As the user gave it.
+        config: What `resolve` returned.
+        num_examples: Training examples.
+
+    Raises:
+        RequestError: All its steps are too few for a single update.
     """
-    height, width = config.image_size or (32, 32)
-    return (
-        config.dataset.partition(":")[0] not in _OTHER_MODELS
-        and config.model in (None, "lenet")
-        and config.task in (None, "classification")
-        and (config.width or 1) <= 1
-        and config.batch_size is not None
-        and config.batch_size * height * width <= SMALL_STEP_PIXELS
-    )
+    steps = config.epochs * math.ceil(num_examples / config.batch_size)
+    if config.gradient_accumulation_steps > steps:
+        raise RequestError(
+            f"--gradient_accumulation_steps={config.gradient_accumulation_steps} is more than the "
+            f"{steps} steps of all {config.epochs} epochs, so no weight would ever be updated; "
+            "use fewer, a smaller --batch_size or more --epochs"
+        )
 
 
 def augmentations(config: Resolved) -> tuple[str, ...]:
@@ -289,6 +281,8 @@ def make_optimizer(
     """
     import keras
 
+    from tfgpu.train.fine_tuning import with_rates
+
     settings: dict[str, Any] = {
         "learning_rate": make_schedule(config, steps_per_epoch=steps_per_epoch),
         "weight_decay": config.weight_decay or None,
@@ -304,11 +298,7 @@ def make_optimizer(
     if config.gradient_accumulation_steps > 1:
         settings["gradient_accumulation_steps"] = config.gradient_accumulation_steps
     optimizer = keras.optimizers.get({"class_name": config.optimizer, "config": settings})
-    if not rates:
-        return optimizer
-    from tfgpu.train.fine_tuning import with_rates
-
-    return with_rates(optimizer, rates)
+    return with_rates(optimizer, rates) if rates else optimizer
 
 
 def make_loss(config: Resolved, data: Dataset, model: keras.Model) -> Any:
@@ -418,11 +408,10 @@ def build_model(
     try:
         return builder(**arguments, **wanted)
     except Exception as error:
+        what = ""
         if arguments.keys() == {"image_shape", "num_classes"}:
             shape = "x".join(map(str, arguments["image_shape"]))
             what = f" for images of {shape} and {arguments['num_classes']} classes"
-        else:
-            what = ""
         raise RequestError(
             f"--model={config.model} cannot be built{what}: {error}; it is called with "
             f"{' and '.join([*arguments, *wanted])}"
@@ -491,8 +480,7 @@ def build_checked(
     if outputs is None or not model.built:
         return model
     expected = with_batch(outputs)
-    found = getattr(model, "output_shape", expected)
-    if found != expected:
+    if (found := getattr(model, "output_shape", expected)) != expected:
         raise RequestError(
             f"--model={config.model} gives outputs of shape {found}; {config.dataset} needs "
             f"{'logits' if data.class_names else 'outputs'} of shape {expected}"

@@ -9,11 +9,12 @@ from typing import Any
 import keras
 
 from tfgpu.artifacts.run_directory import RunDirectory
+from tfgpu.checkpoint import training_state
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
-from tfgpu.cli.console import Console
+from tfgpu.cli.console import Console, Stopwatch
 from tfgpu.data.examples import Examples
 from tfgpu.errors import WorkError
-from tfgpu.tasks.loading import Dataset
+from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.train.progress import Timing
 from tfgpu.train.recipe import Resolved
 
@@ -52,17 +53,6 @@ def measured(metrics: Sequence[str]) -> list[str]:
     return [f"{split}{name}" for split in ("", "val_", "test_") for name in (*metrics, "loss")]
 
 
-def data_identity(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint keeps of the data, for a run that continues it to compare."""
-    identity: dict[str, Any] = {
-        "data.fingerprint": data.fingerprint,
-        "data.classes": len(data.class_names),
-    }
-    if data.spec.fitted:
-        identity["data.fitted"] = data.spec.fitted_digest
-    return identity
-
-
 def count_identical(
     outcome: dict[str, Any],
     split: str,
@@ -89,6 +79,32 @@ def count_identical(
             f"{found:,} of {examples.num_examples:,} {split} {unit} are identical to training "
             f"{unit}: the figures on them tell less of new ones"
         )
+
+
+def close_outcome(
+    outcome: dict[str, Any],
+    directory: RunDirectory,
+    stopwatch: Stopwatch,
+    monitor: HardwareMonitor | None,
+    status: str,
+) -> None:
+    """Writes the outcome to result.json, with how the time was spent.
+
+    Args:
+        outcome: Of the run; is completed.
+        directory: Of the run.
+        stopwatch: Started with the process.
+        monitor: Is stopped; None where there is none.
+        status: How the run ended.
+    """
+    if monitor is not None:
+        monitor.stop()
+        outcome["hardware"] = monitor.summary()
+    stopwatch.switch(stopwatch.phase)  # What goes on now is charged too.
+    outcome["status"] = status
+    outcome["total_seconds"] = stopwatch.total
+    outcome["time_spent"] = dict(stopwatch.seconds)
+    directory.write_result(outcome)
 
 
 class Record(keras.callbacks.Callback):
@@ -118,14 +134,25 @@ class Record(keras.callbacks.Callback):
         if not math.isfinite(self._timing.latest.get("loss", 0.0)):
             self._stop_broken()
 
-    def _stop_broken(self) -> None:
+    def check_weights(self) -> None:
+        """Ends a training whose weights are not finite: the loss is that before the last update.
+
+        Raises:
+            WorkError: They are not.
+        """
+        name = training_state.not_finite(training_state.arrays_of(self.model))
+        if name is not None:
+            path = training_state.variables_of(self.model)[name].path
+            self._stop_broken(f" ({path} is not)")
+
+    def _stop_broken(self, what: str = "") -> None:
         """Ends a training that is not finite any more, and says where it broke."""
         steps = self._outcome["steps"]
         broken = self._backup.first_breakage(steps)
-        where = f"within {steps} steps"
+        where = f"within {steps} steps{what}"
         if broken is not None:
             self._outcome["steps"] = broken.step
-            where = f"at step {broken.step}, first in the gradient of {broken.variable}"
+            where = f"at step {broken.step}, first in the gradient of {broken.variable}{what}"
         raise WorkError(
             f"the training is not finite any more, {where}; the checkpoints before it are kept; "
             f"lower --learning_rate={self._config.learning_rate}, or set --clip_norm=1",

@@ -28,18 +28,28 @@ from tfgpu.cluster.membership import Membership, alone
 from tfgpu.data import preparation
 from tfgpu.data.examples import Examples
 from tfgpu.data.inputs import DeviceDataset, evaluation_batches, training_batches
-from tfgpu.errors import Error, Interrupted, ModelFileError
+from tfgpu.errors import Error, Interrupted
 from tfgpu.machine import runtime
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
-from tfgpu.train import dry_run, fine_tuning, mixing, recipe, reporting, together, tracking
-from tfgpu.train.failures import one_line_failures, say_what_is_kept
+from tfgpu.train import (
+    continuing,
+    dry_run,
+    fine_tuning,
+    mixing,
+    recipe,
+    reporting,
+    tensorboard,
+    together,
+    tracking,
+)
+from tfgpu.train.failures import kept, one_line_failures, say_what_is_kept
 from tfgpu.train.moving_average import SwapEMAWeights
 from tfgpu.train.progress import Progress, Timing
 from tfgpu.train.recipe import Resolved
-from tfgpu.train.record import RESULT_FIELDS, Record, count_identical, data_identity, measured
-from tfgpu.train.session import Session
+from tfgpu.train.record import RESULT_FIELDS, Record, close_outcome, count_identical, measured
+from tfgpu.train.session import Session, data_identity
 from tfgpu.train.settings import TrainSettings
 from tfgpu.train.tracking import Tracking
 from tfgpu.train.views import Views
@@ -83,6 +93,7 @@ def run(
         members = members or alone()
         if members.is_chief:
             trackers.check(config.log_to)
+            tensorboard.check(config)
         if config.model is not None and ":" in config.model:
             find_builder(config.model)  # Before the data, which may take long.
         begun = together.settings_of_chief(members, together.as_recorded(config, members))
@@ -130,9 +141,10 @@ def run(
             of_task = data.task.announce(data.spec, settings.to_json())
             for note in (*data.storage_notes, *data.notes, *of_task):
                 console.say(note)
-            # All that can be wrong with the data and the model shows before the first file is
-            # written.
+            # All that can be wrong with the data, the model and a run that is to be gone on with
+            # shows before the first file is written: what is refused stays as it was.
             job = _prepare(settings, session, build, stopwatch)
+            continuing.check(members, config, model=job.model, batches=job.batches, data=data)
             for note in job.notes:
                 console.say(note)
             if config.dry_run:
@@ -196,31 +208,33 @@ def _record(
     monitor = None
     if job.members.is_chief and config.hardware_interval is not None:
         monitor = HardwareMonitor.of_devices(machine.devices, interval=config.hardware_interval)
-    close = functools.partial(_close, outcome, directory, stopwatch, monitor)
+    close = functools.partial(close_outcome, outcome, directory, stopwatch, monitor)
     try:
         together.keep_logs(job.members, directory, console)
         directory.write_environment(
             environment.record(machine, dataset=data.provenance, given=job.given)
         )
-        if data.spec.fitted:
+        if data.spec.fitted and not (directory.resuming and directory.has_fitted(data.spec.fitted)):
             directory.write_fitted(data.spec.fitted)
         if monitor is not None:
             monitor.start()
         # Here and not only around it all, so that the log has what the terminal shows.
-        with one_line_failures(config, machine):
+        with one_line_failures(config, machine), kept(directory.path):
             _train(job, directory, console, stopwatch, outcome, signals, monitor)
             close("paused" if job.pauses else "finished")
             if job.members.is_chief:
                 console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
     except (KeyboardInterrupt, Interrupted) as stop:
-        close("interrupted")
+        with contextlib.suppress(FileNotFoundError):  # The directory has been removed.
+            close("interrupted")
         signal_ = stop.signal if isinstance(stop, Interrupted) else signals.received
         signal_ = signal_ or signal.SIGINT
         message = (
             f"stopped by {signal_.name} after {outcome['steps']} steps; "
             f"continue with: {job.command}"
         )
-        directory.log(f"tfgpu: {message}")
+        with contextlib.suppress(FileNotFoundError):
+            directory.log(f"tfgpu: {message}")
         raise Interrupted(signal_, message) from None
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -302,6 +316,7 @@ def _prepare(
             resident=session.resident(examples) if resident else (),
         )
 
+    recipe.check_updates(config, num_examples=data.train.num_examples)
     stopwatch.switch("model")
     with strategy.scope():
         model = recipe.build_checked(config, build, data)
@@ -403,11 +418,6 @@ def _train(
     callbacks.append(timing.closing)
     if directory.resuming and chief:
         console.say(f"continuing the run in {directory.path}")
-        if directory.metrics_size() and not directory.has_checkpoint:
-            raise ModelFileError(
-                f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
-                "holds no checkpoint; put one back, or start again with another --run_dir"
-            )
     if job.data.validation is not None:
         with stopwatch.during("data"):
             identical(job.data.validation, "validation")
@@ -426,6 +436,7 @@ def _train(
                 callbacks=callbacks,
                 verbose=0,
             )
+        record.check_weights()
     finally:
         backup.close()
     # They came after the last moment at which `fit` could have been left.
@@ -472,20 +483,3 @@ def _calibrated(job: _Job) -> Mapping[str, Any]:
     job.model.evaluate(job.validation, verbose=0)
     measured = {each.name: each for each in job.measures if not isinstance(each, str)}
     return job.data.task.calibrate(job.data.spec, measured)
-
-
-def _close(
-    outcome: dict[str, Any],
-    directory: RunDirectory,
-    stopwatch: Stopwatch,
-    monitor: HardwareMonitor | None,
-    status: str,
-) -> None:
-    if monitor is not None:
-        monitor.stop()
-        outcome["hardware"] = monitor.summary()
-    stopwatch.switch(stopwatch.phase)  # What goes on now is charged too.
-    outcome["status"] = status
-    outcome["total_seconds"] = stopwatch.total
-    outcome["time_spent"] = dict(stopwatch.seconds)
-    directory.write_result(outcome)

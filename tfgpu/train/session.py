@@ -15,7 +15,6 @@ from tfgpu.machine import hardware, runtime
 from tfgpu.tasks import loading
 from tfgpu.tasks.loading import Dataset
 from tfgpu.tasks.options import read_options, read_roles
-from tfgpu.train import recipe
 from tfgpu.train.settings import TrainSettings
 
 EVALUATION_BATCH = 512
@@ -23,6 +22,10 @@ EVALUATION_BATCH = 512
 
 RESIDENT_SHARE = 0.25
 """Of a device's free memory that resident data may take: activations need the rest."""
+
+
+SMALL_STEP_PIXELS = 16 * 32 * 32
+"""Pixels of a batch up to which a step of `lenet` is not worth sharing among threads."""
 
 
 class Session:
@@ -69,7 +72,7 @@ class Session:
             seed=config.seed,
             deterministic=config.deterministic,
             intra_op_threads=config.intra_op_threads,
-            small_steps=recipe.has_small_steps(config),
+            small_steps=has_small_steps(config),
             processes=members.sharing_cores if members else 1,
         )
         stopwatch.switch("data")
@@ -190,4 +193,39 @@ def load_data(config: TrainSettings) -> Dataset:
         task=config.task,
         features=read_roles(config.features, config.target),
         options=lambda task: read_options(settings, task.options, task=task.name),
+    )
+
+
+def data_identity(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint or a search keeps of the data, to be compared when it is continued."""
+    identity: dict[str, Any] = {
+        "data.fingerprint": data.fingerprint,
+        "data.classes": len(data.class_names),
+    }
+    if data.spec.fitted:
+        identity["data.fitted"] = data.spec.fitted_digest
+    return identity
+
+
+_OTHER_MODELS = ("csv", "parquet", "npz", "coco")  # Readers of data whose default is not lenet.
+
+
+def has_small_steps(config: TrainSettings) -> bool:
+    """Whether threads that shared an operation of a training step would cost more than they save.
+
+    Measured with `lenet` on 32x32 images and two cores: one thread an operation trains 1.9 times
+    as fast at 4 images a step, as fast at 32, and 0.7 times as fast at 128. A model of the user's
+    is not known before it is built, which is too late.
+
+    Args:
+        config: As the user gave it.
+    """
+    height, width = config.image_size or (32, 32)
+    return (
+        config.dataset.partition(":")[0] not in _OTHER_MODELS
+        and config.model in (None, "lenet")
+        and config.task in (None, "classification")
+        and (config.width or 1) <= 1
+        and config.batch_size is not None
+        and config.batch_size * height * width <= SMALL_STEP_PIXELS
     )

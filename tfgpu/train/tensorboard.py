@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tfgpu.errors import RequestError, shown
 from tfgpu.machine.hardware_monitor import HardwareMonitor
 from tfgpu.tasks.parts.report import Report
 from tfgpu.tensorboard import TensorBoard
 from tfgpu.tensorboard.pictures import Picture
 from tfgpu.train.recipe import Resolved
+from tfgpu.train.settings import TrainSettings
 
 POINTS_AN_EPOCH = 10
 """Of `batch_<metric>` and `performance/` in TensorBoard."""
+
+
+def check(config: TrainSettings) -> None:
+    """Refuses a run directory below which TensorFlow can write no event files.
+
+    Raises:
+        RequestError: The bytes of its path are not UTF-8.
+    """
+    path = config.run_dir or ""
+    if config.tensorboard != "none" and path.encode(errors="replace").decode() != path:
+        raise RequestError(
+            f"--run_dir={shown(path)}: TensorBoard's files need a path that is UTF-8; name another "
+            "--run_dir, or give --tensorboard=none"
+        )
 
 
 def tensorboard_callback(

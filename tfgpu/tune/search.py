@@ -18,6 +18,7 @@ from tfgpu.cli import flags
 from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
+from tfgpu.tasks.loading import Dataset
 from tfgpu.tasks.parts.spaces import for_examples, of_lenet
 from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
@@ -42,7 +43,7 @@ class Search:
         gpus: GPUs for its workers, as CUDA_VISIBLE_DEVICES names them.
         worker_devices: The devices of each worker of this machine.
         console: Where messages go.
-        task: Of the data.
+        data: What the trials are trained on.
         objective: What trials are compared by.
         maximize: Whether more of it is better.
         oracle: One of `tfgpu.tune.oracle`, within the context.
@@ -55,10 +56,15 @@ class Search:
     gpus: Sequence[str]
     worker_devices: Sequence[WorkerDevices]
     console: Console
-    task: Task
+    data: Dataset
     objective: str
     maximize: bool
     oracle: Any = None
+
+    @property
+    def task(self) -> Task:
+        """Of the data."""
+        return self.data.task
 
     def __post_init__(self) -> None:
         self._lock = DirectoryLock(self.directory)
@@ -95,7 +101,9 @@ class Search:
         def resolve(settings: TrainSettings) -> recipe.Resolved:
             if settings.model == config.model:
                 recipe.check_builder(settings, builder)
-            return recipe.resolve_for(settings, data, replicas=replicas, on_gpu=bool(gpus))
+            found = recipe.resolve_for(settings, data, replicas=replicas, on_gpu=bool(gpus))
+            recipe.check_updates(found, num_examples=count)
+            return found
 
         epochs = resolve(config.training).epochs
         if config.tuner == "hyperband" and "epochs" in space.values():
@@ -107,7 +115,7 @@ class Search:
         model = config.model or next(iter(task.models))
         directory = search_directory.choose(config, data.name, model=model)
         config = dataclasses.replace(config, run_dir=str(directory))
-        search_directory.check(directory, config, space)
+        search_directory.check(directory, config, space, data)
         if config.space == DEFAULT:
             _say_batches(Space.load(DEFAULT, task.space), space, count, console)
         return cls(
@@ -118,7 +126,7 @@ class Search:
             gpus,
             worker_devices,
             console,
-            task,
+            data,
             objective,
             maximize,
         )
@@ -129,7 +137,7 @@ class Search:
         try:
             # search.json first: without it the other files would not be those of a search.
             if not (self.directory / SEARCH).exists():
-                fingerprint = search_directory.fingerprint(self.config, self.space)
+                fingerprint = search_directory.fingerprint(self.config, self.space, self.data)
                 files.write_json(self.directory / SEARCH, fingerprint)
             if not (self.directory / "tensorboard").exists():
                 values = self.space.values()

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tfgpu.artifacts import files
+from tfgpu.artifacts.differences import differences, first_of
 from tfgpu.artifacts.files import plain
-from tfgpu.artifacts.run_directory import differences, first_of
 from tfgpu.errors import RequestError
+from tfgpu.tasks.loading import Dataset
+from tfgpu.train.session import data_identity
 from tfgpu.tune.settings import TuneSettings
 from tfgpu.tune.space import Space
 
@@ -20,6 +22,9 @@ RESULT = "result.json"
 BEST = "best_config.json"
 TABLE = "trials.jsonl"
 FINAL = "final"
+
+_SPACE, _DATA = "space ", "data."
+"""How the names in search.json begin that are no settings."""
 
 _RECORDED = (
     "settings directory worker parameters samples_per_second started ended seconds where"
@@ -41,13 +46,16 @@ def choose(config: TuneSettings, dataset: str, *, model: str) -> Path:
     return directory
 
 
-def fingerprint(config: TuneSettings, space: Space | None) -> dict[str, Any]:
-    """Returns what makes two searches the same one: settings and hyperparameters."""
+def fingerprint(
+    config: TuneSettings, space: Space | None, data: Dataset | None = None
+) -> dict[str, Any]:
+    """Returns what makes two searches the same one: settings, hyperparameters and data."""
     # Where the data lie, and who is told of it, is no part of it either.
     free = config.names(on_resume="ignored") | {"data_dir", "log_to"}
     settings = {name: value for name, value in config.to_json().items() if name not in free}
     declared = {} if space is None else space.fingerprint()
-    return settings | {f"space {name}": text for name, text in declared.items()}
+    identity = {} if data is None else data_identity(data)
+    return settings | {f"{_SPACE}{name}": text for name, text in declared.items()} | identity
 
 
 def check_same(directory: Path, config: TuneSettings, space: Space | None) -> None:
@@ -62,8 +70,8 @@ def check_same(directory: Path, config: TuneSettings, space: Space | None) -> No
         RequestError: It is another search; names the differences.
     """
     saved, ours = read_json(directory / SEARCH), fingerprint(config, space)
-    if space is None:
-        saved = {name: value for name, value in saved.items() if not name.startswith("space ")}
+    left_out = (_DATA,) if space is not None else (_DATA, _SPACE)
+    saved = {name: value for name, value in saved.items() if not name.startswith(left_out)}
     found = differences(saved, ours)
     if found:
         raise RequestError(
@@ -72,7 +80,27 @@ def check_same(directory: Path, config: TuneSettings, space: Space | None) -> No
         )
 
 
-def check(directory: Path, config: TuneSettings, space: Space) -> None:
+def check_data(directory: Path, data: Dataset) -> None:
+    """Compares the data with those of the search in a directory: one says nothing of the others.
+
+    Args:
+        directory: Of the search.
+        data: What trials are to be trained on.
+
+    Raises:
+        RequestError: Its trials were trained on other data; names the differences.
+    """
+    saved = read_json(directory / SEARCH)
+    saved = {name: value for name, value in saved.items() if name.startswith(_DATA)}
+    # A search that a version before this one began does not say.
+    if saved and (found := differences(saved, data_identity(data))):
+        raise RequestError(
+            f"run_dir {str(directory)!r} holds a search over other data ({first_of(found)}): its "
+            "trials would not compare; name another --run_dir, or make the data the same again"
+        )
+
+
+def check(directory: Path, config: TuneSettings, space: Space, data: Dataset) -> None:
     """Checks that the directory is free or holds this search, and that --resume allows that.
 
     Raises:
@@ -91,6 +119,7 @@ def check(directory: Path, config: TuneSettings, space: Space) -> None:
             )
         return
     check_same(directory, config, space)
+    check_data(directory, data)
     if config.resume == "never":
         raise RequestError(
             f"run_dir {str(directory)!r} holds this search already, and --resume=never "
@@ -156,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(
             f"{str(path)!r} cannot be read ({error}); name another --run_dir, or put it back"
         ) from None

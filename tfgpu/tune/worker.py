@@ -52,7 +52,7 @@ class _Worker:
         from tfgpu.tasks.parts.spaces import for_examples
         from tfgpu.train.session import Session
         from tfgpu.tune import client as clients
-        from tfgpu.tune import oracle
+        from tfgpu.tune import oracle, search_directory
         from tfgpu.tune.oracle import IDLE, STOPPED
         from tfgpu.tune.space import Space
 
@@ -60,6 +60,8 @@ class _Worker:
         # Before the first trial, so that an error of this machine or its data fails no trial.
         self._session = Session.open(config.training, stopwatch=Stopwatch())
         data, task = self._session.data, self._session.data.task
+        # Another machine may have other files under the same names.
+        search_directory.check_data(Path(str(config.run_dir)), data)
         # Of the choices only their names matter here: the chief sends the values.
         default = for_examples(task.space, data.train.num_examples, replicas=1)
         self._space = Space.load(config.space, default)
