@@ -13,7 +13,7 @@ from rated import interactions, write
 from task_runs import result_of, train_run, weights
 
 from tfgpu.data import sources
-from tfgpu.errors import RequestError
+from tfgpu.errors import DataError, RequestError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
 from tfgpu.models.recommenders import factors, two_tower
@@ -369,3 +369,13 @@ def test_exported_files_of_ratings_give_ratings_and_the_best_items(rating_run, t
     assert all(each["accepted"] for each in stated["files"])
     measured = -stated["reference"]["negative_mae"]
     assert measured == pytest.approx(result_of(rating_run)["test_mae"], rel=1e-4)
+
+
+def test_a_run_of_ratings_refuses_a_table_of_clicks(tmp_path):
+    rated = f"csv:{write(tmp_path / 'rated.csv', interactions(200))}"
+    header = ("user", "item", "click", "timestamp")
+    clicked = f"csv:{write(tmp_path / 'clicked.csv', interactions(200), header=header)}"
+    same = {"data_dir": None, "validation_fraction": 0.1, "image_size": None, "seed": 0}
+    fitted = loading.load(rated, task="recommendation", **same).spec.fitted
+    with pytest.raises(DataError, match="has no rating, which the model was trained on"):
+        loading.load(clicked, task="recommendation", fitted=fitted, strict=False, **same)

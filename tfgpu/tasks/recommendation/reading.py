@@ -106,6 +106,11 @@ def read(request: Request) -> Reading:
     load = _Loader(request)
     train = load(request.train)
     fitted = dict(request.fitted) if request.fitted is not None else _fit(train, request)
+    if fitted["goal"] == "rating" and train.rating is None:
+        raise DataError(
+            f"{request.schema.requested!r} has no rating, which the model was trained on; it has "
+            f"{request.schema.described}"
+        )
     users, items = Ids(fitted["users"]), Ids(fitted["items"])
     seen = Rows.of_lists([[], *fitted["seen"]])
     share = seen.lengths.sum() / (len(users.keys) * len(items.keys))

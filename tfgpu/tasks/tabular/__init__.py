@@ -122,6 +122,7 @@ TASK = Task(
     maximize=True,
     unit="rows",
     choose=choose,
+    fixed=lambda fitted: {"y": fitted["target"]},
     augment={"drop": dropping(drop)},
     arguments=_arguments,
     outputs=lambda spec: (spec.num_classes or 1,),
