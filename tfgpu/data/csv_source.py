@@ -16,8 +16,9 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfgpu.data.columns import Column, columns_source, digest, table_files
+from tfgpu.data.columns import Column
 from tfgpu.data.records import Source
+from tfgpu.data.table import columns_source, digest, table_files
 from tfgpu.errors import DataError
 
 _CHUNK = 65536  # Rows that exist as Python objects at a time.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpu.data.columns import is_number
+from tfgpu.data.cells import EXACT, LARGEST, is_number, not_finite
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError
 
@@ -108,8 +108,10 @@ def as_numbers(values: np.ndarray, role: str, name: str) -> np.ndarray:
         raise DataError(
             f"the column {name!r} is not a {role}: it has {cell!r}, which is no number"
         ) from None
-    if not np.isfinite(numbers).all():
-        raise DataError(f"the column {name!r} has a {role} that is not finite")
+    beyond = ~(np.abs(numbers) <= LARGEST)
+    if beyond.any():
+        what = not_finite(float(numbers[beyond][0]))
+        raise DataError(f"the column {name!r} has a {role} that is {what}")
     return numbers
 
 
@@ -131,11 +133,24 @@ def as_times(values: np.ndarray, name: str) -> np.ndarray:
         ) from None
 
 
-def as_keys(values: np.ndarray) -> np.ndarray:
-    """(n,) ids: int64, or str."""
+def as_keys(values: np.ndarray, name: str) -> np.ndarray:
+    """(n,) ids: int64, or str.
+
+    Raises:
+        DataError: One is a float that may stand for several whole numbers.
+    """
     if values.dtype.kind in "iu":
+        if values.size and int(values.max()) > np.iinfo(np.int64).max:
+            return values.astype(str)
         return values.astype(np.int64)
     if values.dtype.kind == "f":
+        beyond = np.abs(values) > EXACT
+        if beyond.any():
+            raise DataError(
+                f"the column {name!r} has ids as floats beyond 2^53, such as "
+                f"{values[beyond][0]:.0f}, where different ids are the same number; store them as "
+                "whole numbers or as text"
+            )
         whole = values.astype(np.int64)
         if (whole == values).all():
             return whole

@@ -154,7 +154,9 @@ class _Loader:
         value = "rating" if "rating" in roles else "click" if "click" in roles else None
         names = tuple(roles[role] for role in ("user", "item", value) if role is not None)
         found = columns.load(records, names, self._features)
-        user, item = (columns.as_keys(found[roles[role]]) for role in ("user", "item"))
+        user, item = (
+            columns.as_keys(found[roles[role]], roles[role]) for role in ("user", "item")
+        )
         if value is None:
             return _Interactions(user, item, None)
         numbers = columns.as_numbers(found[roles[value]], value, roles[value])
