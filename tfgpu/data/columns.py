@@ -9,7 +9,7 @@ What a column is, is guessed from its cells and, where these leave it open, from
 - `class`: few different short cells: int64 positions among the sorted cells, which are the names.
 - `text`: cells with several words, or of a language that writes none apart.
 - `id`: other strings.
-- `image`: names of image files, below the folder of the table, where the first of them is there.
+- `image`: names of image files, below the folder of the table, where any of them is there.
 - `classes`: lists of labels, joined by the first of "|", ";", "," that the column has: strings in a
   column called labels, tags or the like. In a table of images a space joins too, in such a column,
   and every column of strings that has a "|" or a ";" is one. An empty cell is a list of none.

@@ -160,19 +160,20 @@ def _image_files(column: Column, folder: str) -> tuple[Feature, list[str]] | Non
     """The feature of a column of names of image files, and their paths.
 
     Returns:
-        None where the first file is not there: then the column is strings.
+        None where no file is there: then the column is strings.
 
     Raises:
         DataError: Another is not there, or one is no image.
     """
     cells = [cell.decode() for some in column.strings for cell in some.numpy()]
     paths = [os.path.join(folder, cell) for cell in cells]
-    if not paths or not os.path.exists(paths[0]):
-        return None
     places = {path: i for i, path in reversed(list(enumerate(paths)))}
     distinct = list(places)
-    for path in distinct:
-        if not os.path.isfile(path):
+    there = list(map(os.path.isfile, distinct))
+    if not any(there):
+        return None
+    for path, is_there in zip(distinct, there, strict=True):
+        if not is_there:
             raise DataError(
                 f"{path} is not there, which row {places[path] + 1} names in the column "
                 f"{column.name!r}; put the image there, or take the row away"
