@@ -352,3 +352,13 @@ def test_the_target_of_a_run_is_found_among_columns_that_are_called_targets(tmp_
     )
     data = load(both, None, task="tabular", fitted=fitted, strict=False)
     assert data.roles == {"y": "target"}
+
+
+def test_a_column_that_another_table_has_lists_in_is_refused_by_name(tmp_path):
+    rows = [(("red", "blue")[i % 2], i % 7, i % 3) for i in range(60)]
+    header = ("tags", "size", "target")
+    fitted = load(write(tmp_path / "a.csv", rows, header=header), "target").spec.fitted
+    rows[3] = ("red|blue", *rows[3][1:])
+    other = write(tmp_path / "b.csv", rows, header=header)
+    line = refused(other, DataError, target="target", task="tabular", fitted=fitted, strict=False)
+    assert "the column 'tags'" in line and "is lists of 2 labels, and the model was" in line

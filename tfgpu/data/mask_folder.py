@@ -135,6 +135,12 @@ def read_mask(path: str) -> np.ndarray:
     return values.astype(np.uint8)[..., None]
 
 
+def is_one_bit(path: str) -> bool:
+    """Whether a mask has one bit a pixel, and so 1 where others may have 255."""
+    with opened(path) as file:
+        return bool(file.mode == "1")
+
+
 def _pairs(directory: str) -> tuple[list[tuple[str, str]], list[FileTree]]:
     """The images of a split with their masks, sorted by name, and what they were found in.
 
@@ -196,7 +202,12 @@ def _class_names(root: str) -> tuple[str, ...]:
         lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in "\n".join(lines).rstrip().splitlines())
+    if not all(names):
+        raise DataError(
+            f"{path}, line {names.index('') + 1} is empty, and the names are of the values from 0 "
+            "on, one a line: name that class, or take the line away"
+        )
     if len(set(names)) < len(names) or len(names) < 2:
         raise DataError(f"{path} must name two classes or more, each once, one a line")
     return names

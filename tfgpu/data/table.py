@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.cells import spelled
 from tfgpu.data.columns import Column
 from tfgpu.data.folder import decode_image, image_feature
 from tfgpu.data.image_files import read_headers
-from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.data.records import Feature, Records, Schema, Source, refuse_new_classes
 from tfgpu.errors import DataError, RequestError
 
 _SPLITS = ("train", "test", "validation")
@@ -134,10 +135,21 @@ def columns_source(
         select_missing=lambda names: select(names, missing=True),
     )
 
+    def classes_of(name: str, split_name: str = "train") -> list[str]:
+        start, end = ends[split_name]
+        cells = np.unique(column_of(name, True)[start:end].numpy())
+        if features[name].kind == "class":
+            return [features[name].class_names[cell] for cell in cells if cell >= 0]
+        return [spelled(cell) for cell in cells.tolist()]
+
     def split(split_name: str, label: str | None = None) -> Records | None:
         if split_name not in ends:
             return None
         start, end = ends[split_name]
+        if label is not None and split_name != "train" and features[label].class_names:
+            refuse_new_classes(
+                requested, label, split_name, classes_of(label, split_name), classes_of(label)
+            )
         return whole if (start, end) == (0, rows) else whole.take(np.arange(start, end))
 
     texts = [name for name, feature in features.items() if feature.kind == "text"]

@@ -288,7 +288,13 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
 
 
 def split_at_random(
-    source: Source, roles: Mapping[str, str], validation_fraction: float, seed: int, *, unit: str
+    source: Source,
+    roles: Mapping[str, str],
+    validation_fraction: float,
+    seed: int,
+    *,
+    unit: str,
+    label: str | None = None,
 ) -> Splits:
     """The splits of a source: its test split as it is, validation carved from train by the seed.
 
@@ -298,14 +304,20 @@ def split_at_random(
         validation_fraction: Which part of the training split to hold out, in [0, 1).
         seed: Decides which.
         unit: What examples are called in messages.
+        label: The feature of classes or boxes that each split must have, "" for none; None: y, if
+            it is one.
 
     Raises:
         RequestError: There is no training split, or a part would be empty.
+        DataError: A class is in another split alone.
     """
     requested = source.schema.requested
     y = roles.get("y")
-    labels = ("class", "boxes")
-    label = y if y is not None and source.schema.features[y].kind in labels else None
+    if label is None and y is not None:
+        feature = source.schema.features[y]
+        named = feature.kind in ("number", "id") and bool(feature.class_names)
+        label = y if feature.kind in ("class", "boxes") or named else None
+    label = label or None
     train = source.split("train", label)
     if train is None:
         raise RequestError(f"{requested!r} has no training split with labels")

@@ -174,7 +174,8 @@ class NumberPredictor(RowPredictor):
             elif self.settings.format == "csv":
                 yield csv_row([path, value])
             else:
-                yield json.dumps({"path": path, target: value})
+                key = target if target != "path" else "target"
+                yield json.dumps({"path": path, key: value})
 
 
 def predictor(spec: Any, settings: Any) -> Predictor:

@@ -101,11 +101,22 @@ def raw_inputs(
 
 
 def _check_columns(schema: Schema, fitted: Mapping[str, Any]) -> None:
-    for each in Encoder(fitted).columns:
+    encoder = Encoder(fitted)
+    for each in encoder.columns:
         if each not in schema.features:
             raise DataError(
                 f"{schema.requested!r} has no column {each!r}, which the model was trained on; it "
                 f"has {', '.join(schema.features)}"
+            )
+    for part in (*encoder.numbers, *encoder.categories):
+        name, feature = part["column"], schema.features[part["column"]]
+        several = "index" in part
+        fits = feature.kind == "numbers" if several else feature.shape == ()
+        if not fits or not (columns.usable(feature) or feature.dtype == "string"):
+            what = "a list of numbers" if several else "a single number or category"
+            raise DataError(
+                f"the column {name!r} of {schema.requested!r} is {feature.described}, and the "
+                f"model was trained on {what} there"
             )
 
 
