@@ -1,5 +1,6 @@
 """Cells of tables: the same number and the same category in training and in every later table."""
 
+import json
 import types
 
 import numpy as np
@@ -13,7 +14,7 @@ from tfgpu.data.cells import is_code, is_number, respelled, spelled, to_number
 from tfgpu.errors import DataError
 from tfgpu.tasks import loading
 from tfgpu.tasks.tabular import TASK
-from tfgpu.tasks.tabular.answers import RowPredictor
+from tfgpu.tasks.tabular.answers import NumberPredictor, RowPredictor
 from tfgpu.tasks.tabular.columns import Spelling
 
 BIG = 1234567890123456789
@@ -53,7 +54,12 @@ def test_a_number_is_spelled_in_one_way():
     assert {respelled(each) for each in spellings} == {spelled(1.0)} == {"1"}
     assert respelled("NA") == spelled(float("nan")) == "" and respelled("2.50") == "2.5"
     assert respelled("10000000000000000000000001") == "10000000000000000000000001"
-    assert [respelled(each) for each in ("007", "red", "1_0", "inf")] == ["007", "red", "1_0", "inf"]
+    assert [respelled(each) for each in ("007", "red", "1_0", "inf")] == [
+        "007",
+        "red",
+        "1_0",
+        "inf",
+    ]
 
 
 def test_a_number_that_is_several_categories_is_refused():
@@ -214,3 +220,23 @@ def test_predict_refuses_a_number_beyond_float32(tmp_path):
     predictor = RowPredictor(spec, types.SimpleNamespace(batch_size=8, format="csv"))
     large, code, good = map(str, predictor.find([str(other)]))
     assert "line 2" not in good and "infinite in float32" in large and "'1_0'" in code
+
+
+# ---- names ---------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_row_stays_where_the_target_is_called_path(tmp_path):
+    path = write(tmp_path / "a.csv", [(i / 7, i / 3) for i in range(60)], header=("a", "path"))
+    options = {"target": "path"}
+    spec = load(f"csv:{path}", features={"y": "path"}, options=options).spec
+    predictor = NumberPredictor(spec, types.SimpleNamespace(batch_size=8, format="jsonl"))
+    rows = list(predictor.find([str(path)]))[:1]
+    (line,) = predictor.lines(rows, np.array([[2.0]]))
+    assert json.loads(line) == {"path": f"{path}:2", "target": 2.0}
+    assert list(predictor.header()) == ["path", "target"]
+
+
+def test_a_class_of_two_lines_is_refused(tmp_path):
+    rows = [(i / 7, ("a\nb", "c")[i % 2]) for i in range(60)]
+    path = write(tmp_path / "a.csv", rows, header=("a", "target"))
+    assert "the class 'a\\nb' of" in refused(f"csv:{path}")

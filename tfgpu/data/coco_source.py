@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.folder import decode_image, image_feature
 from tfgpu.data.image_files import read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
@@ -112,9 +113,9 @@ def open_source(rest: str) -> Source:
         fractions = _fractions(each, images[part], sizes)
         records[part] = _records(each, images[part], fractions, feature)
     relative = [
-        [part, os.path.basename(image), os.path.getsize(image)]
+        [part, os.path.basename(image), *content]
         for part, some in images.items()
-        for image in some
+        for image, (_, *content) in zip(some, fingerprints(some, ""), strict=True)
     ]
     content = [relative, [each.digest for each in found.values()]]
     features = {

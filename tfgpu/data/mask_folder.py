@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.file_notes import image_remarks, notes
 from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.folder import decode_image, find_images, image_feature
@@ -76,7 +77,7 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str], left: Re
         ),
         "file": Feature(kind="id", dtype="string", described="the file of the mask"),
     }
-    named = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in [*images, *masks])
+    named = fingerprints([*images, *masks], root)
     fingerprint = hashlib.sha256(json.dumps([named, names]).encode()).hexdigest()
 
     lines = notes(

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfgpu.data.cells import spelled
 from tfgpu.data.columns import Column
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.folder import decode_image, image_feature
 from tfgpu.data.image_files import read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source, refuse_new_classes
@@ -196,7 +197,7 @@ def _image_files(column: Column, folder: str) -> tuple[Feature, list[str]] | Non
 def _with_files(
     fingerprint: str, folder: str, images: Mapping[str, tuple[Feature, list[str]]]
 ) -> str:
-    """A fingerprint that has the names and the sizes of files in it too."""
+    """A fingerprint that has files in it too."""
     paths = sorted({path for _, some in images.values() for path in some})
-    sizes = [(os.path.relpath(path, folder), os.path.getsize(path)) for path in paths]
-    return hashlib.sha256(json.dumps([fingerprint, sizes]).encode()).hexdigest()
+    contents = fingerprints(paths, folder or os.curdir)
+    return hashlib.sha256(json.dumps([fingerprint, contents]).encode()).hexdigest()

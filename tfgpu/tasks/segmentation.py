@@ -89,8 +89,7 @@ def read(request: Request) -> Reading:
     def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
             raise DataError(
-                f"{shown(os.fsdecode(place))} "
-                f"{_strange(values[mask == _UNKNOWN].flat[0], fitted)}"
+                f"{shown(os.fsdecode(place))} {_strange(values[mask == _UNKNOWN].flat[0], fitted)}"
             )
 
         return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])

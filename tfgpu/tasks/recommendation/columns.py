@@ -19,6 +19,10 @@ _NAMES = {
     "time": r"(time_?stamp|time|date|date_?time|unix_?time)",
 }
 ROLES = tuple(_NAMES)
+_ZONED = re.compile(
+    r"(?P<time>.*[T ]\d\d(?::?\d\d(?::?\d\d(?:\.\d+)?)?)?)\s*"
+    r"(?:[Zz]|(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)?)"
+)
 _KINDS = {
     "user": ("id", "number", "class", "text"),
     "item": ("id", "number", "class", "text"),
@@ -124,13 +128,34 @@ def as_times(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind in "iuf":
         return values
     try:
-        texts = np.array([each.decode() for each in values])
-        return texts.astype("datetime64[us]").astype(np.int64)
+        texts = [each.decode().strip() for each in values.tolist()]
+        zones = [_ZONED.fullmatch(text) for text in texts]
+        aware = [zone is not None for zone in zones]
+        if any(aware) and not all(aware):
+            raise ValueError(
+                f"{texts[aware.index(True)]!r} has a time zone and {texts[aware.index(False)]!r} "
+                "has none"
+            )
+        # NumPy knows no zones.
+        pairs = zip(texts, zones, strict=True)
+        plain = [text if zone is None else zone["time"] for text, zone in pairs]
+        times = np.array(plain).astype("datetime64[us]")
+        if np.isnat(times).any():
+            raise ValueError(f"{texts[int(np.isnat(times).argmax())]!r} is none")
+        return times.astype(np.int64) - np.array(list(map(_offset, zones)), np.int64)
     except ValueError as error:
         raise DataError(
             f"the column {name!r} is no time: {error}; give numbers, or dates such as "
             "2026-11-27T18:30:00"
         ) from None
+
+
+def _offset(zone: re.Match[str] | None) -> int:
+    """Microseconds that a time zone is ahead of UTC."""
+    if zone is None or zone["sign"] is None:
+        return 0
+    minutes = 60 * int(zone["hours"]) + int(zone["minutes"] or 0)
+    return (-1 if zone["sign"] == "-" else 1) * minutes * 60_000_000
 
 
 def as_keys(values: np.ndarray, name: str) -> np.ndarray:

@@ -154,9 +154,7 @@ class _Loader:
         value = "rating" if "rating" in roles else "click" if "click" in roles else None
         names = tuple(roles[role] for role in ("user", "item", value) if role is not None)
         found = columns.load(records, names, self._features)
-        user, item = (
-            columns.as_keys(found[roles[role]], roles[role]) for role in ("user", "item")
-        )
+        user, item = (columns.as_keys(found[roles[role]], roles[role]) for role in ("user", "item"))
         if value is None:
             return _Interactions(user, item, None)
         numbers = columns.as_numbers(found[roles[value]], value, roles[value])
@@ -174,6 +172,13 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
     if goal == "auto":
         goal = "retrieval" if train.rating is None else "rating"
     users, items = Ids.fit(train.user), Ids.fit(train.item)
+    for role, ids in (("user", users), ("item", items)):
+        for key in map(str, ids.keys) if ids.keys.dtype.kind == "U" else ():
+            if "\n" in key or "\r" in key:
+                raise DataError(
+                    f"the {role} {key!r} of {request.schema.requested!r} has a line break; write "
+                    "it in one line"
+                )
     if len(items.keys) < 2:
         raise DataError(
             f"{request.schema.requested!r} has one item only, {items.keys[0]!r}: there is nothing "

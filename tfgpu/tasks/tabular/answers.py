@@ -161,7 +161,13 @@ class NumberPredictor(RowPredictor):
 
     def header(self) -> Sequence[str]:
         """See `Predictor.header`."""
-        return ["path", self.spec.fitted["target"]]
+        return ["path", self._key]
+
+    @property
+    def _key(self) -> str:
+        """What the number is called beside the place of its row, which is the path."""
+        target: str = self.spec.fitted["target"]
+        return target if target != "path" else "target"
 
     def lines(self, items: Sequence[Any], outputs: Any) -> Iterator[str]:
         """See `Predictor.lines`."""
@@ -174,8 +180,7 @@ class NumberPredictor(RowPredictor):
             elif self.settings.format == "csv":
                 yield csv_row([path, value])
             else:
-                key = target if target != "path" else "target"
-                yield json.dumps({"path": path, key: value})
+                yield json.dumps({"path": path, self._key: value})
 
 
 def predictor(spec: Any, settings: Any) -> Predictor:

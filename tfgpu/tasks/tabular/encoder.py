@@ -81,7 +81,9 @@ def fit(
         counts = collections.Counter(strings.tolist())
         if name not in asked.categories and len(counts) > max(1, _MOST_ID * len(strings)):
             where = f"; among numbers, {feature.stray}" if feature.stray else ""
-            if feature.dtype == "string" and all(is_whole(each.decode()) for each in counts if each):
+            if feature.dtype == "string" and all(
+                is_whole(each.decode()) for each in counts if each
+            ):
                 where = (
                     "; whole numbers beyond what float64 tells apart: "
                     f"--task_options=numbers={name} takes them as numbers, rounded"
