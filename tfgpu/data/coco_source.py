@@ -232,8 +232,8 @@ def _read(path: str) -> _Annotations:
         if not _is_id(one.get("category_id")) or one["category_id"] not in number:
             known = ", ".join(f"{i} ({categories[i]['name']})" for i in order[:10])
             raise DataError(
-                f"{path}, {called} of {file}: category_id {_short(one.get('category_id'))} is none of "
-                f"its categories, {known}{', ...' if len(order) > 10 else ''}"
+                f"{path}, {called} of {file}: category_id {_short(one.get('category_id'))} is none "
+                f"of its categories, {known}{', ...' if len(order) > 10 else ''}"
             )
         box = _box(one.get("bbox"))
         if box is None:

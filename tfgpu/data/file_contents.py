@@ -13,7 +13,7 @@ _PART = 4096  # Bytes of the middle and of the end that are read.
 
 
 def fingerprints(paths: Sequence[str], root: str) -> list[tuple[str, int, int]]:
-    """Of each file the path from `root`, its size, and a checksum of its middle and its end, sorted.
+    """The files, sorted: path from `root`, size, and a checksum of the middle and the end.
 
     Files of images and sounds differ there wherever they differ, as good as always: what is coded
     depends on what stands before. A small file is read whole.

@@ -99,9 +99,8 @@ def read(request: Request) -> Reading:
             seen, _ = _values(some, y)
             unknown = np.flatnonzero((seen >= 0) & (table == _UNKNOWN))
             if unknown.size:
-                raise DataError(
-                    f"{_file(request, some, int(seen[unknown[0]]), split=split)} {_strange(unknown[0], fitted)}"
-                )
+                where = _file(request, some, int(seen[unknown[0]]), split=split)
+                raise DataError(f"{where} {_strange(unknown[0], fitted)}")
         return some.examples((x, y, *file), decode, y_names=(y, *file), decode_y=decode_y)
 
     spec = DataSpec(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.cells import is_whole
+from tfgpu.data.cells import is_code, is_whole
 from tfgpu.data.records import Schema
 from tfgpu.errors import DataError, RequestError
 from tfgpu.tasks.tabular.columns import Asked, Spelling, as_numbers, as_strings, load, usable
@@ -82,7 +82,7 @@ def fit(
         if name not in asked.categories and len(counts) > max(1, _MOST_ID * len(strings)):
             where = f"; among numbers, {feature.stray}" if feature.stray else ""
             if feature.dtype == "string" and all(
-                is_whole(each.decode()) for each in counts if each
+                _is_plain(each.decode(errors="replace")) for each in counts if each
             ):
                 where = (
                     "; whole numbers beyond what float64 tells apart: "
@@ -105,6 +105,10 @@ def fit(
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"{schema.requested!r} has nothing to learn {target!r} from: {reasons}")
     return {"numbers": numbers, "categories": categories, "left_out": left_out}, notes
+
+
+def _is_plain(cell: str) -> bool:
+    return is_whole(cell) and not is_code(cell)
 
 
 def fit_numbers(name: str, values: np.ndarray) -> list[dict[str, Any]]:
