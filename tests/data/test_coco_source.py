@@ -87,11 +87,17 @@ def test_ids_need_not_be_consecutive_and_crowds_are_marked(file):
             each["id"] = each["id"] * 7 + 90
         for each in content["annotations"]:
             each["category_id"] = each["category_id"] * 7 + 90
-            each["iscrowd"] = 1
+            each["iscrowd"] = (None, 0, "0", 1, "1")[each["id"] % 5]
 
-    found = rows(load(changed(file, change)))
-    np.testing.assert_array_equal(found[:, :5], expected[:, :5])
-    assert (found[:, 5] == 1).all()
+    data = load(changed(file, change))
+    np.testing.assert_array_equal(rows(data)[:, :5], expected[:, :5])
+    every = np.concatenate([data.train.load_y(), data.test.load_y()])
+    ids = [each["id"] for each in json.loads(file.read_text())["annotations"]]
+    crowds = sum(each % 5 > 2 for each in ids)
+    assert (every[..., 5] == 1).sum() == crowds
+    assert f"crowds, which are neither learnt nor counted as misses: {crowds} of" in "".join(
+        data.storage_notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,11 @@ def of_first(**changes):
     return lambda content: content["annotations"][0].update(changes)
 
 
+def of_all(**changes):
+    """Changes every annotation."""
+    return lambda content: [each.update(changes) for each in content["annotations"]]
+
+
 def test_a_box_of_no_area_is_left_out_and_named(file):
     data = load(changed(file, of_first(bbox=[3, 4, 0, 5])))
     assert re.search(
@@ -190,6 +201,16 @@ def test_what_reaches_beyond_an_image_is_cut_and_named(file):
         (of_first(bbox=[50, 3, 5, 5]), r"annotation 1 of 0000.png: bbox \[50, 3, 5, 5\] lies out"),
         (of_first(bbox=[1, 2, 3]), r"annotation 1 of 0000.png: bbox \[1, 2, 3\] is not \[left"),
         (of_first(bbox=[1, 2, 3, float("nan")]), r"bbox \[1, 2, 3, NaN\] is not \[left"),
+        (of_first(bbox=[1, 2, 3, 10**400]), "annotation 1 of 0000.png: bbox .* is not"),
+        (of_first(bbox=[1, 2, 3, True]), "annotation 1 of 0000.png: bbox .* is not"),
+        (of_first(iscrowd="no"), 'annotation 1 of 0000.png: iscrowd "no" is neither 0 nor 1'),
+        (of_first(iscrowd=[0]), r"annotation 1 of 0000.png: iscrowd \[0\] is neither"),
+        (of_first(category_id=[9]), r"category_id \[9\] is none of its categories"),
+        (of_first(image_id={"a": 1}), 'annotation 1: image_id {"a": 1} is none of its images'),
+        (of_all(iscrowd=1), "every box of .* is a crowd .iscrowd 1. or without area"),
+        (of_all(bbox=[0.1, 0.2, 0.5, 0.6]), "seem to be fractions of it, and must be"),
+        (lambda content: content["images"][2].update(width=10**400), "is 40x48 .* says 40x1e"),
+        (lambda content: content["categories"][0].update(id="1"), "numbers and strings among its"),
         (of_first(category_id=9), "category_id 9 is none of its categories, 1 [(]circle[)], 2"),
         (of_first(image_id=99), "annotation 1: image_id 99 is none of its images"),
         (lambda content: content.pop("images"), "not an annotation file of COCO.*no list 'images'"),

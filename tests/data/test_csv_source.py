@@ -1,10 +1,12 @@
 """`csv:FILE`: what columns are, and the bad input that users have."""
 
+import gzip
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from worded import texts, write
 
 from tfgpu.data.csv_source import open_source
@@ -98,12 +100,9 @@ def test_other_delimiters_are_found(tmp_path, delimiter):
 
 def test_a_folder_holds_a_table_for_each_split(tmp_path):
     write(tmp_path / "train.csv", ROWS[:30])
-    write(tmp_path / "test.csv", [*ROWS[30:], ("new here", "middling")])
+    write(tmp_path / "test.csv", [*ROWS[30:], ("new here", "bad")])
     found = loaded(tmp_path, "text", "label", split="test")
     assert found["text"][-1] == b"new here" and len(found["text"]) == 11
-    # Classes are those of all splits: a model must have an output for each.
-    names = open_source(str(tmp_path)).schema.features["label"].class_names
-    assert names == ("bad", "good", "middling") and found["label"][-1] == 2
     write(tmp_path / "test.csv", ROWS[30:], header=("text", "class"))
     assert "test.csv has other columns than" in refused(tmp_path)
 
@@ -146,6 +145,60 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     assert "there is no file" in refused(tmp_path / "a.csv", RequestError)
     assert "has no train.csv" in refused(tmp_path, RequestError)
+
+
+@pytest.mark.parametrize("classes", [("bad", "good", "middling"), (0, 1, 2)], ids=["text", "whole"])
+def test_a_class_that_only_the_test_has_is_refused(tmp_path, classes):
+    rows = [(text, i, classes[i % 2]) for i, (text, _) in enumerate(ROWS)]
+    header = ("text", "weight", "target")
+    write(tmp_path / "train.csv", rows, header=header)
+    write(tmp_path / "test.csv", [*rows[:6], ("new here", 1, classes[2])], header=header)
+    for task in ("text", "tabular"):
+        options = {"goal": "classification"} if task == "tabular" else {}
+        changes = {"task": task, "options": lambda task, some=options: {**task.options, **some}}
+        said = refused(tmp_path, features={"y": "target"}, **changes)
+        assert f"class {str(classes[2])!r} of 'target' is in the test split and not in" in said
+
+
+def test_numbers_that_only_the_test_has_are_welcome(tmp_path):
+    rows = [(i / 3, i % 5) for i in range(40)]
+    write(tmp_path / "train.csv", rows, header=("a", "target"))
+    write(tmp_path / "test.csv", [(0.5, 7), (0.7, 8)], header=("a", "target"))
+    data = loading.load(
+        f"csv:{tmp_path}", data_dir=None, validation_fraction=0.1, image_size=None, seed=0
+    )
+    assert data.test.num_examples == 2 and not data.class_names
+
+
+def test_images_are_told_by_any_that_is_there(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    rows = [("gone.png", "x"), ("b.png", "y"), ("b.png", "x")]
+    path = write(tmp_path / "a.csv", rows, header=("image", "label"))
+    assert "gone.png is not there, which row 1 names" in refused(path)
+    (tmp_path / "b.png").unlink()
+    assert kinds(path)["image"] != "image"
+
+
+def test_separators_within_quotes_of_the_header_part_nothing(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('"Length, in cm, of\nit";"Width, in cm";label\n1;2;x\n3;4;y\n')
+    names = list(open_source(str(path)).schema.features)
+    assert names == ["Length, in cm, of\nit", "Width, in cm", "label"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'"a"b,c\n1,2\n', "line 1: "),
+        (gzip.compress(b"a,b\n1,2\n"), "is compressed (gzip): unpack it"),
+        (b"PK\x03\x04\xff", "is a ZIP archive or an Excel workbook"),
+    ],
+    ids=["header", "gzip", "zip"],
+)
+def test_what_cannot_be_read_says_what_to_do(tmp_path, content, said):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert said in refused(path)
 
 
 _MILLION = """

@@ -128,8 +128,33 @@ def test_sizes_that_differ_between_pairs_need_a_size(folder):
 def test_a_value_that_no_training_mask_has_is_named_with_its_file(tmp_path):
     write(tmp_path / "train", 4)
     write(tmp_path / "test", 2, values=(0, 1, 9))
-    said = refused(tmp_path)
+    # Before anything is read to train on.
+    with pytest.raises(DataError) as refusal:
+        load(tmp_path)
+    said = str(refusal.value)
     assert re.search(r"test/masks/000.png has the value 9, and the classes are 0, 1, 2", said)
+
+
+def test_a_line_without_a_name_is_refused_and_moves_no_class(folder):
+    (folder / "classes.txt").write_text("ground\n\nred\nblue\n")
+    assert "classes.txt, line 2 is empty" in refused(folder)
+    (folder / "classes.txt").write_text("ground\nred\nblue\n\n")
+    assert load(folder).class_names == ("ground", "red", "blue")
+
+
+def test_masks_of_one_bit_among_others_of_0_and_255_are_named(tmp_path):
+    write(tmp_path, 6, values=(0, 255, 255))
+    for name in ("001", "004"):
+        path = tmp_path / "masks" / f"{name}.png"
+        Image.open(path).convert("1").save(path)
+    assert re.search(r"00[14].png has one bit a pixel.* has the value 255", refused(tmp_path))
+
+
+def test_masks_of_one_bit_alone_are_two_classes(tmp_path):
+    write(tmp_path, 6, values=(0, 255, 255))
+    for path in (tmp_path / "masks").iterdir():
+        Image.open(path).convert("1").save(path)
+    assert load(tmp_path).class_names == ("background", "foreground")
 
 
 def test_a_value_beyond_the_named_classes_is_named_with_its_file(folder):

@@ -109,6 +109,28 @@ def test_classes_can_be_named(tmp_path):
     assert source.schema.features["y"].class_names == ("low", "high")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"y": LABELS, "class_names": np.array(["a", "b", "a"])}, "has 'a' twice"),
+        ({"y": LABELS, "class_names": np.array(["a", "b", "c"])}, "y has the class 7, and the n"),
+    ],
+    ids=["twice", "too few"],
+)
+def test_names_of_classes_that_do_not_fit_are_refused(tmp_path, arrays, said):
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path, x=IMAGES, **arrays)
+
+
+def test_a_class_that_only_the_test_has_is_refused(tmp_path):
+    arrays = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "y_test": LABELS}
+    assert opened(tmp_path, **arrays).split("test", "y") is not None
+    source = opened(tmp_path, **{**arrays, "y_test": np.array([2, 7, 2, 7, 9, 2])})
+    assert source.split("test", None) is not None
+    with pytest.raises(DataError, match="the class '9' of 'y' is in the test split and not in"):
+        source.split("test", "y")
+
+
 LENGTHS = np.array([2, 1, 4, 3, 1, 2])
 ONE_AFTER_ANOTHER = RANDOM.normal(size=(LENGTHS.sum(), 3)).astype(np.float32)
 PADDED = np.full((6, 5, 3), 9.0, np.float32)

@@ -81,6 +81,7 @@ def test_resampling_cuts_to_the_range():
         (wav(SAMPLES, bits=12), "is encoded as PCM of 12 bits"),
         (wav(SAMPLES, channels=0), "has a damaged header|damaged"),
         (wav(SAMPLES)[:30], "damaged header"),
+        (wav(SAMPLES, rate=2_000_000_011), "2,000,000,011 samples a second"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, content, message):
@@ -96,3 +97,22 @@ def test_nothing_and_what_is_not_finite_are_refused(tmp_path):
     path = written(tmp_path, wav(np.array([0, np.nan], np.float32), tag=3, bits=32))
     with pytest.raises(DataError, match="samples that are not finite"):
         read_wav(path, 4000)
+
+
+@pytest.mark.parametrize("size", ["right", "unknown"])
+def test_a_recording_of_nothing_with_a_title_behind_is_empty(tmp_path, size):
+    content = wav(b"") + b"LIST\x0c\0\0\0INFOINAM\0\0\0\0"
+    told = len(content) - 8 if size == "right" else 0
+    path = written(tmp_path, content[:4] + told.to_bytes(4, "little") + content[8:])
+    assert read_header(path).samples == 0
+
+
+def test_samples_of_a_program_that_wrote_no_size_are_read(tmp_path):
+    content = wav(SAMPLES, declared=0)
+    path = written(tmp_path, content[:4] + bytes(4) + content[8:])
+    np.testing.assert_array_equal(read_wav(path, 4000), SAMPLES)
+
+
+def test_a_rate_that_would_stretch_a_file_beyond_measure_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a.wav says that it has 1 samples a second"):
+        read_wav(written(tmp_path, wav(SAMPLES, rate=1)), 16000)

@@ -168,6 +168,8 @@ def test_bad_images_and_labels_are_refused_or_said_in_one_line(place, tmp_path):
     (tmp_path / "images" / "none.png").write_text("no image")
     assert "none.png is not an image that can be read" in refusal(DataError)
     write(table, [("images/zero.png", 1, 0, 0), *rows])
+    assert "zero.png is not there, which row 1 names" in refusal(DataError, task="multilabel")
+    write(table, [(f"elsewhere/{name}", *rest) for name, *rest in rows])
     assert "image: strings" in refusal(RequestError, task="multilabel")
     write(table, [*rows[:5], (rows[5][0], "", 0, 0), *rows[6:]])
     assert "a.csv, line 7: the cell of the column 'blue' is empty" in refusal(DataError)

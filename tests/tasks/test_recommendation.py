@@ -13,7 +13,7 @@ from rated import interactions, write
 from task_runs import result_of, train_run, weights
 
 from tfgpu.data import sources
-from tfgpu.errors import RequestError
+from tfgpu.errors import DataError, RequestError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
 from tfgpu.models.recommenders import factors, two_tower
@@ -21,6 +21,7 @@ from tfgpu.models.retrieval_loss import NDCG, ItemCrossentropy, Recall, without_
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.recommendation import drop
+from tfgpu.tasks.recommendation.columns import as_keys, as_times
 from tfgpu.tasks.recommendation.reading import Rows
 from tfgpu.tasks.recommendation.tables import Ids
 
@@ -369,3 +370,38 @@ def test_exported_files_of_ratings_give_ratings_and_the_best_items(rating_run, t
     assert all(each["accepted"] for each in stated["files"])
     measured = -stated["reference"]["negative_mae"]
     assert measured == pytest.approx(result_of(rating_run)["test_mae"], rel=1e-4)
+
+
+def test_a_run_of_ratings_refuses_a_table_of_clicks(tmp_path):
+    rated = f"csv:{write(tmp_path / 'rated.csv', interactions(200))}"
+    header = ("user", "item", "click", "timestamp")
+    clicked = f"csv:{write(tmp_path / 'clicked.csv', interactions(200), header=header)}"
+    same = {"data_dir": None, "validation_fraction": 0.1, "image_size": None, "seed": 0}
+    fitted = loading.load(rated, task="recommendation", **same).spec.fitted
+    with pytest.raises(DataError, match="has no rating, which the model was trained on"):
+        loading.load(clicked, task="recommendation", fitted=fitted, strict=False, **same)
+
+
+def test_an_id_of_two_lines_is_refused(tmp_path):
+    rows = [(f"u\n{i % 5}", i % 7, i % 3, i) for i in range(60)]
+    settings = {"data_dir": None, "validation_fraction": 0.1, "image_size": None, "seed": 0}
+    with pytest.raises(DataError, match=r"the user 'u\\n0' of .* has a line break"):
+        loading.load(f"csv:{write(tmp_path / 'a.csv', rows)}", task="recommendation", **settings)
+
+
+def test_times_with_zones_are_in_the_order_that_they_happened():
+    texts = [b"2024-01-01T10:00:00Z", b"2024-01-01 10:30+01:00", b"2024-01-01T10:00:00.5-0030"]
+    found = as_times(np.array(texts, object), "time")
+    start = np.datetime64("2024-01-01T10:00:00", "us").astype(np.int64)
+    assert (found - start).tolist() == [0, -30 * 60 * 10**6, 30 * 60 * 10**6 + 500_000]
+    with pytest.raises(DataError, match="has a time zone and '2024-01-01' has none"):
+        as_times(np.array([texts[0], b"2024-01-01"], object), "time")
+    plain = as_times(np.array([b"2024-01-01", b"2024-01-02T00:00"], object), "time")
+    assert np.diff(plain).tolist() == [86_400 * 10**6]
+
+
+def test_ids_as_floats_are_exact_or_refused():
+    assert as_keys(np.array([1.0, 2.0]), "user").tolist() == [1, 2]
+    with pytest.raises(DataError, match="the column 'user' has ids as floats beyond 2.53"):
+        as_keys(np.array([1.0, 2.0**60]), "user")
+    assert as_keys(np.array([1, 2**64 - 1], np.uint64), "user").tolist() == ["1", str(2**64 - 1)]

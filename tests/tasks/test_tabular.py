@@ -326,3 +326,39 @@ def test_a_name_of_a_column_may_hold_anything():
     }
     names = list(Encoder(fitted).inputs)
     assert len(set(map(str.lower, names))) == 5 and all(name.isidentifier() for name in names)
+
+
+# ---- other tables for what a run has learnt ------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["price", "tall"])
+def test_a_table_without_the_target_of_a_run_is_refused_by_its_name(place, tmp_path, target):
+    fitted = load(place / "homes.csv", target, task="tabular").spec.fitted
+    header = ("city", "age (years)", "size", "note", "y", "label")
+    other = write(tmp_path / "other.csv", homes(60), header=header)
+    for named in ({"y": target}, {}):  # As the user named it, or as it was found.
+        changes = {"task": "tabular", "fitted": fitted, "strict": False, "features": named}
+        line = refused(other, DataError, target=target, **changes)
+        assert f"no column {target!r}" in line and "--" not in line
+
+
+def test_the_target_of_a_run_is_found_among_columns_that_are_called_targets(tmp_path):
+    rows = [(i % 7, i % 5, i % 3) for i in range(60)]
+    first = write(tmp_path / "first.csv", rows, header=("size", "age", "target"))
+    fitted = load(first, None).spec.fitted
+    assert fitted["target"] == "target"
+    both = write(
+        tmp_path / "both.csv", [(*row, 1) for row in rows], header=("size", "age", "target", "y")
+    )
+    data = load(both, None, task="tabular", fitted=fitted, strict=False)
+    assert data.roles == {"y": "target"}
+
+
+def test_a_column_that_another_table_has_lists_in_is_refused_by_name(tmp_path):
+    rows = [(("red", "blue")[i % 2], i % 7, i % 3) for i in range(60)]
+    header = ("tags", "size", "target")
+    fitted = load(write(tmp_path / "a.csv", rows, header=header), "target").spec.fitted
+    rows[3] = ("red|blue", *rows[3][1:])
+    other = write(tmp_path / "b.csv", rows, header=header)
+    line = refused(other, DataError, target="target", task="tabular", fitted=fitted, strict=False)
+    assert "the column 'tags'" in line and "is lists of 2 labels, and the model was" in line

@@ -356,3 +356,14 @@ def test_exported_files_take_strings_or_tokens_and_give_probabilities(place, tmp
     tokens = np.zeros((1, session.get_inputs()[0].shape[1]), np.int32)
     tokens[0, :3] = [2 + vocabulary.index(word) for word in ("a", "lovely", "film")]
     np.testing.assert_allclose(session.run(None, {"tokens": tokens})[0], found[:1], atol=1e-5)
+
+
+def test_a_text_that_another_table_calls_otherwise_is_said(tmp_path):
+    first, other = write(tmp_path / "a.csv", texts(60)), tmp_path / "b.csv"
+    write(other, texts(60), header=("review", "label"))
+    settings = {"data_dir": None, "validation_fraction": 0.1, "image_size": None, "seed": 0}
+    settings |= {"task": "text", "features": {"x": "text"}}
+    fitted = loading.load(f"csv:{first}", **settings).spec.fitted
+    data = loading.load(f"csv:{other}", **settings, fitted=fitted, strict=False)
+    assert data.roles["x"] == "review"
+    assert any("'review' is taken in its place" in note for note in data.storage_notes)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,12 +31,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.folder import decode_image, image_feature
 from tfgpu.data.image_files import read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
 from tfgpu.errors import DataError, RequestError
 
 _SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+_CROWD = {None: False, 0: False, 1: True, "0": False, "1": True}
+_MOST_PIXELS = 1e9  # Of a coordinate.
 _BEYOND = 1.0  # Pixels that a box may reach beyond its image without being counted: rounding.
 
 
@@ -111,9 +113,9 @@ def open_source(rest: str) -> Source:
         fractions = _fractions(each, images[part], sizes)
         records[part] = _records(each, images[part], fractions, feature)
     relative = [
-        [part, os.path.basename(image), os.path.getsize(image)]
+        [part, os.path.basename(image), *content]
         for part, some in images.items()
-        for image in some
+        for image, (_, *content) in zip(some, fingerprints(some, ""), strict=True)
     ]
     content = [relative, [each.digest for each in found.values()]]
     features = {
@@ -208,6 +210,8 @@ def _read(path: str) -> _Annotations:
     images = _by_id(path, content["images"], "image", "file_name")
     if not images:
         raise DataError(f"{path} names no images")
+    if len({isinstance(key, str) for key in categories}) > 1:
+        raise DataError(f"{path} has numbers and strings among its category ids; use numbers")
     order = sorted(categories)
     names = tuple(str(categories[i]["name"]) for i in order)
     twice = [name for name in names if names.count(name) > 1]
@@ -219,25 +223,30 @@ def _read(path: str) -> _Annotations:
     rows: list[list[tuple[tuple[float, ...], int, bool, str]]] = [[] for _ in images]
     for at, each in enumerate(content["annotations"]):
         one = each if isinstance(each, dict) else {}
-        called = f"annotation {one.get('id', f'number {at + 1}')}"
-        if one.get("image_id") not in position:
+        called = f"annotation {_short(one['id']) if 'id' in one else f'number {at + 1}'}"
+        if not _is_id(one.get("image_id")) or one["image_id"] not in position:
             raise DataError(
-                f"{path}, {called}: image_id {one.get('image_id')!r} is none of its images"
+                f"{path}, {called}: image_id {_short(one.get('image_id'))} is none of its images"
             )
         file = images[one["image_id"]]["file_name"]
-        if one.get("category_id") not in number:
+        if not _is_id(one.get("category_id")) or one["category_id"] not in number:
             known = ", ".join(f"{i} ({categories[i]['name']})" for i in order[:10])
             raise DataError(
-                f"{path}, {called} of {file}: category_id {one.get('category_id')!r} is none of "
-                f"its categories, {known}{', ...' if len(order) > 10 else ''}"
+                f"{path}, {called} of {file}: category_id {_short(one.get('category_id'))} is none "
+                f"of its categories, {known}{', ...' if len(order) > 10 else ''}"
             )
         box = _box(one.get("bbox"))
         if box is None:
             raise DataError(
-                f"{path}, {called} of {file}: bbox {json.dumps(one.get('bbox'))[:80]} is not "
+                f"{path}, {called} of {file}: bbox {_short(one.get('bbox'))} is not "
                 "[left, top, width, height], four numbers in pixels"
             )
-        crowd = bool(one.get("iscrowd", 0))
+        said = one.get("iscrowd")
+        if isinstance(said, list | dict) or said not in _CROWD:
+            raise DataError(
+                f"{path}, {called} of {file}: iscrowd {_short(said)} is neither 0 nor 1"
+            )
+        crowd = _CROWD[said]
         rows[position[one["image_id"]]].append((box, number[one["category_id"]], crowd, called))
     flat = [row for some in rows for row in some]
     return _Annotations(
@@ -259,6 +268,7 @@ def _by_id(path: str, rows: Sequence[Any], what: str, needed: str) -> dict[Any, 
         if (
             not isinstance(row, dict)
             or not isinstance(row.get("id"), int | str)
+            or isinstance(row["id"], bool)
             or not isinstance(row.get(needed), str)
             or not row[needed]
         ):
@@ -275,7 +285,10 @@ def _by_id(path: str, rows: Sequence[Any], what: str, needed: str) -> dict[Any, 
 def _box(value: Any) -> tuple[float, ...] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in value):
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value):
+        return None
+    # Whole numbers of JSON may be too large for a float; NaN is not below anything.
+    if not all(abs(x) < _MOST_PIXELS for x in value):
         return None
     return tuple(map(float, value))
 
@@ -283,8 +296,20 @@ def _box(value: Any) -> tuple[float, ...] | None:
 def _size(image: Mapping[str, Any]) -> tuple[float, float] | None:
     size = image.get("height"), image.get("width")
     if all(isinstance(side, int | float) for side in size):
-        return float(size[0]), float(size[1])  # type: ignore[arg-type]
+        height, width = (min(side, _MOST_PIXELS) for side in size)  # type: ignore[type-var]
+        return float(height), float(width)  # type: ignore[arg-type]
     return None
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value may be the id of something; a list of JSON could not even be looked up."""
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    """A value of JSON for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _take_names(found: _Annotations, names: tuple[str, ...], train: str) -> None:
@@ -362,6 +387,13 @@ def _fractions(
     left, top, wide, high = found.boxes.T
     height, width = per_box.T
     empty = (wide <= 0) | (high <= 0)
+    within = (np.max(found.boxes, axis=1) <= 1) & (left + wide <= 1) & (top + high <= 1)
+    if not empty.all() and (within | empty).all() and per_box.max() > 1:
+        raise DataError(
+            f"all boxes of {found.path} lie within the first pixel of their image, such as "
+            f"{_called(found, int((~empty).argmax()))}: they seem to be fractions of it, and must "
+            "be [left, top, width, height] in pixels"
+        )
     outside = ~empty & ((left >= width) | (top >= height) | (left + wide <= 0) | (top + high <= 0))
     if outside.any():
         at = int(outside.argmax())
@@ -369,11 +401,15 @@ def _fractions(
             f"{_called(found, at)} lies outside of the image, which is {height[at]:g}x"
             f"{width[at]:g} (height x width): a box is [left, top, width, height] in pixels"
         )
+    if len(empty) and (empty | found.crowd).all():
+        what = "is a crowd (iscrowd 1) or without area"
+        raise DataError(f"every box of {found.path} {what}: there is nothing to learn or to test")
     furthest = np.max([-left, -top, left + wide - width, top + high - height], axis=0)
     beyond = ~empty & (furthest > _BEYOND) if len(found.boxes) else empty
     for which, what in (
         (empty, "without area, left out"),
         (beyond, "beyond the edge of the image, cut to it"),
+        (found.crowd & ~empty, "that are crowds, which are neither learnt nor counted as misses"),
     ):
         if which.any():
             first = _called(found, int(which.argmax()))

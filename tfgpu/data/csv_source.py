@@ -13,14 +13,25 @@ What columns are, and what becomes of empty cells: `tfgpu.data.columns`.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from tfgpu.data.columns import Column, columns_source, digest, table_files
+from tfgpu.data.columns import Column
 from tfgpu.data.records import Source
+from tfgpu.data.table import columns_source, digest, table_files
 from tfgpu.errors import DataError
 
 _CHUNK = 65536  # Rows that exist as Python objects at a time.
+_LONGEST_HEADER = 1 << 16  # Characters.
+_COMPRESSED = {
+    b"\x1f\x8b": "is compressed (gzip)",
+    b"BZh": "is compressed (bzip2)",
+    b"\xfd7zXZ": "is compressed (xz)",
+    b"\x28\xb5\x2f\xfd": "is compressed (Zstandard)",
+    b"PK\x03\x04": "is a ZIP archive or an Excel workbook",
+}
 
 
 def open_source(rest: str) -> Source:
@@ -76,14 +87,13 @@ def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
     csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+            delimiter = _delimiter(file)
             file.seek(0)
-            delimiter = max(",;\t", key=header.count)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            names = _names(path, next(reader, []))
             rows: list[list[str]] = []
             lines: list[int] = []
             try:
+                names = _names(path, next(reader, []))
                 for row in reader:
                     if not row:
                         continue  # A line without anything.
@@ -109,6 +119,15 @@ def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def _delimiter(file: TextIO) -> str:
+    """What parts the cells of the header most often; what stands in double quotes parts none."""
+    header = file.readline()
+    while header.count('"') % 2 and len(header) < _LONGEST_HEADER and (line := file.readline()):
+        header += line
+    plain = re.sub('"[^"]*"', "", header)
+    return max(",;\t", key=lambda each: (plain.count(each), header.count(each)))
+
+
 def _names(path: str, header: list[str]) -> list[str]:
     names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(header)]
     if not names:
@@ -127,13 +146,16 @@ def _refuse_other_encodings(path: str) -> None:
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(2)
+            start = file.read(6)
+            for magic, what in _COMPRESSED.items():
+                if start.startswith(magic):
+                    raise DataError(f"{path} {what}: unpack it, or save it as CSV in UTF-8")
             file.seek(0)
             for number, line in enumerate(file, 1):
                 try:
                     line.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    wide = start in (b"\xff\xfe", b"\xfe\xff")
+                    wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
                     what = "UTF-16" if wide else "not UTF-8"
                     raise DataError(
                         f"{path} is {what} (line {number}, byte 0x{line[error.start]:02x}): "

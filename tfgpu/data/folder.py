@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfgpu.data.class_folders import by_parts, find_classes
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.file_notes import image_remarks, notes
 from tfgpu.data.file_tree import FileTree, Remarks, subdirectories
 from tfgpu.data.image_files import EXTENSIONS, Header, read_headers, read_image
@@ -72,7 +73,7 @@ def open_folder(path: str) -> Source:
     class_names, files = found.names, found.files
     every_path = [image for paths, _ in files.values() for image in paths]
     headers = read_headers(every_path)
-    relative = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in every_path)
+    relative = fingerprints(every_path, root)
     images = image_feature(every_path, headers)
     features = {
         "image": images,

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.file_notes import image_remarks, notes
 from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.folder import decode_image, find_images, image_feature
@@ -76,7 +77,7 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str], left: Re
         ),
         "file": Feature(kind="id", dtype="string", described="the file of the mask"),
     }
-    named = sorted((os.path.relpath(p, root), os.path.getsize(p)) for p in [*images, *masks])
+    named = fingerprints([*images, *masks], root)
     fingerprint = hashlib.sha256(json.dumps([named, names]).encode()).hexdigest()
 
     lines = notes(
@@ -133,6 +134,12 @@ def read_mask(path: str) -> np.ndarray:
             "one for each class"
         )
     return values.astype(np.uint8)[..., None]
+
+
+def is_one_bit(path: str) -> bool:
+    """Whether a mask has one bit a pixel, and so 1 where others may have 255."""
+    with opened(path) as file:
+        return bool(file.mode == "1")
 
 
 def _pairs(directory: str) -> tuple[list[tuple[str, str]], list[FileTree]]:
@@ -196,7 +203,12 @@ def _class_names(root: str) -> tuple[str, ...]:
         lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in "\n".join(lines).rstrip().splitlines())
+    if not all(names):
+        raise DataError(
+            f"{path}, line {names.index('') + 1} is empty, and the names are of the values from 0 "
+            "on, one a line: name that class, or take the line away"
+        )
     if len(set(names)) < len(names) or len(names) < 2:
         raise DataError(f"{path} must name two classes or more, each once, one a line")
     return names

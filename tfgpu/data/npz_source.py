@@ -34,7 +34,7 @@ import tensorflow as tf
 
 from tfgpu.data.examples import python_op
 from tfgpu.data.npz_file import Array, read_headers
-from tfgpu.data.records import Feature, Records, Schema, Source
+from tfgpu.data.records import Feature, Records, Schema, Source, refuse_new_classes
 from tfgpu.errors import DataError, RequestError
 
 MOST_CLASSES = 1000
@@ -99,6 +99,7 @@ def open_source(rest: str) -> Source:
     }
     counts = {split: _count(path, of_split) for split, of_split in columns.items()}
     rate = _sample_rate(path, arrays)
+    named = _class_names(path, arrays)
     features: dict[str, Feature] = {}
     values: dict[str, np.ndarray] = {}  # Of classes: all that there are.
     for name in columns["train"]:
@@ -106,7 +107,8 @@ def open_source(rest: str) -> Source:
         few = _few(name, found, counts["train"])
         if few is not None:
             values[name] = few
-        features[name] = _feature(name, found, few, rate=rate, named=_class_names(arrays))
+        features[name] = _feature(name, found, few, rate=rate, named=named)
+    _refuse_few_names(path, named, features, values)
     images = [n for n, each in features.items() if each.kind in ("image", "audio", "text")]
     others = [n for n, each in features.items() if each.kind in ("class", "mask")]
     requested = f"npz:{rest}"
@@ -115,6 +117,13 @@ def open_source(rest: str) -> Source:
         of_split = columns.get(split_name, {})
         if not of_split or (label is not None and label not in of_split):
             return None
+        if label in values and split_name != "train":
+            table = dict(zip(values[label].tolist(), features[label].class_names, strict=True))
+            found = [
+                [table[each] for each in np.unique(columns[of][label].array.values).tolist()]
+                for of in (split_name, "train")
+            ]
+            refuse_new_classes(requested, label, split_name, *found)
         return _records(counts[split_name], of_split, features, values)
 
     return Source(
@@ -269,8 +278,7 @@ def _feature(
     said = f"{dtype.name}{tuple(arrays[0].shape)}".replace("None", "?")
     if few is not None:
         names = tuple(map(_shown, few))
-        whole = few.dtype.kind in "iu" and len(few) and 0 <= few[0] <= few[-1] < len(named)
-        if whole:
+        if _are_numbers(few) and few[-1] < len(named):
             names = tuple(named[int(value)] for value in few)
         count = f"{len(names)} class" + "es" * (len(names) != 1)
         return Feature(kind="class", dtype="int64", class_names=names, described=count)
@@ -403,13 +411,51 @@ def _reader(
     return cut_one
 
 
-def _class_names(arrays: Mapping[str, Array]) -> tuple[str, ...]:
-    """The names of classes 0, 1, ..., where the file has them."""
+def _class_names(path: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    """The names of classes 0, 1, ..., where the file has them.
+
+    Raises:
+        DataError: Two are the same.
+    """
     for name in _CLASS_NAMES:
         array = arrays.get(name)
         if array is not None and len(array.shape) == 1 and array.dtype.kind in "SU":
-            return tuple(map(_shown, array.values))
+            names = tuple(map(_shown, array.values))
+            twice = [each for each in names if names.count(each) > 1]
+            if twice:
+                raise DataError(
+                    f"{path}: {name} has {twice[0]!r} twice; give each class a name of its own"
+                )
+            return names
     return ()
+
+
+def _are_numbers(few: np.ndarray) -> bool:
+    """Whether the values of a class are numbers from 0, which names may stand for."""
+    return bool(few.dtype.kind in "iu" and len(few) and few[0] >= 0)
+
+
+def _refuse_few_names(
+    path: str,
+    named: tuple[str, ...],
+    features: Mapping[str, Feature],
+    values: Mapping[str, np.ndarray],
+) -> None:
+    """Refuses names of classes that are too few for every class that they could be of.
+
+    Raises:
+        DataError: Names the first of them.
+    """
+    numbered = [name for name, few in values.items() if _are_numbers(few)]
+    masks = any(feature.kind == "mask" for feature in features.values())
+    if not named or masks or any(values[name][-1] < len(named) for name in numbered):
+        return
+    for name in numbered:
+        if _TARGET.fullmatch(name.lower()):
+            raise DataError(
+                f"{path}: {name} has the class {values[name][-1]}, and the names of classes are "
+                f"{len(named)}, for 0 to {len(named) - 1}; name all of them"
+            )
 
 
 def _sample_rate(path: str, arrays: Mapping[str, Array]) -> int | None:

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpu.data.columns import Column, Place, columns_source, digest, table_files
+from tfgpu.data.cells import LARGEST
+from tfgpu.data.columns import Column, Place
 from tfgpu.data.records import Feature, Source
+from tfgpu.data.table import columns_source, digest, table_files
 from tfgpu.errors import DataError, RequestError
 
 NEEDED = "parquet: needs pyarrow: pip install 'tfgpu[parquet]'"
@@ -48,8 +50,9 @@ class _Arrays(Column):
                 f"{place(0)}: the column {self.name!r} has {values.shape[1]} numbers here, and "
                 f"{self.chunks[0].shape[1]} before; make all lists of one length"
             )
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
+        unusable = ~(np.abs(values.astype(np.float64)) <= LARGEST)
+        if unusable.any():
+            row = int(np.argwhere(unusable)[0][0])
             self.empty = self.empty or place(row)
         self.chunks.append(values)
 
@@ -254,15 +257,13 @@ def _add(column: Column, values: Any, place: Place) -> None:
         kind = values.type
     if isinstance(column, _Arrays):
         column.add_lists(_as_arrays(values, column.name, place), place)
-    elif types.is_integer(kind) and not values.null_count:
-        found = values.to_numpy(zero_copy_only=False)
-        if found.dtype == np.uint64 and found.size and found.max() > np.iinfo(np.int64).max:
-            found = found.astype(np.float64)
-        column.add_numbers(found.astype(np.int64 if found.dtype.kind in "iu" else float), place)
-    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+    elif types.is_integer(kind):
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        column.add_whole(values.fill_null(0).to_numpy(zero_copy_only=False), missing, place)
+    elif types.is_floating(kind) or types.is_decimal(kind):
         # Null is NaN there.
         found = values.cast("float64", safe=False).to_numpy(zero_copy_only=False)
-        column.add_numbers(found, place, whole=types.is_integer(kind))
+        column.add_numbers(found, place)
     elif types.is_boolean(kind):
         column.add(["" if each is None else str(each) for each in values.to_pylist()], place)
     elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):

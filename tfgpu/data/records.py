@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import Examples, Read, data_errors, read_subset, resize
-from tfgpu.errors import RequestError
+from tfgpu.errors import DataError, RequestError
 
 KINDS = (
     *("image", "mask", "class", "classes", "boxes", "text", "audio", "id", "number", "numbers"),
@@ -235,6 +235,30 @@ class Source(Description):
     schema: Schema
     split: Callable[[str, str | None], Records | None]
     notes: tuple[str, ...] = ()
+
+
+def refuse_new_classes(
+    requested: str, label: str, split: str, classes: Iterable[str], known: Iterable[str]
+) -> None:
+    """Refuses classes of a split that the training split does not have: they cannot be learnt.
+
+    Args:
+        requested: How the user named the data set.
+        label: The feature.
+        split: Its name.
+        classes: Of the split.
+        known: Of the training split.
+
+    Raises:
+        DataError: Names one.
+    """
+    of_train = set(known)
+    new = [each for each in classes if each not in of_train]
+    if new:
+        raise DataError(
+            f"{requested!r}: the class {new[0]!r} of {label!r} is in the {split} split and not in "
+            "the training split: take its rows away, or move some of them to train"
+        )
 
 
 def image_shape(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,9 @@ _OTHERS = {
     0x0055: "MP3",
 }
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # What a program writes that did not know how long it would be.
+_CHUNK_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9 _]{3}")
+_MOST_RATE = 1_000_000  # Hz; recorders of ultrasound have half of it.
+_MOST_STRETCHED = 1000  # Samples that one becomes.
 
 
 class Header(NamedTuple):
@@ -68,13 +72,33 @@ def read_header(path: str) -> Header:
                 elif name == b"data":
                     if fields is None:
                         break
-                    return _header(path, fields, count, file.tell(), size)
+                    offset = file.tell()
+                    if not count and _is_empty(file, start, size):
+                        size = offset
+                    return _header(path, fields, count, offset, size)
                 else:
                     file.seek(count, os.SEEK_CUR)
                 file.seek(count % 2, os.SEEK_CUR)  # Chunks begin at even places.
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
     raise DataError(f"{shown(path)} is a WAV file with a damaged header: it has no part of samples")
+
+
+def _is_empty(file: BinaryIO, start: bytes, size: int) -> bool:
+    """Whether a part of samples of size 0, up to which a file is read, really has none.
+
+    Without a size for the whole file either, its program did not know them. Otherwise other parts
+    may stand behind, such as the title.
+    """
+    (said,) = struct.unpack("<I", start[4:8])
+    if abs(said + 8 - size) <= 1:
+        return True
+    while len(head := file.read(8)) == 8 and _CHUNK_NAME.fullmatch(head[:4]):
+        (count,) = struct.unpack("<I", head[4:])
+        file.seek(count + count % 2, os.SEEK_CUR)
+        if size <= file.tell() <= size + 1:
+            return True
+    return False
 
 
 def _format(path: str, chunk: bytes) -> tuple[int, ...]:
@@ -94,6 +118,10 @@ def _format(path: str, chunk: bytes) -> tuple[int, ...]:
         )
     if not channels or not rate or frame != channels * bits // 8:
         raise DataError(f"{shown(path)} is a WAV file with a damaged header")
+    if rate > _MOST_RATE:
+        raise DataError(
+            f"{shown(path)} says that it has {rate:,} samples a second, and is damaged, or no sound"
+        )
     return tag, channels, rate, frame, bits
 
 
@@ -127,6 +155,11 @@ def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndar
     header = read_header(path)
     if not header.samples:
         raise DataError(f"{shown(path)} has a length of zero: it holds no sample")
+    if rate > _MOST_STRETCHED * header.rate:
+        raise DataError(
+            f"{shown(path)} says that it has {header.rate:,} samples a second, and cannot be "
+            f"brought to {rate:,}: it is damaged, or no sound"
+        )
     if remarks is not None:
         name = shown(os.path.basename(path))
         if header.rate != rate:

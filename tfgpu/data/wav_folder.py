@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfgpu.data import wav
 from tfgpu.data.class_folders import find_classes
 from tfgpu.data.examples import python_op
+from tfgpu.data.file_contents import fingerprints
 from tfgpu.data.file_notes import notes
 from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.records import Feature, Records, Schema, Source
@@ -75,7 +76,7 @@ def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str], left: 
             kind="class", dtype="int32", class_names=class_names, described="the folder of a class"
         ),
     }
-    named = sorted((os.path.relpath(file, root), os.path.getsize(file)) for file in every)
+    named = fingerprints(list(every), root)
 
     def split(split_name: str, label: str | None = None) -> Records | None:
         return _records(*kept[split_name], rate=rate) if split_name in kept else None

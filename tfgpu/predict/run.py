@@ -122,7 +122,8 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
         if remarks.counts:
             print(f"tfgpu: {name}: {remarks}", file=sys.stderr)
     if not done and not unreadable:
-        raise RequestError(f"no {predictor.unit}: standard input named none")
+        where = "standard input named none" if "-" in arguments else "what was named holds none"
+        raise RequestError(f"no {predictor.unit}: {where}")
     if unreadable:
         print(f"tfgpu: {unreadable} of {unreadable + done} could not be read", file=sys.stderr)
     return 1 if unreadable else 0

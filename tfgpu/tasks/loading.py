@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tfgpu import tasks
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
 from tfgpu.data.records import Description, Records, Schema, Source
-from tfgpu.errors import RequestError, did_you_mean
+from tfgpu.errors import DataError, RequestError, did_you_mean
 from tfgpu.models.builders import find_object
 from tfgpu.tasks.task import DataSpec, Request, Splits, Task, check_names
 
@@ -134,12 +134,13 @@ def load(
         features: Features by role, such as {"x": "image", "y": "label"}, where the user names them.
         options: The task to more of `Request.options`; None takes the task's defaults.
         fitted: What an earlier reading was fitted to, to be used again; None: it is fitted.
-        strict: Whether `features` that the set does not have are refused, and not left out.
+        strict: Whether `features` that the set does not have are refused where `fitted` is given;
+            else another that is the only one that fits is taken, which a note says.
 
     Raises:
         RequestError: An unknown name, data that fit no task or several, images of different
             sizes without `image_size`, a fraction that leaves nothing.
-        DataError: The data cannot be had or are damaged.
+        DataError: The data cannot be had or are damaged, or lack what an earlier reading read.
         WorkError: The disk is full.
     """
     if not 0 <= validation_fraction < 1:
@@ -148,15 +149,15 @@ def load(
         raise RequestError(f"image_size must be positive, not {image_size[0]}x{image_size[1]}")
     given = dict(features or {})
     asked = find_task(task) if task is not None else None
+    learnt = asked.fixed(fitted) if asked is not None and fitted else {}
 
     def chosen(schema: Schema) -> tuple[Task, Mapping[str, str]]:
-        roles = given
-        if not strict:
-            roles = {role: name for role, name in given.items() if name in schema.features}
-        check_names(schema, roles)
+        if asked is not None and fitted is not None:
+            return asked, _of_run(asked, schema, given, learnt, strict=strict)
+        check_names(schema, given)
         if asked is not None:
-            return asked, asked.choose(schema, roles)
-        return _recognised(schema, roles)
+            return asked, asked.choose(schema, given)
+        return _recognised(schema, given)
 
     if asked is not None and asked.open is not None:
         source = asked.open(name)
@@ -178,6 +179,8 @@ def load(
         seed=seed,
     )
     reading = found.read(request)
+    if fitted is None:
+        _refuse_lines(reading.spec.class_names, "class", source.schema.requested)
     of_train = reading.examples("train", train)
     of_validation = None if validation is None else reading.examples("validation", validation)
     of_test = reading.examples("test", test)
@@ -193,8 +196,72 @@ def load(
         test=of_test,
         test_split=test_split,
         notes=(*reading.notes, *(note for each in every for note in each.notes)),
-        storage_notes=source.notes,
+        storage_notes=(*source.notes, *_renamed(source.schema, given, roles)),
     )
+
+
+def _refuse_lines(names: Iterable[str], what: str, requested: str) -> None:
+    """Refuses names of several lines: the files beside an export have one a line.
+
+    Raises:
+        DataError: Names one.
+    """
+    for name in names:
+        if "\n" in name or "\r" in name:
+            raise DataError(
+                f"the {what} {name!r} of {requested!r} has a line break; write it in one line"
+            )
+
+
+def _of_run(
+    task: Task,
+    schema: Schema,
+    given: Mapping[str, str],
+    learnt: Mapping[str, str],
+    *,
+    strict: bool,
+) -> Mapping[str, str]:
+    """The features that a finished run reads.
+
+    Args:
+        task: Of the run.
+        schema: Of the data, which may be others than those that it was trained on.
+        given: Features by role, as the user named them for training.
+        learnt: What `Task.fixed` gives.
+        strict: Whether those of `given` must all be there.
+
+    Raises:
+        DataError: A feature is missing, or nothing there is what the run learnt from.
+    """
+    needed = {**(given if strict else {}), **learnt}
+    for role, name in needed.items():
+        if name not in schema.features:
+            what = "its target" if learnt.get(role) == name and role == "y" else f"its {role}"
+            raise DataError(
+                f"{schema.requested!r} has no column {name!r}, which the model was trained on as "
+                f"{what}; it has {', '.join(schema.features)}"
+            )
+    roles = {role: name for role, name in given.items() if name in schema.features} | needed
+    try:
+        return task.choose(schema, roles)
+    except RequestError as refusal:
+        if not given and not learnt:
+            raise
+        names = ", ".join(f"{role}={name}" for role, name in {**given, **learnt}.items())
+        raise DataError(
+            f"{schema.requested!r} has {schema.described}, which does not fit what the model was "
+            f"trained on ({names}); name data with the same columns"
+        ) from refusal
+
+
+def _renamed(schema: Schema, given: Mapping[str, str], roles: Mapping[str, str]) -> list[str]:
+    """Lines about features that the user named and that are called otherwise here."""
+    return [
+        f"{schema.requested!r} has no feature {name!r}, which the model was trained on as {role}: "
+        f"{roles[role]!r} is taken in its place"
+        for role, name in given.items()
+        if name not in schema.features and role in roles
+    ]
 
 
 def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping[str, str]]:
@@ -236,7 +303,13 @@ def _recognised(schema: Schema, given: Mapping[str, str]) -> tuple[Task, Mapping
 
 
 def split_at_random(
-    source: Source, roles: Mapping[str, str], validation_fraction: float, seed: int, *, unit: str
+    source: Source,
+    roles: Mapping[str, str],
+    validation_fraction: float,
+    seed: int,
+    *,
+    unit: str,
+    label: str | None = None,
 ) -> Splits:
     """The splits of a source: its test split as it is, validation carved from train by the seed.
 
@@ -246,14 +319,20 @@ def split_at_random(
         validation_fraction: Which part of the training split to hold out, in [0, 1).
         seed: Decides which.
         unit: What examples are called in messages.
+        label: The feature of classes or boxes that each split must have, "" for none; None: y, if
+            it is one.
 
     Raises:
         RequestError: There is no training split, or a part would be empty.
+        DataError: A class is in another split alone.
     """
     requested = source.schema.requested
     y = roles.get("y")
-    labels = ("class", "boxes")
-    label = y if y is not None and source.schema.features[y].kind in labels else None
+    if label is None and y is not None:
+        feature = source.schema.features[y]
+        named = feature.kind in ("number", "id") and bool(feature.class_names)
+        label = y if feature.kind in ("class", "boxes") or named else None
+    label = label or None
     train = source.split("train", label)
     if train is None:
         raise RequestError(f"{requested!r} has no training split with labels")

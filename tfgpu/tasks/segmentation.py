@@ -23,6 +23,7 @@ from tfgpu.data.augment import (
 from tfgpu.data.examples import Examples, data_errors, python_op
 from tfgpu.data.gathering import gather
 from tfgpu.data.image_files import read_image
+from tfgpu.data.mask_folder import is_one_bit
 from tfgpu.data.records import Records, Schema
 from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError, shown
@@ -88,14 +89,18 @@ def read(request: Request) -> Reading:
     def _refused(values: tf.Tensor, mask: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         def refuse(values: np.ndarray, mask: np.ndarray, place: bytes) -> NoReturn:
             raise DataError(
-                f"{shown(os.fsdecode(place))} has the value {values[mask == _UNKNOWN].flat[0]}, "
-                f"and the classes are {describe(fitted)}: mend the mask, or train on masks that "
-                "have it"
+                f"{shown(os.fsdecode(place))} {_strange(values[mask == _UNKNOWN].flat[0], fitted)}"
             )
 
         return tf.ensure_shape(python_op(refuse, [values, mask, place], tf.uint8), shape[:2])
 
     def examples(split: str, some: Records) -> Examples:
+        if request.fitted is None and split != "train":
+            seen, _ = _values(some, y)
+            unknown = np.flatnonzero((seen >= 0) & (table == _UNKNOWN))
+            if unknown.size:
+                where = _file(request, some, int(seen[unknown[0]]), split=split)
+                raise DataError(f"{where} {_strange(unknown[0], fitted)}")
         return some.examples((x, y, *file), decode, y_names=(y, *file), decode_y=decode_y)
 
     spec = DataSpec(
@@ -107,6 +112,13 @@ def read(request: Request) -> Reading:
     void = "" if fitted["void"] is None else f"; {fitted['void']} is void, and counts nowhere"
     note = f"masks: {len(class_names)} classes, {describe(fitted)}{void}"
     return Reading(spec=spec, examples=examples, notes=(note,))
+
+
+def _strange(value: int, fitted: Mapping[str, Any]) -> str:
+    return (
+        f"has the value {value}, and the classes are {describe(fitted)}: mend the mask, or train "
+        "on masks that have it"
+    )
 
 
 def describe(fitted: Mapping[str, Any]) -> str:
@@ -131,13 +143,14 @@ def fit(request: Request, y: str) -> dict[str, Any]:
     """
     seen, pixels = _values(request.train, y)
     present = [value for value in range(256) if seen[value] >= 0]
+    _refuse_mixed_bits(request, seen)
     names = list(request.schema.features[y].class_names)
     void = VOID if VOID in present and len(present) > 2 else None
     if names:
         void = VOID if VOID in present and len(names) < VOID else None
         beyond = [value for value in present if value >= len(names) and value != void]
         if beyond:
-            where = _file(request, int(seen[beyond[0]]))
+            where = _file(request, request.train, int(seen[beyond[0]]), split="train")
             raise DataError(
                 f"{where} has the value {beyond[0]}, and there are {len(names)} classes: values "
                 f"from 0 to {len(names) - 1}, and 255 for void"
@@ -159,6 +172,22 @@ def fit(request: Request, y: str) -> dict[str, Any]:
     plain = len(values) == 2 and values[0] == 0
     names = ["background", "foreground"] if plain else [str(value) for value in values]
     return {"values": values, "names": names, "void": void, "shares": _shares(pixels, values)}
+
+
+def _refuse_mixed_bits(request: Request, seen: np.ndarray) -> None:
+    """Refuses masks of one bit among others that have 255 for what is 1 in them.
+
+    Raises:
+        DataError: Names one of each.
+    """
+    if seen[1] < 0 or seen[VOID] < 0 or "file" not in request.schema.features:
+        return
+    one, other = (_path(request.train, int(seen[value])) for value in (1, VOID))
+    if os.path.isfile(one) and is_one_bit(one):
+        raise DataError(
+            f"{shown(one)} has one bit a pixel, 0 and 1, and {shown(other)} has the value 255: "
+            "write all masks with the same values, as 8-bit images"
+        )
 
 
 def _shares(pixels: np.ndarray, values: Sequence[int]) -> list[float]:
@@ -194,12 +223,16 @@ def _values(train: Records, y: str) -> tuple[np.ndarray, np.ndarray]:
     return first, pixels
 
 
-def _file(request: Request, position: int) -> str:
+def _path(some: Records, position: int) -> str:
+    parts = some.read(tf.constant([position], tf.int64))
+    found = some.select(("file",))(*(part[0] for part in parts))
+    return os.fsdecode(found["file"].numpy())
+
+
+def _file(request: Request, some: Records, position: int, *, split: str) -> str:
     if "file" not in request.schema.features:
-        return f"the mask of training example {position}"
-    parts = request.train.read(tf.constant([position], tf.int64))
-    found = request.train.select(("file",))(*(part[0] for part in parts))
-    return shown(os.fsdecode(found["file"].numpy()))
+        return f"the mask of example {position} of the {split} split"
+    return shown(_path(some, position))
 
 
 def _crop(x: tf.Tensor, y: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

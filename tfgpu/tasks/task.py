@@ -242,6 +242,8 @@ class Task:
         choose: (schema, roles that the user names) -> roles of features. Raises a `RequestError`
             that says what is missing where the data do not fit: the task is inferred for data that
             fit no other.
+        fixed: What was fitted -> roles of features that other data must have under the same name,
+            such as the target of a table, where another column that fits would be another thing.
         infer: Whether it may be inferred.
         open: The value of `--dataset` -> a `Source`, for a task that reads data in its own way.
         split: (source, roles, validation fraction, seed, options of the task) -> `Splits`, where
@@ -278,6 +280,7 @@ class Task:
     maximize: bool = False
     unit: str = "examples"
     choose: Callable[[Schema, Mapping[str, str]], Mapping[str, str]] = choose_xy
+    fixed: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda fitted: {}
     infer: bool = True
     open: Callable[[str], Source] | None = None
     split: Callable[[Source, Mapping[str, str], float, int, Mapping[str, Any]], Splits] | None = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpu.data.columns import is_number
+from tfgpu.data.cells import EXACT, LARGEST, is_number, not_finite
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError
 
@@ -19,6 +19,10 @@ _NAMES = {
     "time": r"(time_?stamp|time|date|date_?time|unix_?time)",
 }
 ROLES = tuple(_NAMES)
+_ZONED = re.compile(
+    r"(?P<time>.*[T ]\d\d(?::?\d\d(?::?\d\d(?:\.\d+)?)?)?)\s*"
+    r"(?:[Zz]|(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)?)"
+)
 _KINDS = {
     "user": ("id", "number", "class", "text"),
     "item": ("id", "number", "class", "text"),
@@ -108,8 +112,10 @@ def as_numbers(values: np.ndarray, role: str, name: str) -> np.ndarray:
         raise DataError(
             f"the column {name!r} is not a {role}: it has {cell!r}, which is no number"
         ) from None
-    if not np.isfinite(numbers).all():
-        raise DataError(f"the column {name!r} has a {role} that is not finite")
+    beyond = ~(np.abs(numbers) <= LARGEST)
+    if beyond.any():
+        what = not_finite(float(numbers[beyond][0]))
+        raise DataError(f"the column {name!r} has a {role} that is {what}")
     return numbers
 
 
@@ -122,8 +128,21 @@ def as_times(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind in "iuf":
         return values
     try:
-        texts = np.array([each.decode() for each in values])
-        return texts.astype("datetime64[us]").astype(np.int64)
+        texts = [each.decode().strip() for each in values.tolist()]
+        zones = [_ZONED.fullmatch(text) for text in texts]
+        aware = [zone is not None for zone in zones]
+        if any(aware) and not all(aware):
+            raise ValueError(
+                f"{texts[aware.index(True)]!r} has a time zone and {texts[aware.index(False)]!r} "
+                "has none"
+            )
+        # NumPy knows no zones.
+        pairs = zip(texts, zones, strict=True)
+        plain = [text if zone is None else zone["time"] for text, zone in pairs]
+        times = np.array(plain).astype("datetime64[us]")
+        if np.isnat(times).any():
+            raise ValueError(f"{texts[int(np.isnat(times).argmax())]!r} is none")
+        return times.astype(np.int64) - np.array(list(map(_offset, zones)), np.int64)
     except ValueError as error:
         raise DataError(
             f"the column {name!r} is no time: {error}; give numbers, or dates such as "
@@ -131,11 +150,32 @@ def as_times(values: np.ndarray, name: str) -> np.ndarray:
         ) from None
 
 
-def as_keys(values: np.ndarray) -> np.ndarray:
-    """(n,) ids: int64, or str."""
+def _offset(zone: re.Match[str] | None) -> int:
+    """Microseconds that a time zone is ahead of UTC."""
+    if zone is None or zone["sign"] is None:
+        return 0
+    minutes = 60 * int(zone["hours"]) + int(zone["minutes"] or 0)
+    return (-1 if zone["sign"] == "-" else 1) * minutes * 60_000_000
+
+
+def as_keys(values: np.ndarray, name: str) -> np.ndarray:
+    """(n,) ids: int64, or str.
+
+    Raises:
+        DataError: One is a float that may stand for several whole numbers.
+    """
     if values.dtype.kind in "iu":
+        if values.size and int(values.max()) > np.iinfo(np.int64).max:
+            return values.astype(str)
         return values.astype(np.int64)
     if values.dtype.kind == "f":
+        beyond = np.abs(values) > EXACT
+        if beyond.any():
+            raise DataError(
+                f"the column {name!r} has ids as floats beyond 2^53, such as "
+                f"{values[beyond][0]:.0f}, where different ids are the same number; store them as "
+                "whole numbers or as text"
+            )
         whole = values.astype(np.int64)
         if (whole == values).all():
             return whole

@@ -106,6 +106,11 @@ def read(request: Request) -> Reading:
     load = _Loader(request)
     train = load(request.train)
     fitted = dict(request.fitted) if request.fitted is not None else _fit(train, request)
+    if fitted["goal"] == "rating" and train.rating is None:
+        raise DataError(
+            f"{request.schema.requested!r} has no rating, which the model was trained on; it has "
+            f"{request.schema.described}"
+        )
     users, items = Ids(fitted["users"]), Ids(fitted["items"])
     seen = Rows.of_lists([[], *fitted["seen"]])
     share = seen.lengths.sum() / (len(users.keys) * len(items.keys))
@@ -149,7 +154,7 @@ class _Loader:
         value = "rating" if "rating" in roles else "click" if "click" in roles else None
         names = tuple(roles[role] for role in ("user", "item", value) if role is not None)
         found = columns.load(records, names, self._features)
-        user, item = (columns.as_keys(found[roles[role]]) for role in ("user", "item"))
+        user, item = (columns.as_keys(found[roles[role]], roles[role]) for role in ("user", "item"))
         if value is None:
             return _Interactions(user, item, None)
         numbers = columns.as_numbers(found[roles[value]], value, roles[value])
@@ -167,6 +172,13 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
     if goal == "auto":
         goal = "retrieval" if train.rating is None else "rating"
     users, items = Ids.fit(train.user), Ids.fit(train.item)
+    for role, ids in (("user", users), ("item", items)):
+        for key in map(str, ids.keys) if ids.keys.dtype.kind == "U" else ():
+            if "\n" in key or "\r" in key:
+                raise DataError(
+                    f"the {role} {key!r} of {request.schema.requested!r} has a line break; write "
+                    "it in one line"
+                )
     if len(items.keys) < 2:
         raise DataError(
             f"{request.schema.requested!r} has one item only, {items.keys[0]!r}: there is nothing "

@@ -10,14 +10,16 @@ import keras
 import tensorflow as tf
 
 from tfgpu.data.augmentations.drop import dropping
+from tfgpu.data.records import Source
+from tfgpu.errors import DataError
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.tabular import reading
 from tfgpu.tasks.tabular.answers import predictor
-from tfgpu.tasks.tabular.columns import choose
+from tfgpu.tasks.tabular.columns import choose, goal_of
 from tfgpu.tasks.tabular.encoder import Encoder
 from tfgpu.tasks.tabular.report import NumberReport, RowClassReport
 from tfgpu.tasks.tabular.serving import serve
-from tfgpu.tasks.task import DataSpec, Reading, Request, Task
+from tfgpu.tasks.task import DataSpec, Reading, Request, Splits, Task
 
 DROPPED = 0.1
 """Share of the numbers and categories that `--augment=drop` takes for unknown."""
@@ -112,6 +114,26 @@ def _space(hp: Any) -> dict[str, Any]:
     }
 
 
+def _split(
+    source: Source,
+    roles: Mapping[str, str],
+    validation_fraction: float,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Splits:
+    """At random; of classes no other split may have one that training has not."""
+    from tfgpu.tasks.loading import split_at_random
+
+    target = roles["y"]
+    feature = source.schema.features[target]
+    try:
+        goal, _ = goal_of(target, feature, options["goal"])
+    except DataError:  # Which is said when the target is read, unless its goal is known already.
+        goal = "regression"
+    label = target if goal == "classification" and feature.class_names else ""
+    return split_at_random(source, roles, validation_fraction, seed, unit="rows", label=label)
+
+
 TASK = Task(
     name="tabular",
     read=read,
@@ -122,6 +144,8 @@ TASK = Task(
     maximize=True,
     unit="rows",
     choose=choose,
+    split=_split,
+    fixed=lambda fitted: {"y": fitted["target"]},
     augment={"drop": dropping(drop)},
     arguments=_arguments,
     outputs=lambda spec: (spec.num_classes or 1,),

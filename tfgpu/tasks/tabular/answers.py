@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgpu.data.columns import MISSING
+from tfgpu.data.cells import LARGEST, MISSING, not_finite, to_number
 from tfgpu.data.table_rows import EXTENSIONS, chunks
 from tfgpu.errors import DataError, shown
 from tfgpu.tasks.parts.predictor import ClassLines, Predictor, csv_row, find_files
@@ -94,19 +94,23 @@ class RowPredictor(Predictor):
                 continue
             texts = _texts(cells[column], column, problems)
             if position >= len(encoder.numbers):
-                stripped = [cell if cell.strip() else "" for cell in texts]
-                raw[name] = np.array([cell.encode() for cell in stripped], object)
+                found = np.empty(len(texts), object)
+                found[:] = [cell.encode() if cell.strip() else b"" for cell in texts]
+                raw[name] = encoder.spell(position - len(encoder.numbers), found)
                 continue
             values = np.full(len(places), np.nan, np.float32)
             for i, cell in enumerate(texts):
                 if cell.strip() in MISSING:
                     continue
                 try:
-                    values[i] = float(cell)
+                    number = to_number(cell)
                 except ValueError:
                     problems[i] = f"the cell of the column {column!r} is {cell!r}, and no number"
-                if np.isinf(values[i]):
-                    problems[i] = f"the cell of the column {column!r} is infinite ({cell})"
+                    continue
+                if abs(number) > LARGEST:
+                    problems[i] = f"the cell of the column {column!r} is {not_finite(cell)}"
+                    continue
+                values[i] = number
             raw[name] = values
         return raw, {i: f"{places[i]}: {problem}" for i, problem in problems.items()}
 
@@ -124,9 +128,10 @@ class RowPredictor(Predictor):
             elif len(cell) <= part["index"]:
                 problems[i] = f"the column {part['column']!r} has fewer numbers than in training"
             elif (value := cell[part["index"]]) is not None:
-                values[i] = value
-                if np.isinf(values[i]):
+                if abs(value) > LARGEST:
                     problems[i] = f"a number of the column {part['column']!r} is infinite"
+                    continue
+                values[i] = value
         return values
 
     def load(self, item: Any) -> Any:
@@ -156,7 +161,13 @@ class NumberPredictor(RowPredictor):
 
     def header(self) -> Sequence[str]:
         """See `Predictor.header`."""
-        return ["path", self.spec.fitted["target"]]
+        return ["path", self._key]
+
+    @property
+    def _key(self) -> str:
+        """What the number is called beside the place of its row, which is the path."""
+        target: str = self.spec.fitted["target"]
+        return target if target != "path" else "target"
 
     def lines(self, items: Sequence[Any], outputs: Any) -> Iterator[str]:
         """See `Predictor.lines`."""
@@ -169,7 +180,7 @@ class NumberPredictor(RowPredictor):
             elif self.settings.format == "csv":
                 yield csv_row([path, value])
             else:
-                yield json.dumps({"path": path, target: value})
+                yield json.dumps({"path": path, self._key: value})
 
 
 def predictor(spec: Any, settings: Any) -> Predictor:

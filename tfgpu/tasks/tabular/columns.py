@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfgpu.data.columns import is_number
+from tfgpu.data.cells import LARGEST, is_number, not_finite, respelled, spelled, to_numbers
 from tfgpu.data.records import Feature, Records, Schema
 from tfgpu.errors import DataError, RequestError, did_you_mean
 
@@ -162,40 +163,84 @@ def load(records: Records, names: tuple[str, ...], schema: Schema) -> dict[str, 
 
 
 def as_strings(values: np.ndarray) -> np.ndarray:
-    """(n,) of bytes: whole numbers as Python writes them, "" for NaN."""
-    if values.dtype.kind in "iu":
-        return np.array([b"%d" % each for each in values.tolist()], object)
-    if values.dtype.kind == "f":
-        cells = values.tolist()
-        return np.array([_string(each) for each in cells], object)
+    """(n,) of bytes: numbers as `tfgpu.data.cells.spelled` has them, "" for NaN."""
+    if values.dtype.kind in "iuf":
+        return np.array([spelled(each).encode() for each in values.tolist()], object)
     if values.dtype.kind == "b":
         return np.array([b"True" if each else b"False" for each in values.tolist()], object)
     return values.astype(object)
 
 
-def _string(value: float) -> bytes:
-    if np.isnan(value):
-        return b""
-    return (str(int(value)) if value.is_integer() else repr(value)).encode()
+class Spelling:
+    """Cells -> the same strings as the categories that training has of them.
+
+    A cell that is spelled as a category is that one. Otherwise it is the one that is the same
+    number, where the cell comes as a number, or the categories are all numbers: what "1.0" is
+    called depends on the other cells of its column, and these differ between tables.
+
+    Args:
+        column: For messages.
+        vocabulary: The categories, as `as_strings` gave them in training.
+    """
+
+    def __init__(self, column: str, vocabulary: Sequence[str]):
+        self._column = column
+        self._known = set(vocabulary)
+        self._of_numbers = any(vocabulary) and all(
+            not each or (is_number(each) and respelled(each) == each) for each in vocabulary
+        )
+        self._by_number: dict[str, list[str]] = collections.defaultdict(list)
+        for each in vocabulary:
+            self._by_number[respelled(each)].append(each)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(n,) of bytes, of numbers or strings (n,).
+
+        Raises:
+            DataError: A number is that of several categories.
+        """
+        numbers = values.dtype.kind in "iuf"
+        cells = as_strings(values).tolist()
+        table = {cell: self._one(cell, numbers) for cell in set(cells)}
+        found = np.empty(len(cells), object)
+        found[:] = [table[cell] for cell in cells]
+        return found
+
+    def _one(self, cell: bytes, is_number: bool) -> bytes:
+        text = cell.decode(errors="replace")
+        if text in self._known or not (is_number or self._of_numbers):
+            return cell
+        text = respelled(text)
+        same = self._by_number.get(text, [text])
+        if len(same) > 1:
+            raise DataError(
+                f"the column {self._column!r} holds the number {text}, which is the category "
+                f"{' and '.join(map(repr, same))} of the training: write one of them, among cells "
+                "that are no numbers"
+            )
+        return same[0].encode()
 
 
 def as_numbers(values: np.ndarray, name: str, feature: Feature) -> np.ndarray:
     """float64 of the same shape, NaN where it is missing.
 
     Raises:
-        DataError: One is not a number, or is infinite.
+        DataError: One is not a number, or is infinite in float32.
     """
     if values.dtype.kind in "OSU":
+        cells = [each.decode(errors="replace") or "nan" for each in values.tolist()]
         try:
-            values = np.array([float(each or b"nan") for each in values.tolist()])
+            values = np.array(to_numbers(cells))
         except ValueError:
-            wrong = next(each for each in values.tolist() if each and not is_number(each))
-            where = feature.stray or repr(wrong.decode(errors="replace"))
+            wrong = next(each for each in cells if not is_number(each))
+            where = feature.stray or repr(wrong)
             raise DataError(
                 f"the column {name!r} holds text where a number belongs ({where})"
             ) from None
     numbers = values.astype(np.float64)
-    if np.isinf(numbers).any():
-        row = int(np.argwhere(np.isinf(numbers))[0][0])
-        raise DataError(f"the column {name!r} is infinite in row {row + 1} of a split")
+    beyond = np.abs(numbers) > LARGEST
+    if beyond.any():
+        place = tuple(np.argwhere(beyond)[0].tolist())
+        what = not_finite(float(numbers[place]))
+        raise DataError(f"the column {name!r} is {what} in row {place[0] + 1} of a split")
     return numbers

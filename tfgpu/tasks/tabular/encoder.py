@@ -11,15 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.data.cells import is_code, is_whole
 from tfgpu.data.records import Schema
 from tfgpu.errors import DataError, RequestError
-from tfgpu.tasks.tabular.columns import Asked, as_numbers, as_strings, load, usable
+from tfgpu.tasks.tabular.columns import Asked, Spelling, as_numbers, as_strings, load, usable
 
 PIECES = 16
 """Pieces of a number's range, with as many training rows in each, for models that take them."""
 
 _BATCH = 4096  # Rows that are encoded at once.
 _LEAST_DEVIATION = 1e-6  # Below 1e-7, Normalization divides by that.
+_MOST_DEVIATION = 1e18  # Above 1.8e19, the variance is infinite in float32.
 _MOST_ID = 0.5  # Different strings for each row from which on a column only names rows.
 
 
@@ -79,6 +81,13 @@ def fit(
         counts = collections.Counter(strings.tolist())
         if name not in asked.categories and len(counts) > max(1, _MOST_ID * len(strings)):
             where = f"; among numbers, {feature.stray}" if feature.stray else ""
+            if feature.dtype == "string" and all(
+                _is_plain(each.decode(errors="replace")) for each in counts if each
+            ):
+                where = (
+                    "; whole numbers beyond what float64 tells apart: "
+                    f"--task_options=numbers={name} takes them as numbers, rounded"
+                )
             left_out[name] = f"{len(counts):,} different values in {len(strings):,} rows{where}"
         elif len(counts) == 1:
             left_out[name] = "the same in every row"
@@ -96,6 +105,10 @@ def fit(
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"{schema.requested!r} has nothing to learn {target!r} from: {reasons}")
     return {"numbers": numbers, "categories": categories, "left_out": left_out}, notes
+
+
+def _is_plain(cell: str) -> bool:
+    return is_whole(cell) and not is_code(cell)
 
 
 def fit_numbers(name: str, values: np.ndarray) -> list[dict[str, Any]]:
@@ -149,6 +162,7 @@ class Encoder:
         self.inputs = dict(zip(_identifiers(titles), titles, strict=True))
         """Names that graphs may have, to columns."""
         self._names = list(self.inputs)
+        self._spellings = [Spelling(each["column"], each["vocabulary"]) for each in self.categories]
         sizes = [len(each["vocabulary"]) for each in self.categories]
         self.starts = np.cumsum([0, *sizes[:-1]]).tolist() if sizes else []
         self._space: keras.utils.FeatureSpace | None = None
@@ -179,7 +193,7 @@ class Encoder:
         kinds = {}
         for name, number in zip(self._names, self.numbers, strict=False):
             mean, deviation = number["mean"], number["variance"] ** 0.5
-            if deviation > _LEAST_DEVIATION:
+            if _LEAST_DEVIATION < deviation < _MOST_DEVIATION:
                 layer = keras.layers.Normalization(
                     axis=None, mean=mean, variance=number["variance"]
                 )
@@ -240,9 +254,17 @@ class Encoder:
                     raise DataError(f"the column {column!r} has fewer numbers than in training")
                 values = values[:, number["index"]]
             found[name] = values.astype(np.float32)
-        for name, category in zip(self._names[len(self.numbers) :], self.categories, strict=True):
-            found[name] = as_strings(columns[category["column"]])
+        for i, category in enumerate(self.categories):
+            found[self._names[len(self.numbers) + i]] = self.spell(i, columns[category["column"]])
         return found
+
+    def spell(self, i: int, values: np.ndarray) -> np.ndarray:
+        """Cells (n,) of the i-th column of categories, as bytes that its vocabulary may have.
+
+        Raises:
+            DataError: A cell could be several categories.
+        """
+        return self._spellings[i](values)
 
     def __call__(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """x of rows.

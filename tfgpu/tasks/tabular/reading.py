@@ -101,11 +101,22 @@ def raw_inputs(
 
 
 def _check_columns(schema: Schema, fitted: Mapping[str, Any]) -> None:
-    for each in Encoder(fitted).columns:
+    encoder = Encoder(fitted)
+    for each in encoder.columns:
         if each not in schema.features:
             raise DataError(
                 f"{schema.requested!r} has no column {each!r}, which the model was trained on; it "
                 f"has {', '.join(schema.features)}"
+            )
+    for part in (*encoder.numbers, *encoder.categories):
+        name, feature = part["column"], schema.features[part["column"]]
+        several = "index" in part
+        fits = feature.kind == "numbers" if several else feature.shape == ()
+        if not fits or not (columns.usable(feature) or feature.dtype == "string"):
+            what = "a list of numbers" if several else "a single number or category"
+            raise DataError(
+                f"the column {name!r} of {schema.requested!r} is {feature.described}, and the "
+                f"model was trained on {what} there"
             )
 
 
@@ -182,19 +193,20 @@ def _numeric(values: np.ndarray, target: str, schema: Schema) -> np.ndarray:
 
 
 def _cells(values: np.ndarray, target: str, schema: Schema) -> np.ndarray:
-    """The target as strings (n,)."""
+    """The target (n,), classes as their names in bytes."""
     feature = schema.features[target]
     if feature.kind == "class" and values.dtype.kind in "iu":
         if values.size and values.min() < 0:  # As TFDS marks what has no label.
             raise DataError(f"the target {target!r} is missing in a row of a split")
         return np.array([each.encode() for each in feature.class_names], object)[values]
-    return columns.as_strings(values)
+    return values
 
 
 def _class_names(values: np.ndarray, target: str, schema: Schema) -> list[str]:
     """The classes, sorted; those of the whole table where it knows them."""
     feature = schema.features[target]
-    cells = [each.decode(errors="replace") for each in _cells(values, target, schema)]
+    strings = columns.as_strings(_cells(values, target, schema))
+    cells = [each.decode(errors="replace") for each in strings]
     found = collections.Counter(cells)
     if len(found) == 1:
         raise _constant(target, schema, repr(cells[0]))
@@ -216,7 +228,8 @@ def _targets(some: Records, schema: Schema, target: str, fitted: Mapping[str, An
     if fitted["goal"] == "regression":
         return _numeric(values, target, schema).astype(np.float32)[:, None]
     numbers = {name.encode(): i for i, name in enumerate(fitted["classes"])}
-    cells = _cells(values, target, schema).tolist()
+    spelling = columns.Spelling(target, fitted["classes"])
+    cells = spelling(_cells(values, target, schema)).tolist()
     unknown = [each for each in cells if each not in numbers]
     if unknown:
         raise DataError(
