@@ -226,19 +226,20 @@ class ReplicaTrainer(private.TrainerHooks):
         Args:
             kind: `train`, `test` or `predict`.
         """
-        name = f"make_{kind}_function"
+        function = "_".join((kind, "function"))
+        name = f"make_{function}"
         given = vars(self).get(name, getattr(type(self), name))
-        if getattr(self, f"{kind}_function") is None:
+        if getattr(self, function) is None:
             if given is getattr(ReplicaTrainer, name):
                 return False
             self.tfgpu_executions -= {kind}
             getattr(self, name)()
-            setattr(self, f"{kind}_function", None)  # Keras calls it again in a moment.
+            setattr(self, function, None)  # Keras calls it again in a moment.
         foreign = kind not in self.tfgpu_executions
         replicas = self.distribute_strategy.num_replicas_in_sync
         if foreign and replicas > 1:
             warnings.warn(
-                f"{name} of {type(self).__name__} is custom, so {kind}_function is called as under "
+                f"{name} of {type(self).__name__} is custom, so {function} is called as under "
                 f"stock tf.distribute: it gets the strategy's iterator, and has to run the "
                 f"{replicas} replicas itself. Override {kind}_step instead, or call "
                 f"super().{name}().",
