@@ -79,6 +79,22 @@ def average_loss(model, x, y, y_pred):
     )
 
 
+def mean_of_product(model, x, y, y_pred):
+    return tf.reduce_sum(each(y, y_pred)) * (1 / tf.cast(tf.shape(x)[0], tf.float32))
+
+
+def from_upstream(model, loss, tape):
+    """Backwards in two parts: the gradient of the outputs by hand, with the rows at hand."""
+    x, y = model.now
+    with tf.GradientTape() as again:
+        y_pred = model(x, training=True)
+    rows = tf.cast(tf.shape(x)[0], tf.float32)
+    upstream = (tf.nn.softmax(y_pred) - tf.one_hot(y, 3)) / rows
+    gradients = again.gradient(y_pred, model.trainable_variables, output_gradients=upstream)
+    model.optimizer.apply(gradients, model.trainable_variables)
+    return {"norm": tf.linalg.global_norm(gradients)}
+
+
 def by_assignment(model, loss, tape):
     weights = model.trainable_variables
     for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
@@ -127,6 +143,8 @@ CASES = {
     "assigned": (by_compute_loss, by_assignment),
     "sharpness": (remembered, sharpness_aware),
     "gathered": (by_compute_loss, gathered),
+    "product with 1/rows": (mean_of_product, None),
+    "upstream by hand": (remembered, from_upstream),
 }
 
 
@@ -153,8 +171,31 @@ def sum_by_hand(model, x, y, y_pred):
     return tf.reduce_sum(each(y, y_pred)) / 6.0
 
 
-def test_a_sum_by_hand_adds_up_and_is_spoken_of(mirrored2):
-    make = minimising(sum_by_hand)
+def sum_of_sums(model, x, y, y_pred):
+    return tf.reduce_mean(tf.reduce_sum(tf.square(y_pred), axis=0))
+
+
+def l2_loss(model, x, y, y_pred):
+    return 0.1 * tf.nn.l2_loss(y_pred)
+
+
+def by_einsum(model, x, y, y_pred):
+    return 0.1 * tf.einsum("ij,ij->", y_pred, y_pred)
+
+
+def mean_times_rows(model, x, y, y_pred):
+    return 0.1 * tf.reduce_mean(each(y, y_pred)) * tf.cast(tf.shape(x)[0], tf.float32)
+
+
+def a_sum_a_class(model, x, y, y_pred):
+    return 0.1 * tf.reduce_sum(tf.square(y_pred), axis=0)
+
+
+@pytest.mark.parametrize(
+    "loss_of", [sum_by_hand, sum_of_sums, l2_loss, by_einsum, mean_times_rows, a_sum_a_class]
+)
+def test_a_sum_by_hand_adds_up_and_is_spoken_of(mirrored2, loss_of):
+    make = minimising(loss_of)
     one, _ = trained(make, one_device(), keras.Model)
     with pytest.warns(UserWarning, match="a sum over the rows of its tensors"):
         two, _ = trained(make, mirrored2, tfgpu.Model)
@@ -167,6 +208,71 @@ def test_a_sum_together_with_a_mean_is_spoken_of(mirrored2):
 
     with pytest.warns(UserWarning, match="a mean over the rows of its tensors and a sum"):
         trained(minimising(both), mirrored2, tfgpu.Model)
+
+
+def test_a_division_by_what_is_in_the_rows_is_spoken_of(mirrored2):
+    def masked(model, x, y, y_pred):
+        mask = tf.cast(x[:, 0] > 0, tf.float32)
+        return tf.reduce_sum(mask * each(y, y_pred)) / (tf.reduce_sum(mask) + 1e-3)
+
+    with pytest.warns(UserWarning, match="divides a loss by what depends on the rows"):
+        trained(minimising(masked), mirrored2, tfgpu.Model)
+
+
+def test_a_loss_of_a_function_of_tensorflow_is_spoken_of(mirrored2):
+    function = tf.function(mean_by_hand)
+    one, _ = trained(minimising(function), one_device(), keras.Model)
+    with pytest.warns(UserWarning, match="what a tf.function, a branch or a loop"):
+        two, _ = trained(minimising(function), mirrored2, tfgpu.Model)
+    assert_same_weights(one, two)
+
+
+def test_a_gradient_inside_a_function_adds_up_and_is_spoken_of(mirrored2):
+    def make(cls):
+        class Step(cls):
+            @tf.function
+            def gradients(self, x, y):
+                with tf.GradientTape() as tape:
+                    loss = mean_by_hand(self, x, y, self(x, training=True))
+                return tape.gradient(loss, self.trainable_variables)
+
+            def train_step(self, data):
+                gradients = self.gradients(*data)
+                self.optimizer.apply(gradients, self.trainable_variables)
+                return {"norm": tf.constant(0.0)}
+
+        return Step
+
+    one, _ = trained(make, one_device(), keras.Model)
+    with pytest.warns(UserWarning, match="takes a gradient inside a tf.function"):
+        two, _ = trained(make, mirrored2, tfgpu.Model)
+    assert_same_weights(one, two)
+
+
+def test_an_update_that_hangs_on_the_value_of_a_loss_is_spoken_of(mirrored2):
+    def skipping(model, loss, tape):
+        return applied(model, loss, tape, lambda g: [tf.where(loss < 1.2, each, 0) for each in g])
+
+    with pytest.warns(UserWarning, match="of what each replica has of its own rows"):
+        trained(minimising(by_compute_loss, skipping), mirrored2, tfgpu.Model)
+
+
+def test_a_jacobian_of_weights_is_averaged_by_rows(mirrored2):
+    def of_two(model, x, y, y_pred):
+        loss = each(y, y_pred)
+        return tf.stack([tf.reduce_mean(loss), tf.reduce_mean(tf.square(y_pred))])
+
+    def by_jacobian(model, losses, tape):
+        weights = model.trainable_variables
+        gradients = [g[0] + 0.5 * g[1] for g in tape.jacobian(losses, weights)]
+        model.optimizer.apply(gradients, weights)
+        return {"norm": losses[0]}
+
+    make = minimising(of_two, by_jacobian)
+    one, _ = trained(make, one_device(), keras.Model)
+    with pytest.warns(UserWarning, match="that tape.gradient has not given"):
+        two, _ = trained(make, mirrored2, tfgpu.Model)
+    assert_same_weights(one, two)
 
 
 def test_gradients_of_no_tape_are_averaged_by_rows_and_spoken_of(mirrored2):

@@ -174,8 +174,13 @@ def additional(loss: Any, total: Any) -> Any:
     return total * times
 
 
-def depends_on_data(tensor: tf.Tensor) -> bool:
-    """Whether a tensor depends on more than variables and constants: on rows, or their number."""
+def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
+    """Whether a tensor depends on more than variables and constants: on rows, or their number.
+
+    Args:
+        tensor: Of a graph; of any other it is not known, and so it does.
+        counting: Whether the number of rows counts, too.
+    """
     if not hasattr(tensor, "op"):
         return True
     waiting, seen = [tensor], set()
@@ -185,6 +190,8 @@ def depends_on_data(tensor: tf.Tensor) -> bool:
             continue
         seen.add(each.op.name)
         if each.op.type in ("Const", "ReadVariableOp", "ResourceGather"):
+            continue
+        if each.op.type in ("Shape", "Size") and not counting:
             continue
         # A placeholder, or what an iterator gives.
         if all(source.dtype in (tf.resource, tf.variant) for source in each.op.inputs):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import keras
@@ -27,14 +27,16 @@ import tensorflow as tf
 from tfgpu.engine import losses
 from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
-from tfgpu.engine.shards import Rows, takes_in_first
+from tfgpu.engine.shards import Rows
 
-# Operations that keep a sum a sum, and a mean a mean.
-_LINEAR = {
-    *("Add", "AddN", "AddV2", "Cast", "Identity", "Mul", "Neg", "Pack", "RealDiv", "Reshape"),
-    *("DivNoNan", "SelectV2", "Squeeze", "Sub"),
-}
 _DIVISIONS = {"RealDiv", "DivNoNan"}
+# What adds up the rows that it is given.
+_SUMS = {"BatchMatMulV2", "Einsum", "L2Loss", "MatMul", "Sum"}
+# Operations whose graph is another.
+_CALLS = {
+    *("Case", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessCase"),
+    *("StatelessIf", "StatelessWhile", "While"),
+}
 # What is the same on each replica, whatever it is made of.
 _OF_ALL = {"Const", "ReadVariableOp", "ResourceGather", "VarHandleOp"}
 
@@ -87,6 +89,14 @@ def of_all_rows(
             stacklevel=2,
         )
 
+    elif "own" in origins:
+        warnings.warn(
+            f"A step makes the gradients that {optimizer.name!r} gets of those of the global batch "
+            "and of what each replica has of its own rows, such as the value of a loss, or random "
+            "numbers: they are averaged by rows, which is right for what is added.",
+            stacklevel=2,
+        )
+
     def part(gradient: Any, origin: str) -> Any:
         if gradient is None or origin == "part" or rows is None:
             return gradient
@@ -107,7 +117,8 @@ def _origin(gradient: Any) -> str:
         if id(tensor) in seen or id(tensor) in whole:
             continue
         seen.add(id(tensor))
-        if id(tensor) in parts:
+        # What a function gives that has taken the gradient is another tensor than that.
+        if id(tensor) in parts or (parts and hasattr(tensor, "op") and tensor.op.type in _CALLS):
             return "part"
         if not hasattr(tensor, "op"):
             return "own"  # Computed eagerly: nobody knows of what.
@@ -140,36 +151,48 @@ def _weight(target: Any, rows: Rows, *, speaking: bool) -> tf.Tensor:
         speaking: Whether to warn of what may be meant otherwise.
     """
     present = tf.cast(rows.present, tf.float64)
-    if target.shape.rank != 0:
-        return present if rows.are_counted_by(target) else rows.share
+    if target.shape.rank != 0 and rows.are_counted_by(target):
+        return present
     if not hasattr(target, "op"):
         if speaking and id(target) not in losses.current.by_rows:
             _say_of_eager()
         return rows.share
     kinds = set(_kinds(target, rows))
-    if "sum" not in kinds:
-        return rows.share
     if speaking:
-        _say_of_sum(rows, beside_mean="mean" in kinds)
-    return rows.share if "mean" in kinds else present
+        _say_of(kinds, rows)
+    return present if "sum" in kinds and "mean" not in kinds else rows.share
 
 
-def _say_of_sum(rows: Rows, *, beside_mean: bool) -> None:
-    if beside_mean:
-        warnings.warn(
-            "A step minimises a mean over the rows of its tensors and a sum over them, together, "
-            f"and {rows.replicas} replicas share the batch: both count by rows, and the sum is too "
-            "small. Make the sum a mean.",
-            stacklevel=2,
+def _say_of(kinds: Set[str], rows: Rows) -> None:
+    """Warns of losses that are not what they are on one device, or may be meant otherwise."""
+    several = f", and {rows.replicas} replicas share the batch"
+    if {"sum", "mean"} <= kinds:
+        said = (
+            f"minimises a mean over the rows of its tensors and a sum over them{several}: "
+            "both count by rows, and the sum is too small. Make the sum a mean."
         )
+    elif "sum" in kinds:
+        said = (
+            f"minimises a sum over the rows of its tensors{several}: the gradients of the "
+            "replicas' sums are added up, with all that is added to them, such as a penalty of the "
+            "weights, once a replica. Numbers that the step returns are averaged by rows, sums "
+            "too. A mean, or self.compute_loss, has none of that."
+        )
+    elif "unseen" in kinds:
+        said = (
+            f"minimises what a tf.function, a branch or a loop over tensors gives{several}: it "
+            "counts by rows, as is right for a mean over rows, and not for a sum."
+        )
+    elif "ratio" in kinds:
+        said = (
+            f"divides a loss by what depends on the rows, such as the sum of a mask{several}: it "
+            "counts by rows, which is right where each replica's divisor is in proportion to its "
+            "rows. A Keras loss with sample_weight and reduction='mean_with_sample_weight' is "
+            "exact."
+        )
+    else:
         return
-    warnings.warn(
-        f"A step minimises a sum over the rows of its tensors, and {rows.replicas} replicas share "
-        "the batch: the gradients of the replicas' sums are added up, with all that is added to "
-        "them, such as a penalty of the weights, once a replica. Numbers that the step returns are "
-        "averaged by rows, sums too. A mean, or self.compute_loss, has none of that.",
-        stacklevel=2,
-    )
+    warnings.warn(f"A step {said}", stacklevel=2)
 
 
 def _say_of_eager() -> None:
@@ -181,8 +204,11 @@ def _say_of_eager() -> None:
     )
 
 
-def _kinds(loss: Any, rows: Rows) -> Iterable[str]:
-    """Of what a loss is the sum: "mean", "sum", and nothing for what does not depend on rows."""
+def _kinds(loss: Any, rows: Rows) -> Iterator[str]:
+    """Of what a loss is made: "mean", "sum", "ratio", "unseen"; nothing for what has no rows.
+
+    From the loss back to what has rows: the operation that leaves them is what counts.
+    """
     waiting, seen = [loss], set()
     while waiting:
         tensor = waiting.pop()
@@ -192,28 +218,53 @@ def _kinds(loss: Any, rows: Rows) -> Iterable[str]:
         if id(tensor) in losses.current.by_rows:
             yield "mean"
             continue
-        kind, inputs = tensor.op.type, list(tensor.op.inputs)
         if not losses.depends_on_data(tensor):
             continue
-        if kind in _DIVISIONS and losses.depends_on_data(inputs[1]):
-            yield "mean"  # Of the rows at hand, or of what a mask leaves of them.
-        elif kind in _LINEAR:
-            waiting.extend(inputs)
-        elif kind == "Sum" and tensor.op.inputs[0].shape.rank != 0:
-            if _is_over_rows(tensor.op, rows):
+        kind, inputs = tensor.op.type, list(tensor.op.inputs)
+        divisors = inputs[1:] if kind in _DIVISIONS else []
+        if kind == "Mul":
+            divisors = [divisor for each in inputs for divisor in _divisors(each)]
+            if not divisors and any(_is_count(each) for each in inputs):
                 yield "sum"
-            else:
-                waiting.append(inputs[0])
-        else:
+                continue
+        if any(_is_rows(each, rows) or _is_count(each) for each in divisors):
             yield "mean"
+        elif any(losses.depends_on_data(each) for each in divisors):
+            yield "ratio"
+        elif kind in _CALLS:
+            yield "unseen"
+        elif any(_carries_rows(each, rows) for each in inputs) and not _carries_rows(tensor, rows):
+            # `tf.tensordot` gives its scalar by a product and a new shape for it.
+            last = inputs[0].op.type if kind == "Reshape" else kind
+            yield "sum" if last in _SUMS else "mean"
+        else:
+            waiting.extend(inputs)
 
 
-def _is_over_rows(sum_op: Any, rows: Rows) -> bool:
-    """Whether a sum takes in the dimension of the rows."""
-    values, axes = sum_op.inputs
-    if tf.get_static_value(axes) is not None and values.shape.rank is not None:
-        return takes_in_first(values, axes) and rows.are_counted_by(values)
-    return rows.are_counted_by(values)
+def _divisors(factor: Any) -> list[Any]:
+    """What a factor divides by."""
+    if factor.op.type in _DIVISIONS:
+        return [factor.op.inputs[1]]
+    return list(factor.op.inputs) if factor.op.type in ("Inv", "Reciprocal") else []
+
+
+def _is_count(tensor: Any) -> bool:
+    """Whether a tensor depends on how many rows there are, and on nothing else of them."""
+    depends = losses.depends_on_data
+    return bool(tensor.shape.rank == 0 and depends(tensor) and not depends(tensor, counting=False))
+
+
+def _is_rows(tensor: Any, rows: Rows) -> bool:
+    """Whether a constant is the number of rows at hand, where that is static."""
+    real, value = tf.get_static_value(rows.real), tf.get_static_value(tensor)
+    return real is not None and value is not None and value.ndim == 0 and value == real
+
+
+def _carries_rows(tensor: Any, rows: Rows) -> bool:
+    """Whether a dimension of a tensor grows with the rows, as far as can be told."""
+    if rows.are_counted_by(tensor):
+        return True
+    return bool(tensor.shape.rank and None in tensor.shape.as_list())
 
 
 # ---- what stands in ---------------------------------------------------------------------------
@@ -242,7 +293,10 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
                 "cannot exchange it there, and each goes on with that of its own rows.",
                 stacklevel=2,
             )
-            return gradient(self, target, sources, output_gradients, unconnected_gradients)
+            found = gradient(self, target, sources, output_gradients, unconnected_gradients)
+            known = {id(each): each for each in tf.nest.flatten(found)}
+            current.by_rows = {**current.by_rows, **known}
+            return found
         with current.having(differentiating=True):
             given = _weighted(target, output_gradients, rows, speaking=bool(variables))
             found = gradient(self, target, sources, given, unconnected_gradients)
@@ -257,7 +311,13 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             if "merge_call" not in str(error):
                 raise
-            # Inside a tf.function, say. An optimizer that is called outside adds them up.
+            warnings.warn(
+                "A step takes a gradient inside a tf.function, or inside a branch or loop over "
+                "tensors, where replicas cannot meet: each gets its part of the gradient of the "
+                "global batch, which optimizers outside of that add up. Clip, log or assign by it "
+                "nothing, or take it outside.",
+                stacklevel=2,
+            )
             whole = parts
             current.parts = {**current.parts, **{id(part): part for part in parts}}
         for place, each in zip(at, whole, strict=True):
@@ -267,6 +327,16 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
     return of_all_rows
 
 
+def _is_mean(up: Any, rows: Rows) -> bool:
+    """Whether a gradient that a step has made itself is divided by the rows at hand."""
+    while hasattr(up, "op") and up.op.type in ("Identity", "Mul", "Neg", *_DIVISIONS):
+        divisors = [d for each in (up, *up.op.inputs) for d in _divisors(each)]
+        if any(_is_rows(each, rows) or _is_count(each) for each in divisors):
+            return True
+        up = next((each for each in up.op.inputs if each.shape.rank == up.shape.rank), None)
+    return False
+
+
 def _is_variable(source: Any) -> bool:
     return isinstance(source, keras.Variable | tf.Variable)
 
@@ -274,16 +344,31 @@ def _is_variable(source: Any) -> bool:
 def _weighted(target: Any, output_gradients: Any, rows: Rows, *, speaking: bool) -> list[Any]:
     """The gradients of what is minimised by the losses, such that the replicas' parts add up."""
     weigh = functools.partial(_weight, rows=rows, speaking=speaking)
+    is_mean = functools.partial(_is_mean, rows=rows)
     targets = tf.nest.flatten(target)
     given = [None] * len(targets) if output_gradients is None else tf.nest.flatten(output_gradients)
 
     def weighted(loss: Any, up: Any) -> Any:
         if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
             return up
-        up = tf.ones_like(loss) if up is None else tf.convert_to_tensor(up)
-        return up * tf.cast(weigh(loss), up.dtype)
+        if up is None:
+            return tf.cast(weigh(loss), loss.dtype) * tf.ones_like(loss)
+        up = tf.convert_to_tensor(up)
+        return up * tf.cast(rows.share if is_mean(up) else weigh(loss), up.dtype)
 
     return [weighted(loss, up) for loss, up in zip(targets, given, strict=True)]
+
+
+def _of_own_rows_alone(jacobian: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `jacobian` and `batch_jacobian`, which take gradients in a loop."""
+
+    @tf.autograph.experimental.do_not_convert
+    @functools.wraps(jacobian)
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with losses.current.having(differentiating=True):
+            return jacobian(self, *args, **kwargs)
+
+    return alone
 
 
 def _entered(enter: Callable[..., Any]) -> Callable[..., Any]:
@@ -339,6 +424,8 @@ def _install() -> None:
     """Has functions of TensorFlow mind `losses.current`; outside of steps they stay as they are."""
     tape = tf.GradientTape
     tape.gradient = _gradient_of_all_rows(tape.gradient)
+    tape.jacobian = _of_own_rows_alone(tape.jacobian)
+    tape.batch_jacobian = _of_own_rows_alone(tape.batch_jacobian)
     tape.__enter__, tape.__exit__ = _entered(tape.__enter__), _left(tape.__exit__)
     tf.nn.compute_average_loss = _average_loss(tf.nn.compute_average_loss)
     tf.nn.scale_regularization_loss = _regularization_loss(tf.nn.scale_regularization_loss)

@@ -107,7 +107,7 @@ def _is_reduced_over_rows(values: Any, real: int) -> bool:
         if op.name in seen:
             continue
         seen.add(op.name)
-        over_first = op.type in _REDUCTIONS and takes_in_first(*op.inputs)
+        over_first = op.type in _REDUCTIONS and _takes_in_first(*op.inputs)
         if over_first or (op.type == "MatMul" and op.get_attr("transpose_a")):
             if _leads_with_rows(op.inputs[0], real):
                 reduced = True
@@ -133,7 +133,7 @@ def _leads_with_rows(tensor: Any, real: int) -> bool:
     return True
 
 
-def takes_in_first(values: Any, axes: Any) -> bool:
+def _takes_in_first(values: Any, axes: Any) -> bool:
     """Whether a reduction over these axes, where they are known, takes in the first dimension."""
     static, rank = tf.get_static_value(axes), values.shape.rank
     if static is None or not rank:
