@@ -98,7 +98,7 @@ print(issubclass(keras.wrappers.SKLearnClassifier, BaseEstimator), gc.isenabled(
 """
 
 
-@pytest.mark.parametrize("own_code", [True, False])
+@pytest.mark.parametrize("own_code", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_keras_imports_scikit_learn_for_code_of_the_users_alone(own_code):
     done = python(_WRAPPERS.format(own_code=own_code))
     assert done.stdout.split() == [str(own_code), "True"], done.stderr
