@@ -72,6 +72,16 @@ class Remarks:
             mine = self._examples.setdefault(remark, [])
             mine += [each for each in examples if each not in mine][: _SHOWN - len(mine)]
 
+    def in_order(self) -> Remarks:
+        """The same by the names of the examples, where several threads have added them."""
+        found = Remarks()
+        found._examples = {remark: sorted(some) for remark, some in self._examples.items()}
+        found.counts = {
+            remark: self.counts[remark]
+            for remark, _ in sorted(found._examples.items(), key=lambda item: item[1])
+        }
+        return found
+
     def __str__(self) -> str:
         """All on one line: "3 hidden or of a system (.DS_Store, ...); 1 of other kinds (.txt)"."""
         return "; ".join(

@@ -78,24 +78,10 @@ def of_all_rows(
         RuntimeError: The replicas cannot meet where they are.
     """
     gradients, rows = dense(gradients), losses.current.rows
-    origins = [_origin(gradient) for gradient in gradients]
+    known: set[int] = set()
+    origins = [_origin(gradient, known) for gradient in gradients]
     if all(origin == "whole" for origin in origins):
         return gradients
-    if not losses.current.whole and not losses.current.parts:
-        warnings.warn(
-            f"A step applies gradients by {optimizer.name!r} that tape.gradient has not given. "
-            f"Those of {context.num_replicas_in_sync} replicas are averaged by rows, as is right "
-            "for the gradients of means over rows.",
-            stacklevel=2,
-        )
-
-    elif "own" in origins:
-        warnings.warn(
-            f"A step makes the gradients that {optimizer.name!r} gets of those of the global batch "
-            "and of what each replica has of its own rows, such as the value of a loss, or random "
-            "numbers: they are averaged by rows, which is right for what is added.",
-            stacklevel=2,
-        )
 
     def part(gradient: Any, origin: str) -> Any:
         if gradient is None or origin == "part" or rows is None:
@@ -103,18 +89,43 @@ def of_all_rows(
         return gradient * tf.cast(rows.share, gradient.dtype)
 
     shares = [part(g, origin) for g, origin in zip(gradients, origins, strict=True)]
-    return combined(context, _of_own_rows(shares), variables)
+    sums = combined(context, _of_own_rows(shares), variables)
+    if "own" in origins:
+        _say_of_own(optimizer, context.num_replicas_in_sync)
+    return sums
 
 
-def _origin(gradient: Any) -> str:
-    """Whether a gradient is "whole": the same on each replica, a "part" that adds up, or "own"."""
+def _say_of_own(optimizer: Any, replicas: int) -> None:
+    if losses.current.whole or losses.current.parts:
+        said = (
+            f"makes the gradients that {optimizer.name!r} gets of those of the global batch and of "
+            "what each replica has of its own rows, such as the value of a loss, or random "
+            "numbers: they are averaged by rows, which is right for what is added."
+        )
+    else:
+        said = (
+            f"applies gradients by {optimizer.name!r} that tape.gradient has not given. Those of "
+            f"{replicas} replicas are averaged by rows, as is right for the gradients of means "
+            "over rows."
+        )
+    warnings.warn(f"A step {said}", stacklevel=2)
+
+
+def _origin(gradient: Any, known: set[int]) -> str:
+    """Whether a gradient is "whole": the same on each replica, a "part" that adds up, or "own".
+
+    Args:
+        gradient: As an optimizer is given it.
+        known: Tensors that are the same on each replica, by identity; gets those that are found.
+    """
     if gradient is None:
         return "whole"
     whole, parts = losses.current.whole, losses.current.parts
-    waiting, seen, found = [gradient], set(), "whole"
+    waiting, found = [gradient], "whole"
+    seen: set[int] = set()
     while waiting:
         tensor = waiting.pop()
-        if id(tensor) in seen or id(tensor) in whole:
+        if id(tensor) in seen or id(tensor) in whole or id(tensor) in known:
             continue
         seen.add(id(tensor))
         # What a function gives that has taken the gradient is another tensor than that.
@@ -128,6 +139,8 @@ def _origin(gradient: Any) -> str:
         if not inputs or "Random" in tensor.op.type:
             found = "own"  # Of the data, or random numbers.
         waiting.extend(inputs)
+    if found == "whole":
+        known |= seen
     return found
 
 
@@ -231,7 +244,7 @@ def _kinds(loss: Any, rows: Rows) -> Iterator[str]:
             yield "mean"
         elif any(losses.depends_on_data(each) for each in divisors):
             yield "ratio"
-        elif kind in _CALLS:
+        elif kind in _CALLS and any(_carries_rows(each, rows) for each in inputs):
             yield "unseen"
         elif any(_carries_rows(each, rows) for each in inputs) and not _carries_rows(tensor, rows):
             # `tf.tensordot` gives its scalar by a product and a new shape for it.

@@ -118,7 +118,10 @@ def predict(config: PredictSettings, run: TrainedRun, *, members: Membership | N
         predictor.remarks.merge(remarks)
     if not members.is_chief:
         return 0
-    for name, remarks in (("left out", predictor.left), (predictor.unit, predictor.remarks)):
+    for name, remarks in (
+        ("left out", predictor.left),
+        (predictor.unit, predictor.remarks.in_order()),
+    ):
         if remarks.counts:
             print(f"tfgpu: {name}: {remarks}", file=sys.stderr)
     if not done and not unreadable:
