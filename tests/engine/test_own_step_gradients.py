@@ -156,6 +156,13 @@ def trained(make, strategy, cls, **compiled):
     return model, fit(model)["norm"]
 
 
+def assert_trains_alike_and_says(strategy, make, said, **compiled):
+    one, _ = trained(make, one_device(), keras.Model, **compiled)
+    with pytest.warns(UserWarning, match=said):
+        two, _ = trained(make, strategy, tfgpu.Model, **compiled)
+    assert_same_weights(one, two)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_what_one_device_trains_and_says_nothing(mirrored2, case):
     make = minimising(*CASES[case])
@@ -196,10 +203,7 @@ def a_sum_a_class(model, x, y, y_pred):
 )
 def test_a_sum_by_hand_adds_up_and_is_spoken_of(mirrored2, loss_of):
     make = minimising(loss_of)
-    one, _ = trained(make, one_device(), keras.Model)
-    with pytest.warns(UserWarning, match="a sum over the rows of its tensors"):
-        two, _ = trained(make, mirrored2, tfgpu.Model)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(mirrored2, make, "a sum over the rows of its tensors")
 
 
 def test_a_sum_together_with_a_mean_is_spoken_of(mirrored2):
@@ -221,10 +225,9 @@ def test_a_division_by_what_is_in_the_rows_is_spoken_of(mirrored2):
 
 def test_a_loss_of_a_function_of_tensorflow_is_spoken_of(mirrored2):
     function = tf.function(mean_by_hand)
-    one, _ = trained(minimising(function), one_device(), keras.Model)
-    with pytest.warns(UserWarning, match="what a tf.function, a branch or a loop"):
-        two, _ = trained(minimising(function), mirrored2, tfgpu.Model)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(
+        mirrored2, minimising(function), "what a tf.function, a branch or a loop"
+    )
 
 
 def test_a_gradient_inside_a_function_adds_up_and_is_spoken_of(mirrored2):
@@ -243,10 +246,7 @@ def test_a_gradient_inside_a_function_adds_up_and_is_spoken_of(mirrored2):
 
         return Step
 
-    one, _ = trained(make, one_device(), keras.Model)
-    with pytest.warns(UserWarning, match="takes a gradient inside a tf.function"):
-        two, _ = trained(make, mirrored2, tfgpu.Model)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(mirrored2, make, "takes a gradient inside a tf.function")
 
 
 def test_an_update_that_hangs_on_the_value_of_a_loss_is_spoken_of(mirrored2):
@@ -269,10 +269,7 @@ def test_a_jacobian_of_weights_is_averaged_by_rows(mirrored2):
         return {"norm": losses[0]}
 
     make = minimising(of_two, by_jacobian)
-    one, _ = trained(make, one_device(), keras.Model)
-    with pytest.warns(UserWarning, match="that tape.gradient has not given"):
-        two, _ = trained(make, mirrored2, tfgpu.Model)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(mirrored2, make, "that tape.gradient has not given")
 
 
 def test_gradients_of_no_tape_are_averaged_by_rows_and_spoken_of(mirrored2):
@@ -287,18 +284,12 @@ def test_gradients_of_no_tape_are_averaged_by_rows_and_spoken_of(mirrored2):
 
         return Step
 
-    one, _ = trained(closed_form, one_device(), keras.Model)
-    with pytest.warns(UserWarning, match="that tape.gradient has not given"):
-        two, _ = trained(closed_form, mirrored2, tfgpu.Model)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(mirrored2, closed_form, "that tape.gradient has not given")
 
 
 def test_what_counts_by_rows_eagerly_is_spoken_of(mirrored2):
     make = minimising(mean_by_hand)
-    one, _ = trained(make, one_device(), keras.Model, run_eagerly=True)
-    with pytest.warns(UserWarning, match="run_eagerly=True"):
-        two, _ = trained(make, mirrored2, tfgpu.Model, run_eagerly=True)
-    assert_same_weights(one, two)
+    assert_trains_alike_and_says(mirrored2, make, "run_eagerly=True", run_eagerly=True)
 
 
 def test_a_gradient_within_another_tape_is_spoken_of(mirrored2):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.errors import DataError, ModelFileError, RequestError
 from tfgpu.models.builders import find_builder
 
@@ -270,7 +271,7 @@ def without_model(place: Path) -> str:
         finished = _read_object(place / "result.json").get("status") == "finished"
     except ModelFileError:
         finished = False
-    kept = any((place / "checkpoints").glob("step-*"))
+    kept = RunDirectory(place).has_checkpoint
     command = ["tfgpu", "train", f"--experiment={place / 'config.json'}"]
     again = shlex.join([*command, f"--run_dir={place}"])
     if not finished:

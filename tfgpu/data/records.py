@@ -237,6 +237,24 @@ class Source(Description):
     notes: tuple[str, ...] = ()
 
 
+def refuse_lines(requested: str, what: str, names: Iterable[str]) -> None:
+    """Refuses names of several lines: the files beside an export have one a line.
+
+    Args:
+        requested: How the user named the data set.
+        what: The names are of, for the message.
+        names: Of classes or ids.
+
+    Raises:
+        DataError: Names one.
+    """
+    for name in names:
+        if "\n" in name or "\r" in name:
+            raise DataError(
+                f"the {what} {name!r} of {requested!r} has a line break; write it in one line"
+            )
+
+
 def refuse_new_classes(
     requested: str, label: str, split: str, classes: Iterable[str], known: Iterable[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from tfgpu import tasks
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
-from tfgpu.data.records import Description, Records, Schema, Source
+from tfgpu.data.records import Description, Records, Schema, Source, refuse_lines
 from tfgpu.errors import DataError, RequestError, did_you_mean
 from tfgpu.models.builders import find_object
 from tfgpu.tasks.task import DataSpec, Request, Splits, Task, check_names
@@ -180,7 +180,7 @@ def load(
     )
     reading = found.read(request)
     if fitted is None:
-        _refuse_lines(reading.spec.class_names, "class", source.schema.requested)
+        refuse_lines(source.schema.requested, "class", reading.spec.class_names)
     of_train = reading.examples("train", train)
     of_validation = None if validation is None else reading.examples("validation", validation)
     of_test = reading.examples("test", test)
@@ -198,19 +198,6 @@ def load(
         notes=(*reading.notes, *(note for each in every for note in each.notes)),
         storage_notes=(*source.notes, *_renamed(source.schema, given, roles)),
     )
-
-
-def _refuse_lines(names: Iterable[str], what: str, requested: str) -> None:
-    """Refuses names of several lines: the files beside an export have one a line.
-
-    Raises:
-        DataError: Names one.
-    """
-    for name in names:
-        if "\n" in name or "\r" in name:
-            raise DataError(
-                f"the {what} {name!r} of {requested!r} has a line break; write it in one line"
-            )
 
 
 def _of_run(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.examples import Examples
-from tfgpu.data.records import Feature, Records
+from tfgpu.data.records import Feature, Records, refuse_lines
 from tfgpu.errors import DataError, RequestError
 from tfgpu.tasks.recommendation import columns
 from tfgpu.tasks.recommendation.tables import Ids
@@ -173,12 +173,8 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
         goal = "retrieval" if train.rating is None else "rating"
     users, items = Ids.fit(train.user), Ids.fit(train.item)
     for role, ids in (("user", users), ("item", items)):
-        for key in map(str, ids.keys) if ids.keys.dtype.kind == "U" else ():
-            if "\n" in key or "\r" in key:
-                raise DataError(
-                    f"the {role} {key!r} of {request.schema.requested!r} has a line break; write "
-                    "it in one line"
-                )
+        if ids.keys.dtype.kind == "U":
+            refuse_lines(request.schema.requested, role, map(str, ids.keys))
     if len(items.keys) < 2:
         raise DataError(
             f"{request.schema.requested!r} has one item only, {items.keys[0]!r}: there is nothing "
