@@ -427,18 +427,11 @@ graph_of_function = require(function_def_to_graph, "function_def_to_graph", "fde
 op_determinism_enabled = require(framework_config, "is_op_determinism_enabled")
 registered_kernels = require(kernels, "get_registered_kernels_for_op", "name")
 
-PINNED = ("_keras_mask", "_keras_logits")
+PINNED = (MASK, _LOGITS) = ("_keras_mask", "_keras_logits")
 """Attributes in which Keras pins further tensors to a tensor."""
 
-require(masking, "_keras_mask")
-
-
-def has_mask(tensor: Any) -> bool:
-    """Whether Keras has pinned a mask to a tensor."""
-    return hasattr(tensor, PINNED[0])
-
-
-require(nn, "_keras_logits")
+require(masking, MASK)
+require(nn, _LOGITS)
 
 # ---- callbacks -------------------------------------------------------------------------------
 
@@ -448,6 +441,7 @@ averages_in_model = Attribute(_Swap, "_ema_weights_in_model")
 swap_averages = Method(_Swap, "_swap_variables", "self")
 finalize_averages = Method(_Swap, "_finalize_ema_values", "self")
 batches_since_saving = Attribute(keras.callbacks.ModelCheckpoint, "_batches_seen_since_last_saving")
+last_batch_seen = Attribute(keras.callbacks.ModelCheckpoint, "_last_batch_seen")
 
 close_writers = Method(_TensorBoard, "_close_writers", "self", called_by="on_train_end")
 collect_learning_rate = Method(_TensorBoard, "_collect_learning_rate", "self", "logs")
@@ -473,6 +467,8 @@ class TensorBoardHooks(keras.callbacks.TensorBoard):
     start_profiler = Attribute(_TensorBoard, "_start_profiler")
     stop_profiler = Attribute(_TensorBoard, "_stop_profiler")
 
+    _train_writer = property(lambda self: self.writer("train", self.train_directory))
+    _val_writer = property(lambda self: self.writer("val", self._val_dir))
     _push_writer = calling("push_writer")
     _pop_writer = calling("pop_writer")
     _close_writers = calling("close_writers")

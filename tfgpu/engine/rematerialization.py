@@ -92,7 +92,7 @@ def _recomputed(segment: keras.Model, x: Any) -> Any:
 
         return [output, *new], gradient
 
-    if private.has_mask(x):
+    if hasattr(x, private.MASK):
         raise ValueError("a mask goes from one segment to the next, and would be lost")
     (inputs,) = tree.flatten(x)
     output, *new = called(tf.convert_to_tensor(inputs), *map(tf.convert_to_tensor, trained))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,8 @@ class TensorBoard(private.TensorBoardHooks):
     Tags and folders are those of `keras.callbacks.TensorBoard`: `train/` and `validation/` with
     `epoch_<metric>` by epoch, and `batch_<metric>` by batches consumed. When a
     `tfgpu.BackupAndRestore` in the same `fit` resumes a training, the files are truncated to what
-    they held at the backup, so that no step is in them twice and none is missing. It also writes
+    they held at the backup, so that no step is in them twice and none is missing. The names of the
+    files tell them from those of other trainings, which stay as they are. It also writes
 
     - the graph of the training step and the conceptual graph of the model;
     - `performance/`: samples per second, the milliseconds of a step and what of them went into
@@ -107,27 +110,37 @@ class TensorBoard(private.TensorBoardHooks):
         self._graph_written = False
         self._marker: Any = None
         self._batches: Batches | None = None
+        self._marks: list[str] = []  # Of our files' names; new ones get the last.
+        self._known: set[str] = set()  # Files of ours that have none.
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the size of each event file in bytes, and what has been written already."""
+        """Returns the size of each of our event files in bytes, and what has been written."""
         for writer in self.open_writers.values():
             writer.flush()
         return {
             "files": {
-                file.relative_to(self._directory).as_posix(): file.stat().st_size
+                self._name(file): file.stat().st_size
                 for file in self._event_files()
+                if self._is_ours(file)
             },
+            "mark": self._mark,
             "graph": self._graph_written,
             "pictured": self._pictured,
             "consumed": self._consumed,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Truncates the event files to the sizes in the state, and removes newer ones."""
+        """Truncates our event files to the sizes in the state, and removes newer ones of ours."""
         # `on_train_begin` has opened a file already; the next event opens another.
         self.close_writers()
-        for file in self._event_files():
-            size = state["files"].get(file.relative_to(self._directory).as_posix(), 0)
+        files = self._event_files()
+        if "mark" in state:
+            self._marks = [self._mark, state["mark"]]
+            self._known = set(state["files"])
+        else:  # Of a version that did not mark its files.
+            self._known = {self._name(file) for file in files}
+        for file in filter(self._is_ours, files):
+            size = state["files"].get(self._name(file), 0)
             if size == 0:
                 file.unlink()
             elif file.stat().st_size > size:
@@ -136,10 +149,42 @@ class TensorBoard(private.TensorBoardHooks):
         self._graph_written, self._pictured = state["graph"], state["pictured"]
         self._consumed = self._written = state["consumed"]
 
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._directory).as_posix()
+
     def _event_files(self) -> list[Path]:
-        if not self._directory.is_dir():
-            return []
-        return sorted(self._directory.rglob("events.out.tfevents.*"))
+        # Not those below: they are of other trainings.
+        return [
+            file
+            for folder in (".", "train", "validation")
+            for file in sorted((self._directory / folder).glob("events.out.tfevents.*"))
+        ]
+
+    def _is_ours(self, file: Path) -> bool:
+        return self._name(file) in self._known or any(
+            file.name.endswith(_suffix(mark)) for mark in self._marks if mark
+        )
+
+    @property
+    def _mark(self) -> str:
+        """What tells the files of this training from others; "" for one that is not backed up."""
+        if not self._marks:
+            given = getattr(self.model, "tfgpu_callbacks", None)
+            callbacks = getattr(given, "callbacks", given)
+            callbacks = callbacks if isinstance(callbacks, list | tuple) else ()
+            places = (getattr(callback, "backup_dir", None) for callback in callbacks)
+            place = next((place for place in places if place is not None), None)
+            # The same in a process that is killed before it has read the backup.
+            self._marks = ["" if place is None else _digest(place)]
+        return self._marks[-1]
+
+    def writer(self, name: str, directory: str) -> Any:
+        """The writer of a name, made when it is first asked for."""
+        if name not in self.open_writers:
+            self.open_writers[name] = tf.summary.create_file_writer(
+                directory, filename_suffix=_suffix(self._mark)
+            )
+        return self.open_writers[name]
 
     def close_writers(self) -> None:
         """Closes all event files."""
@@ -161,11 +206,10 @@ class TensorBoard(private.TensorBoardHooks):
 
     @property
     def _root_writer(self) -> Any:
-        if "root" not in self.open_writers:
-            self.open_writers["root"] = tf.summary.create_file_writer(str(self._directory))
-        return self.open_writers["root"]
+        return self.writer("root", str(self._directory))
 
     def set_model(self, model: keras.Model) -> None:
+        self._marks, self._known = [], set()
         super().set_model(model)
         self.writes_train_graph = False  # Keras' way to do it finds no graph.
         if hasattr(model, "tfgpu_statistics"):
@@ -369,6 +413,15 @@ class TensorBoard(private.TensorBoardHooks):
         if self.is_profiling:
             self._marker = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
             self._marker.__enter__()
+
+
+def _suffix(mark: str) -> str:
+    """What the names of event files end with: TensorFlow's own, and a mark before it."""
+    return f".{mark}.v2" if mark else ".v2"
+
+
+def _digest(place: Any) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(place))).hexdigest()[:8]
 
 
 def _write_pictures(pictures: Mapping[str, Picture], *, step: int) -> None:
