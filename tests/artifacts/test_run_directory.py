@@ -231,8 +231,25 @@ def test_cutting_the_metrics_back_takes_the_later_lines(tmp_path):
     run.append_metrics({"epoch": 1})
     size = run.metrics_size()
     run.append_metrics({"epoch": 2})
-    run.truncate_metrics(size)
+    assert run.truncate_metrics(size) == 0
     assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("left", "whole"),
+    [
+        ('{"epoch": 1}\n{"epo', '{"epoch": 1}\n'),
+        ('{"epoch": 1}\n', '{"epoch": 1}\n'),
+        ("", ""),
+        ('{"of another": "run"}\n{"epoch": 7}\n', '{"of another": "run"}\n'),
+    ],
+)
+def test_metrics_that_somebody_has_shortened_keep_whole_lines(tmp_path, left, whole):
+    run = create(tmp_path / "run")
+    (run.path / "metrics.jsonl").write_text(left)
+    size = len('{"epoch": 1}\n{"epoch": 2}\n')
+    assert run.truncate_metrics(size) == size - len(whole)
+    assert (run.path / "metrics.jsonl").read_text() == whole
 
 
 def test_other_settings_are_named(tmp_path):
@@ -267,7 +284,7 @@ def test_a_damaged_config_is_named(tmp_path, content):
 
 def test_a_damaged_result_is_named(tmp_path):
     (create(tmp_path / "run").path / "result.json").write_text("{")
-    with pytest.raises(RequestError, match="result.json"):
+    with pytest.raises(RequestError, match="result.json.*remove that file.*goes on"):
         create(tmp_path / "run")
 
 

@@ -273,13 +273,22 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         return path.stat().st_size if path.exists() else 0
 
-    def truncate_metrics(self, size: int) -> None:
-        """Takes back the lines of metrics.jsonl behind its first `size` bytes."""
+    def truncate_metrics(self, size: int) -> int:
+        """Takes back the lines of metrics.jsonl behind its first `size` bytes.
+
+        Returns:
+            How many of these are missing, of a file that somebody has shortened or replaced: no
+            line is appended to half of another.
+        """
         path = self.path / "metrics.jsonl"
-        if self.chief and path.exists() and path.stat().st_size > size:
-            with files.named(path), open(path, "r+b") as file:
-                file.truncate(size)
+        if not self.chief or not path.exists():
+            return size if self.chief else 0
+        with files.named(path), open(path, "r+b") as file:
+            whole = file.read(size).rfind(b"\n") + 1
+            if whole < file.seek(0, os.SEEK_END):
+                file.truncate(whole)
                 os.fsync(file.fileno())
+        return size - whole
 
     def log(self, text: str) -> None:
         """Appends lines to log.txt, without waiting for the disk.
@@ -426,14 +435,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # Not JSON, or not even text.
-        raise RequestError(
-            f"{str(path)!r} is damaged ({error}); name another --run_dir, or remove this one"
-        ) from None
+        raise RequestError(f"{str(path)!r} is damaged ({error}); {_way_out(path)}") from None
     if not isinstance(value, dict):
-        raise RequestError(
-            f"{str(path)!r} holds no JSON object; name another --run_dir, or remove this one"
-        )
+        raise RequestError(f"{str(path)!r} holds no JSON object; {_way_out(path)}")
     return value
+
+
+def _way_out(path: Path) -> str:
+    # The checkpoints beside it may well be sound.
+    result = "remove that file, and the run goes on from its last checkpoint"
+    return result if path.name == "result.json" else "put it back, or name another --run_dir"
 
 
 def _make(place: Path, config: Mapping[str, Any]) -> bool:
