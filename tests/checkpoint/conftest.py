@@ -1,4 +1,11 @@
 import pytest
 
-# What it asserts is shown as in tests.
-pytest.register_assert_rewrite("stores")
+# What they assert is shown as in tests.
+pytest.register_assert_rewrite("stores", "backed_up")
+
+
+@pytest.fixture
+def one():
+    import tensorflow as tf
+
+    return tf.distribute.OneDeviceStrategy("CPU:0")

@@ -105,6 +105,22 @@ def test_nothing_there(tmp_path):
     assert entries(tmp_path) == []
 
 
+def test_the_arrays_of_one_that_was_read_before_are_not_read_again(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    known = store(tmp_path).newest()
+    monkeypatch.setattr("tfgpu.checkpoint.store.read_arrays", lambda *given: pytest.fail("read"))
+    again = store(tmp_path).newest(known)
+    assert again.arrays is known.arrays and again.step == 1
+
+
+def test_one_that_was_read_before_and_is_another_now_is_read(tmp_path):
+    save(tmp_path, 1)
+    known = store(tmp_path).newest()
+    shutil.rmtree(tmp_path / "step-00000001")
+    store(tmp_path).save(1, arrays_of(2), {"step": 1})
+    same(store(tmp_path).newest(known).arrays, arrays_of(2))
+
+
 def test_the_directory_follows_the_umask(tmp_path):
     umask = os.umask(0o027)
     try:

@@ -10,6 +10,8 @@ from PIL import Image
 from resumed_runs import MODEL, checkpoint_state, command, flip, killed, metrics, outcome, same
 from trained_runs import contents, the_line
 
+from tfgpu.checkpoint import store
+
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL"),
     # TensorFlow's MirroredVariable, when Keras saves weights.
@@ -53,6 +55,30 @@ def test_without_its_checkpoints_a_run_is_not_begun_anew(cut, capsys):
     line = the_line(capsys)
     assert str(cut) in line and "no checkpoint" in line
     assert contents(cut) == before
+
+
+def test_a_checkpoint_is_read_once(cut, monkeypatch):
+    read = []
+    real = store.read_arrays
+    monkeypatch.setattr(store, "read_arrays", lambda path, of: read.append(path) or real(path, of))
+    assert command(cut, epochs=3) == 0
+    assert len(read) == 1
+
+
+def test_metrics_that_were_cut_off_are_spoken_of_and_no_line_is_spoilt(whole, cut, capsys):
+    path = cut / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    capsys.readouterr()
+    assert command(cut, epochs=3) == 0
+    assert "warning: metrics.jsonl lacks " in capsys.readouterr().out
+    assert metrics(cut) == metrics(whole)[1:]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(cut, capsys):
+    (cut / "log.txt").unlink()
+    (cut / "log.txt").mkdir()
+    assert command(cut, epochs=3) == 5
+    assert f"while writing {cut / 'log.txt'}; mend it" in the_line(capsys)
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ two integers. A backup holds these and the `training_state` at the end of an exe
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import math
 import os
 import time
 import warnings
@@ -19,14 +18,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfgpu.artifacts.differences import differences, first_of
-from tfgpu.checkpoint import sharing, training_state
+from tfgpu.artifacts.differences import differences
+from tfgpu.checkpoint import continuation, sharing, training_state
 from tfgpu.checkpoint.fingerprint import describe
 from tfgpu.checkpoint.format import Checkpoint
+from tfgpu.checkpoint.hidden_state import Unsaved
 from tfgpu.checkpoint.non_finite_replay import Breakage, first_breakage
 from tfgpu.checkpoint.store import CheckpointStore, OtherRunError
 from tfgpu.cluster.membership import Membership, alone
-from tfgpu.data.inputs import DeviceDataset
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.batches import Batches
 from tfgpu.errors import Interrupted, RequestError, WorkError
@@ -46,7 +45,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Put it last among the callbacks. Callbacks of Keras' own that remember (`EarlyStopping`,
     `ReduceLROnPlateau`, `ModelCheckpoint`, `SwapEMAWeights`) and those that are `Resumable` are
-    restored too.
+    restored too. So is what else the model leads to: the optimizers of a step of its own, variables
+    of TensorFlow, generators. What no backup can hold, such as the state of `tf.random.normal`, is
+    named in a warning. A `fit` that had come to its end trains nothing.
 
     Backups of another training (another model, optimizer, loss, metrics, data, seed, batch size
     or augmentation) are refused with a `RequestError` that names the differences. Other
@@ -55,8 +56,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     A backup that cannot be written is a warning, and the next one tries again. At the end of
     the training it is tried once more at once, and is then a `WorkError` that names the backup
-    that still holds the weights. While training writes to a directory, another process that is
-    to write there is refused with a `RequestError`.
+    that still holds the weights; so is the first one, before the first step. While training
+    writes to a directory, another process that is to write there is refused with a
+    `RequestError`.
 
     Example:
 
@@ -85,6 +87,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         during: Makes a context that is entered while training waits for a backup.
         run: What else makes it this training, such as a fingerprint of the data: values that
             JSON keeps, by name.
+        known: What `continuation.check` has read already, which is not read again.
 
     Attributes:
         save_seconds: How long training has waited for backups, in this process.
@@ -106,6 +109,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         warn: Callable[[str], None] | None = None,
         during: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         run: Mapping[str, Any] | None = None,
+        known: Checkpoint | None = None,
     ):
         super().__init__()
         if save_freq != "epoch" and not (isinstance(save_freq, int) and save_freq > 0):
@@ -123,6 +127,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._warn = warn or _warn
         self._during = during
         self._more = dict(run or {})
+        self._known = known
         self._run: dict[str, Any] = {}
         self._stop: int | None = None
         self._store: CheckpointStore | None = None
@@ -133,33 +138,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._best: float | None = None
         self._pending: _Captured | None = None
         self._in_validation = False
+        self._offset: int | None = None  # Of the data, see `Batches`.
+        self._unsaved: Unsaved | None = None
 
     # ---- what the owner of the training may ask ------------------------------------------
-
-    def check(self, model: keras.Model, batches: DeviceDataset) -> None:
-        """Refuses, before `fit`, the backups that `fit` would refuse; writes nothing.
-
-        Args:
-            model: Compiled.
-            batches: What it is to be trained on.
-
-        Raises:
-            RequestError: They are of another training.
-            ModelFileError: None of them is sound.
-        """
-        if not model.built:
-            _build(model, Batches(batches, model.distribute_strategy))
-        if not self._members.is_chief:
-            return
-        run = describe(model, batches) | self._more
-        # What is to be said of damaged ones is said when they are read for good.
-        store = CheckpointStore(self.backup_dir, run_id=_digest(run), warn=lambda text: None)
-        try:
-            checkpoint = store.newest()
-        except OtherRunError as other:
-            raise _refusal(other, run) from None
-        if checkpoint is not None:
-            _check_steps(checkpoint, batches.steps_per_epoch)
 
     def request_stop(self, signum: int) -> None:
         """Asks for a backup and an end at the next opportunity; safe in a signal handler.
@@ -187,6 +169,11 @@ class BackupAndRestore(keras.callbacks.Callback):
     # ---- Keras' hooks --------------------------------------------------------------------
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if behind := training_state.callbacks_behind(self.model, self):
+            raise RequestError(
+                f"BackupAndRestore stands before {behind[0]}, whose state it would save too early; "
+                "put it last among the callbacks"
+            )
         batches = getattr(self.model, "tfgpu_batches", None)
         if batches is None or not hasattr(batches.source, "from_step"):
             raise RequestError(
@@ -197,11 +184,11 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise RequestError(
                 "BackupAndRestore needs fit(..., steps_per_epoch=batches.steps_per_epoch)"
             )
-        _build(self.model, batches)
+        continuation.build(self.model, batches)
         self._batches = batches
         self._run = describe(self.model, batches.source) | self._more
         self._store = CheckpointStore(
-            self.backup_dir, run_id=_digest(self._run), keep=self._keep, warn=self._warn
+            self.backup_dir, run_id=continuation.digest(self._run), keep=self._keep, warn=self._warn
         )
         batches.cut_every = self._save_freq if isinstance(self._save_freq, int) else None
         batches.exact = True
@@ -210,7 +197,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         try:
             checkpoint = self._newest()
         except OtherRunError as other:
-            raise _refusal(other, self._run) from None
+            raise continuation.refusal(other, self._run) from None
         if checkpoint is not None:
             self._restore(checkpoint)
         sharing.check_equal(self._members, training_state.arrays_of(self.model))
@@ -218,24 +205,39 @@ class BackupAndRestore(keras.callbacks.Callback):
             # What other callbacks write before the next backup is then known to be theirs to
             # take back, and a training that breaks at once can be looked into.
             with self._timed():
-                self._save(self._capture(), background=False)
+                self._save_first()
         self._members.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
+        if self._offset is None:
+            self._begin_at(epoch)
         if self._restored is not None:
             self._done = self._restored.state["step"]
             if self._done:
-                # `fit` has just reset the metrics, which hold the part of the epoch that is done.
+                # `fit` has just reset the metrics, which hold the part of the epoch that is done,
+                # and others have begun the epoch once more: one may have set the learning rate.
+                training_state.restore_variables(self.model, self._restored)
                 training_state.restore_metrics(self.model, self._restored, rank=self._members.rank)
+            self._restored.arrays.clear()  # Of `known`, which others may hold.
             self._restored = None
         else:
             self._done = 0
+
+    def _begin_at(self, epoch: int) -> None:
+        """Notes where in the data a training begins, whose first epoch need not be number 0."""
+        assert self._batches is not None
+        first = epoch * self._steps_per_epoch
+        self._offset = self._batches.offset = self._batches.source.start_step - first
+        if first:
+            self._batches.seek(first)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._done = batch + 1
         assert self._store is not None
         self._store.poll()
+        if self._unsaved is None:
+            self._say_unsaved()
         stops = self._stops()
         if self._done >= self._steps_per_epoch:
             # Written when the epoch's validation is through, which says whether it is the
@@ -295,6 +297,27 @@ class BackupAndRestore(keras.callbacks.Callback):
         return first_breakage(self.model, self._batches, start_step=checkpoint.step, steps=steps)
 
     # ---- saving --------------------------------------------------------------------------
+
+    def _say_unsaved(self) -> None:
+        """Says what of the state that steps change no backup can hold."""
+        self._unsaved = self._unsaved or training_state.unsaved_state(self.model)
+        for text in self._unsaved.news():
+            self.exact = self.exact and self.resumed_from is None
+            self._warn(text)
+
+    def _save_first(self) -> None:
+        """Saves before the first step.
+
+        Raises:
+            WorkError: The backup cannot be written; nothing is lost by ending here.
+        """
+        try:
+            self._save(self._capture(), background=False)
+        except OSError as error:
+            raise WorkError(
+                f"{error.strerror} while writing {error.filename}, the first backup; nothing has "
+                "been trained yet: free some space and start again"
+            ) from error
 
     def _stops(self) -> bool:
         """Whether all processes stop here; is asked equally often by each."""
@@ -370,6 +393,8 @@ class BackupAndRestore(keras.callbacks.Callback):
 
         None where this process does not write.
         """
+        if self._unsaved is not None:
+            self._say_unsaved()
         own = training_state.metric_arrays(self.model, rank=self._members.rank)
         metrics = sharing.add_metrics_of_others(self._members, own)
         if not self._write or metrics is None:
@@ -380,6 +405,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             "epoch": self._epoch,
             "step": self._done,
             "steps_per_epoch": self._steps_per_epoch,
+            "offset": self._offset,
+            "optimizers": training_state.built_optimizers(self.model, arrays),
             "stopped": bool(self.model.stop_training),
             "best": self._best,
             "how": self._set_up(),
@@ -391,6 +418,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         if logs.get(self._monitor) is None:
             return False
         value = float(logs[self._monitor])
+        if math.isnan(value):
+            return False
         if self._monitor.endswith("accuracy"):
             value = -value
         if self._best is not None and not value < self._best:
@@ -405,14 +434,15 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _newest(self) -> Checkpoint | None:
         """The newest sound checkpoint, which the chief alone has to have."""
         assert self._store is not None
-        own = self._store.newest() if self._members.is_chief else None
+        known, self._known = self._known, None
+        own = self._store.newest(known) if self._members.is_chief else None
         return sharing.share(self._members, own)
 
     # ---- restoring -----------------------------------------------------------------------
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        _check_steps(checkpoint, self._steps_per_epoch)
+        continuation.check_steps(checkpoint, self._steps_per_epoch)
         changed = differences(state["how"], self._set_up())
         if changed:
             self.exact = False
@@ -420,7 +450,12 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "resuming with another set-up, so the result will not be bit-identical "
                 f"({'; '.join(changed)})"
             )
-        training_state.restore_variables(self.model, checkpoint)
+        if anew := training_state.restore_variables(self.model, checkpoint):
+            self.exact = False
+            self._warn(
+                f"{checkpoint.path} and the model do not both have {anew[0]}, which begins anew: "
+                "make it when the model is made"
+            )
         self._best = state["best"]
         training_state.restore_callbacks(self.model, checkpoint)
         epochs = self.params.get("epochs", 0)
@@ -429,49 +464,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         # `fit` reads this after `on_train_begin`; 0 is "not set" to it, and right then too.
         private.initial_epoch.set(self.model, epochs if state["stopped"] else state["epoch"])
         assert self._batches is not None
-        self._batches.seek(checkpoint.step, done=state["step"])
+        # Not known before the first epoch.
+        self._offset = state.get("offset", 0 if checkpoint.step else None)
+        if self._offset is not None:
+            self._batches.offset = self._offset
+            self._batches.seek(checkpoint.step, done=state["step"])
         self._restored = checkpoint
-
-
-def _build(model: keras.Model, batches: Batches) -> None:
-    """Makes all variables, which a model with a `train_step` of its own has after its first.
-
-    Raises:
-        RequestError: They cannot be made before.
-    """
-    losses, metrics = private.compile_loss(model), private.compile_metrics(model)
-    parts = (model, losses, metrics, model.optimizer)
-    if all(part is None or part.built for part in parts):
-        return
-    try:
-        model.tfgpu_build(batches.model_spec)
-    except (RuntimeError, ValueError) as error:
-        raise RequestError(
-            "BackupAndRestore needs a model that is built: call it on a batch once before "
-            f"`fit` ({error})"
-        ) from error
-
-
-def _digest(run: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-
-
-def _refusal(other: OtherRunError, run: Mapping[str, Any]) -> RequestError:
-    """Says in what the training of a backup differs from this one."""
-    found = first_of(differences(other.state.get("run", {}), run))
-    return RequestError(
-        f"{other.path} is of another training ({found}); name another directory, or make it the "
-        "same again"
-    )
-
-
-def _check_steps(checkpoint: Checkpoint, steps_per_epoch: int) -> None:
-    found = checkpoint.state["steps_per_epoch"]
-    if found != steps_per_epoch:
-        raise RequestError(
-            f"{checkpoint.path} is of a run with {found} steps an epoch, this one has "
-            f"{steps_per_epoch}"
-        )
 
 
 def _warn(text: str) -> None:

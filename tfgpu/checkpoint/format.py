@@ -61,12 +61,14 @@ class Checkpoint:
         step: The training steps done when it was saved.
         arrays: The arrays by name, in the order in which they were saved; writable.
         state: Counters, positions, settings, as JSON holds them (a tuple has become a list).
+        sha256: Of its manifest, which has the checksum of each array.
     """
 
     path: Path
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
+    sha256: str = ""
 
 
 class Damaged(Exception):

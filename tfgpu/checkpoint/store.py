@@ -239,11 +239,14 @@ class CheckpointStore:
         name = max(self._sound & set(self._names()), default=None)
         return None if name is None else self.directory / str(name)
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, known: Checkpoint | None = None) -> Checkpoint | None:
         """Reads the newest sound checkpoint.
 
         Those that are newer and damaged are named in warnings, and so is what is left of a save
         that was cut short.
+
+        Args:
+            known: One that was read before. If it is the newest, its arrays are not read again.
 
         Returns:
             The checkpoint; None when there has been none.
@@ -269,7 +272,7 @@ class CheckpointStore:
         found = None
         for candidate in sorted(names, reverse=True):
             try:
-                found = self._read(candidate)
+                found = self._read(candidate, known)
                 break
             except Damaged as damage:
                 damages.append((candidate, str(damage)))
@@ -456,16 +459,19 @@ class CheckpointStore:
             if TEMPORARY.fullmatch(entry) and not in_use(self.directory / entry / ARRAYS)
         ]
 
-    def _read(self, name: Name) -> Checkpoint:
-        """Reads and checks everything.
+    def _read(self, name: Name, known: Checkpoint | None = None) -> Checkpoint:
+        """Reads and checks everything, but for the arrays of one that was read before.
 
         Raises:
             Damaged: It is not sound; says why.
         """
         path, manifest = self.directory / str(name), self._manifest(name)
-        arrays = read_arrays(path, manifest)
+        digest = manifest["sha256"]
+        same = known is not None and (known.path, known.sha256) == (path, digest)
+        arrays = known.arrays if known is not None and same else read_arrays(path, manifest)
         self._sound.add(name)
-        return Checkpoint(path=path, step=name.step, arrays=arrays, state=manifest["state"])
+        state = manifest["state"]
+        return Checkpoint(path=path, step=name.step, arrays=arrays, state=state, sha256=digest)
 
     def _manifest(self, name: Name) -> dict[str, Any]:
         return read_manifest(self.directory / str(name), run_id=self._run_id)

@@ -1,22 +1,23 @@
 """The state of a training, by stable names: taken from a model and its callbacks, and put back.
 
 It is in variables (weights, statistics, seeds, optimizer slots, averages, loss scale, metrics on
-each replica) and in a few counters of Keras' callbacks.
+each replica, and those of `hidden_state`) and in a few counters of Keras' callbacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfgpu.checkpoint import hidden_state
 from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.update import has_dynamic_scale, inner
-from tfgpu.errors import ModelFileError
+from tfgpu.errors import ModelFileError, RequestError
 from tfgpu.machine.hardware import usable_cores
 
 
@@ -24,14 +25,19 @@ from tfgpu.machine.hardware import usable_cores
 class Resumable(Protocol):
     """A callback with state of its own that a backup is to hold.
 
-    Both methods are called between executions. The state is what JSON can hold.
+    Both methods are called between executions. The state is what JSON can hold: None, booleans,
+    numbers, texts, lists of these, and dictionaries whose keys are texts. A tuple comes back as a
+    list.
     """
 
     def get_state(self) -> dict[str, Any]:
         """Returns the state."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, after `on_train_begin`."""
+        """Restores what `get_state` returned, after `on_train_begin`.
+
+        In the middle of an epoch that epoch's `on_epoch_begin` is called once more then.
+        """
 
 
 def arrays_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -83,21 +89,65 @@ def callback_states(model: keras.Model) -> dict[str, Any]:
             counters[counter] = value if isinstance(value, int | None) else float(value)
         states[name] = {"counters": counters}
         if isinstance(callback, Resumable):
-            states[name]["state"] = callback.get_state()
+            states[name]["state"] = _as_json(callback.get_state(), f"{name}.get_state()")
     return states
 
 
-def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
+def _as_json(value: Any, where: str) -> Any:
+    """A state in the types that JSON gives back.
+
+    Raises:
+        RequestError: It holds another; names it.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _as_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+    raise RequestError(
+        f"{where} is {_kind(value)}, which a backup cannot hold: let it return None, numbers, "
+        "texts, lists, and dictionaries whose keys are texts"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        key = next(key for key in value if not isinstance(key, str))
+        return f"a dictionary with the key {key!r}"
+    return f"of the type {type(value).__name__}"
+
+
+def callbacks_behind(model: keras.Model, callback: Any) -> list[str]:
+    """The classes of callbacks with state that are called after a callback."""
+    given = _given_callbacks(model)
+    behind = given[given.index(callback) + 1 :] if callback in given else []
+    return [type(each).__name__ for each in _callbacks_of(model).values() if each in behind]
+
+
+def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> list[str]:
     """Assigns every variable but those of metrics.
+
+    Returns:
+        The names of those, beside Keras' own, that are in the checkpoint and not in the model, or
+        the other way round: they begin anew.
 
     Raises:
         ModelFileError: The checkpoint is of another model.
     """
-    wanted = variables_of(model)
+    hidden_state.prepare(model, _listed_variables(model), checkpoint)
+    wanted, anew = variables_of(model), []
     for name, variable in wanted.items():
         if name not in checkpoint.arrays:
             if name.startswith("loss_scale/"):
                 continue  # The run so far had none: begin with a fresh one.
+            if name.startswith(hidden_state.PREFIX):
+                anew.append(name.removeprefix(hidden_state.PREFIX))
+                continue
+            if name == hidden_state.GENERATOR:
+                continue  # Nobody had drawn from it.
             raise ModelFileError(f"{checkpoint.path} lacks {name}; it is of another model")
         value = checkpoint.arrays[name]
         if tuple(value.shape) != tuple(variable.shape):
@@ -111,8 +161,11 @@ def restore_variables(model: keras.Model, checkpoint: Checkpoint) -> None:
         for name in checkpoint.arrays
         if name not in wanted and not name.startswith(("loss_scale/", "metrics/", "callbacks/"))
     ]
-    if superfluous:
-        raise ModelFileError(f"{checkpoint.path} has {superfluous[0]}, which the model lacks")
+    gone = [name for name in superfluous if name.startswith(hidden_state.PREFIX)]
+    if len(gone) < len(superfluous):
+        other = next(name for name in superfluous if name not in gone)
+        raise ModelFileError(f"{checkpoint.path} has {other}, which the model lacks")
+    return anew + [name.removeprefix(hidden_state.PREFIX) for name in gone]
 
 
 def restore_callbacks(model: keras.Model, checkpoint: Checkpoint) -> None:
@@ -155,8 +208,41 @@ def restore_metrics(model: keras.Model, checkpoint: Checkpoint, *, rank: int) ->
             own.assign(value)
 
 
-def variables_of(model: keras.Model) -> dict[str, keras.Variable]:
+def variables_of(model: keras.Model) -> dict[str, Any]:
     """Every variable that training changes, but for the metrics', by a stable name.
+
+    They are Keras', and those of TensorFlow that `hidden_state` finds.
+    """
+    listed = _listed_variables(model)
+    return listed | hidden_state.find(model, _known(model, listed))
+
+
+def unsaved_state(model: keras.Model) -> hidden_state.Unsaved:
+    """What steps change beside all that a checkpoint holds; after the first of this process."""
+    return hidden_state.Unsaved(model, [*variables_of(model).values(), *model.metrics_variables])
+
+
+def built_optimizers(model: keras.Model, saved: Collection[str]) -> dict[str, list[str]]:
+    """What optimizers beside the model's own were built for; see `hidden_state.built_for`.
+
+    Args:
+        model: A `tfgpu.Model`.
+        saved: The names of the arrays that are saved.
+    """
+    if not any(name.startswith(hidden_state.PREFIX) for name in saved):
+        return {}
+    return hidden_state.built_for(model, _listed_variables(model))
+
+
+def _known(model: keras.Model, listed: Mapping[str, keras.Variable]) -> list[keras.Variable]:
+    """The variables of Keras' lists; those of a loss scale also where no checkpoint has them."""
+    optimizer = model.optimizer
+    own = () if optimizer is None else private.optimizer_variables(optimizer)
+    return [*listed.values(), *own, *model.metrics_variables]
+
+
+def _listed_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Those of Keras' lists.
 
     Keras numbers the layers of a process, so the paths are no names to rely on.
     """
@@ -177,14 +263,18 @@ def _metrics_of(model: keras.Model) -> dict[str, keras.Variable]:
     return {f"metrics/{i}": v for i, v in enumerate(model.metrics_variables)}
 
 
-def _callbacks_of(model: keras.Model) -> dict[str, Any]:
-    """The other callbacks of this `fit` that have state to save, by a name."""
+def _given_callbacks(model: keras.Model) -> list[Any]:
+    """The callbacks of this `fit`, in the order in which they are called."""
     given = model.tfgpu_callbacks or []
     if isinstance(given, keras.callbacks.CallbackList):
         given = given.callbacks
-    given = given if isinstance(given, list | tuple) else [given]
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _callbacks_of(model: keras.Model) -> dict[str, Any]:
+    """The other callbacks of this `fit` that have state to save, by a name."""
     named: dict[str, Any] = {}
-    for callback in given:
+    for callback in _given_callbacks(model):
         if isinstance(callback, Resumable) or _counters(callback):
             name = type(callback).__name__.lstrip("_")
             same = sum(other.partition(".")[0] == name for other in named)
@@ -210,9 +300,10 @@ def set_up(model: keras.Model, *, resident: bool) -> dict[str, Any]:
     }
 
 
-def _local(model: keras.Model, variable: keras.Variable) -> tuple[tf.Variable, ...]:
-    """The copies of a variable on this process's replicas."""
-    return model.distribute_strategy.experimental_local_results(variable.value)
+def _local(model: keras.Model, variable: Any) -> tuple[tf.Variable, ...]:
+    """The copies of a variable, of Keras or TensorFlow, on this process's replicas."""
+    value = variable if isinstance(variable, tf.Variable) else variable.value
+    return model.distribute_strategy.experimental_local_results(value)
 
 
 def _host_array(variable: tf.Variable) -> np.ndarray:
@@ -242,7 +333,8 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
 _COUNTERS: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
-    keras.callbacks.ModelCheckpoint: ("best", private.batches_since_saving.name),
+    keras.callbacks.ModelCheckpoint: ("best", private.batches_since_saving.name)
+    + (private.last_batch_seen.name,),
     keras.callbacks.SwapEMAWeights: (private.averages_in_model.name,),
 }
 

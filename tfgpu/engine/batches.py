@@ -79,6 +79,8 @@ class Batches:
         resident: The arrays that the device map takes, by local replica.
         batch_size: Of every batch but a smaller last one, where the data set says it.
         continued: Whether each iteration goes on where the one before has ended.
+        offset: What is added to a step of the run for the step that `tfgpu.data` makes: not 0
+            where a training begins elsewhere in the data.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Batches:
         self.cut_every: int | None = None
         self.alone: range | None = None
         self._strategy = strategy
+        self.offset = 0
         self._start_step = 0
         self._done = 0
         self._dataset: Any = None
@@ -150,7 +153,7 @@ class Batches:
                 "only the data sets of tfgpu.data can begin at a given step; make this one "
                 "with tfgpu.data.inputs.training_batches"
             )
-        self.source = from_step(step)
+        self.source = from_step(step + self.offset)
         self._start_step, self._done = step, done
         self._dataset = None
 

@@ -68,12 +68,15 @@ class ReplicaTrainer(private.TrainerHooks):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `fit`; remembers the callbacks, for those that save the others' state."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
-        self.tfgpu_callbacks = bound.arguments.get("callbacks")
+        # Somebody may have put a function that takes anything in the place of Keras' own.
+        self.tfgpu_callbacks = bound.arguments.get("callbacks", bound.kwargs.get("callbacks"))
         try:
             return super().fit(*args, **kwargs)
         finally:
             self.tfgpu_callbacks = None
             self.tfgpu_batches = None
+            # Of a callback that has continued this training; the next one is another.
+            private.initial_epoch.set(self, None)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `evaluate`; keeps nothing of the data."""

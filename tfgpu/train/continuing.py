@@ -7,7 +7,8 @@ from pathlib import Path
 import keras
 
 from tfgpu.artifacts.run_directory import RunDirectory
-from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
+from tfgpu.checkpoint import continuation
+from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.cluster.membership import Membership
 from tfgpu.data.inputs import DeviceDataset
 from tfgpu.errors import ModelFileError
@@ -23,7 +24,7 @@ def check(
     model: keras.Model,
     batches: DeviceDataset,
     data: Dataset,
-) -> None:
+) -> Checkpoint | None:
     """Refuses a run whose checkpoints are of another training, or cannot be used.
 
     Args:
@@ -32,6 +33,9 @@ def check(
         model: Compiled.
         batches: What it is to be trained on.
         data: Of which these are.
+
+    Returns:
+        The newest that is sound, in the chief; None for a new run.
 
     Raises:
         RequestError: They are of another training: other data, another model, ...
@@ -46,8 +50,7 @@ def check(
                 f"{str(directory.path)!r} has been trained in, and {directory.checkpoints_dir} "
                 "holds no checkpoint; put one back, or start again with another --run_dir"
             )
-    if members.broadcast("checkpoints", found).fields["value"]:
-        backup = BackupAndRestore(
-            directory.checkpoints_dir, members=members, run=data_identity(data)
-        )
-        backup.check(model, batches)
+    if not members.broadcast("checkpoints", found).fields["value"]:
+        return None
+    place, run = directory.checkpoints_dir, data_identity(data)
+    return continuation.check(place, model, batches, members=members, run=run)

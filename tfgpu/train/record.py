@@ -118,8 +118,10 @@ class Record(keras.callbacks.Callback):
         config: Resolved,
         backup: BackupAndRestore,
         metrics: Sequence[str],
+        warn: Callable[[str], None],
     ):
         super().__init__()
+        self._warn = warn
         names = ("loss", *metrics)
         self._names = (*names, *(f"val_{name}" for name in names))
         self._directory = directory
@@ -169,7 +171,11 @@ class Record(keras.callbacks.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes back to what `get_state` returned."""
-        self._directory.truncate_metrics(state["metrics_bytes"])
+        if missing := self._directory.truncate_metrics(state["metrics_bytes"]):
+            self._warn(
+                f"metrics.jsonl lacks {missing:,} bytes of what it held at the checkpoint: epochs "
+                "before it are missing there; the training is not concerned"
+            )
         self._outcome.update(state["outcome"])
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -21,6 +21,7 @@ from tfgpu.artifacts import environment
 from tfgpu.artifacts.model_file import save_for_keras
 from tfgpu.artifacts.run_directory import RunDirectory
 from tfgpu.checkpoint.backup_and_restore import BackupAndRestore
+from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.cli import flags, interrupts
 from tfgpu.cli.console import Console, Stopwatch, summary
 from tfgpu.cli.dry_run import given
@@ -144,7 +145,9 @@ def run(
             # All that can be wrong with the data, the model and a run that is to be gone on with
             # shows before the first file is written: what is refused stays as it was.
             job = _prepare(settings, session, build, stopwatch)
-            continuing.check(members, config, model=job.model, batches=job.batches, data=data)
+            newest = continuing.check(
+                members, config, model=job.model, batches=job.batches, data=data
+            )
             for note in job.notes:
                 console.say(note)
             if config.dry_run:
@@ -164,6 +167,7 @@ def run(
             job = dataclasses.replace(
                 job,
                 command=together.continued_by(["tfgpu", "train", *flags.to_argv(again)]),
+                newest=newest,
                 until_epoch=min(until_epoch or settings.epochs, settings.epochs),
                 test=test,
                 pictures=pictures,
@@ -210,22 +214,23 @@ def _record(
         monitor = HardwareMonitor.of_devices(machine.devices, interval=config.hardware_interval)
     close = functools.partial(close_outcome, outcome, directory, stopwatch, monitor)
     try:
-        together.keep_logs(job.members, directory, console)
-        directory.write_environment(
-            environment.record(machine, dataset=data.provenance, given=job.given)
-        )
-        if data.spec.fitted and not (directory.resuming and directory.has_fitted(data.spec.fitted)):
-            directory.write_fitted(data.spec.fitted)
-        if monitor is not None:
-            monitor.start()
         # Here and not only around it all, so that the log has what the terminal shows.
         with one_line_failures(config, machine), kept(directory.path):
+            together.keep_logs(job.members, directory, console)
+            directory.write_environment(
+                environment.record(machine, dataset=data.provenance, given=job.given)
+            )
+            fitted = data.spec.fitted
+            if fitted and not (directory.resuming and directory.has_fitted(fitted)):
+                directory.write_fitted(fitted)
+            if monitor is not None:
+                monitor.start()
             _train(job, directory, console, stopwatch, outcome, signals, monitor)
             close("paused" if job.pauses else "finished")
             if job.members.is_chief:
                 console.say(summary(outcome, where=stopwatch.seconds, run_dir=directory.path))
     except (KeyboardInterrupt, Interrupted) as stop:
-        with contextlib.suppress(FileNotFoundError):  # The directory has been removed.
+        with contextlib.suppress(OSError):  # The directory has been removed, or the disk is full.
             close("interrupted")
         signal_ = stop.signal if isinstance(stop, Interrupted) else signals.received
         signal_ = signal_ or signal.SIGINT
@@ -233,7 +238,7 @@ def _record(
             f"stopped by {signal_.name} after {outcome['steps']} steps; "
             f"continue with: {job.command}"
         )
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             directory.log(f"tfgpu: {message}")
         raise Interrupted(signal_, message) from None
     except BaseException as error:
@@ -263,6 +268,7 @@ class _Job:
         evaluated: Makes batches of a split to evaluate on.
         identical: Counts the inputs of a split that are in training too.
         command: What continues the run.
+        newest: The checkpoint to continue from, in the chief; None for a new run.
         until_epoch: Where training ends, or pauses.
         test: Whether the test split is read.
         pictures: Whether TensorBoard gets them, and graphs.
@@ -284,6 +290,7 @@ class _Job:
     evaluated: Callable[[Examples], DeviceDataset]
     identical: Callable[[Examples], int | None]
     command: str = ""
+    newest: Checkpoint | None = None
     until_epoch: int = 0
     test: bool = True
     pictures: bool = True
@@ -380,14 +387,19 @@ def _train(
         stopwatch=stopwatch,
     )
     progress = Progress(console=console, timing=timing, epochs=config.epochs)
+
+    def warn(text: str) -> None:
+        console.say(f"warning: {text}")
+
     backup = BackupAndRestore(
         directory.checkpoints_dir,
         save_freq=config.checkpoint_every or "epoch",
         monitor="val_loss",
         members=job.members,
-        warn=lambda text: console.say(f"warning: {text}"),
+        warn=warn,
         during=lambda: timing.apart("checkpoints"),
         run=data_identity(job.data),
+        known=job.newest,
     )
 
     def identical(examples: Examples, split: str) -> None:
@@ -397,7 +409,7 @@ def _train(
                 outcome, split, examples, count=job.identical, unit=unit, console=console
             )
 
-    record = Record(directory, timing, outcome, config, backup, job.metrics)
+    record = Record(directory, timing, outcome, config, backup, job.metrics, warn)
     callbacks: list[Any] = [timing, progress, record]
     views = None
     if chief:
