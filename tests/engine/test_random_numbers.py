@@ -8,6 +8,7 @@ from forward_models import XLA, X, Y, assert_same_on_replicas, build, evaluate, 
 from replicas import copies, one_device, slow, ways
 
 import tfgpu
+from tfgpu.engine import keras_internals as private
 
 L = keras.layers
 ops = keras.ops
@@ -42,6 +43,17 @@ def test_unseeded_dropout_draws_another_mask_in_each_step(way):
     model = build(tfgpu.Model, strategy, noise_alone, jit_compile, rate=0.0)
     losses = fit(model, np.ones((2, 64), "float32"), np.zeros((2, 1), "float32"), epochs=6)["loss"]
     assert len({round(loss, 3) for loss in losses}) > 3
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [tf.distribute.OneDeviceStrategy, lambda device: tf.distribute.MirroredStrategy([device])],
+)
+def test_one_replica_of_a_strategy_makes_the_global_generator(strategy):
+    private.set_global_generator(None)  # As in a new process.
+    model = build(tfgpu.Model, strategy("CPU:0"), noise_alone, jit_compile=False)
+    model.fit(np.ones((2, 64), "float32"), np.zeros((2, 1), "float32"), verbose=0)
+    assert private.global_generator() is not None
 
 
 def test_each_row_of_each_step_and_replica_has_noise_of_its_own(way):

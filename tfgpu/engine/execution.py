@@ -65,7 +65,8 @@ class Replicas:
         self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
         self._metrics = MetricResults(meeting=model.run_eagerly) if noting else None
-        self._generator = None if alone else SharedGenerator(strategy)
+        # Under no strategy Keras makes it where it is first drawn from.
+        self._generator = None if private.is_default(strategy) else SharedGenerator(strategy)
         # Maps that are equal trace to the same function if they are the same object.
         self._maps: dict[Any, Any] = {}
 
