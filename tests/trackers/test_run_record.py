@@ -1,5 +1,6 @@
 """What a run directory keeps for trackers."""
 
+import pytest
 from PIL import Image
 from recorded import STEPS, add_epoch, add_pictures, begun, end
 
@@ -59,6 +60,27 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path):
     record.rewind(STEPS)
     add_epoch(record, 2)
     assert epochs(record) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', "[1]", "nonsense", '{"kind": "x", "step": 1, "time": 2}']
+)
+def test_a_line_of_something_else_hides_no_other(tmp_path, line):
+    record = begun(tmp_path / "run", epochs=2)
+    path = record.path / "records.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, line, *rest]) + "\n")
+    again = RunRecord(record.run_dir)
+    again.begin()
+    assert epochs(again) == [1, 2]
+
+
+def test_metrics_of_something_else_are_left_out(tmp_path):
+    record = begun(tmp_path / "run", epochs=1)
+    with open(record.run_dir / "metrics.jsonl", "a") as file:
+        file.write('[1]\n{"epoch": 7}\n')
+    record.complete()
+    assert epochs(record) == [1]
 
 
 def test_pictures_are_files(tmp_path):

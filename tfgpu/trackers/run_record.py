@@ -12,6 +12,7 @@ The settings, the environment, the result and the model are in the files of the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -107,7 +108,7 @@ class RunRecord:
         # From where it was read to, so that an epoch costs the same however many there were.
         lines, self._read = _lines_from(self.run_dir / "metrics.jsonl", self._read)
         for line in lines:
-            if line["step"] not in self._recorded:
+            if isinstance(line.get("step"), int) and line["step"] not in self._recorded:
                 self._recorded.add(line["step"])
                 values = {
                     name: value
@@ -179,7 +180,13 @@ class RunRecord:
 
     def records(self) -> list[Record]:
         """All of them, in order; of a file that is being written, the lines that are whole."""
-        return [Record(**line) for line in _lines(self._records)]
+        known = {field.name for field in dataclasses.fields(Record)}
+        # Of a file that somebody has changed, what fits.
+        return [
+            Record(**line)
+            for line in _lines(self._records)
+            if {"kind", "step", "time"} <= line.keys() <= known and line["kind"] in KINDS
+        ]
 
     def picture(self, record: Record) -> Path:
         """The file of a picture."""
@@ -247,7 +254,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines_from(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
-    """The objects in the whole lines behind a byte of a file, and where those end."""
+    """The objects in the whole lines behind a byte of a file, and where those lines end."""
     try:
         with open(path, "rb") as file:
             file.seek(start)
@@ -256,12 +263,12 @@ def _lines_from(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         return [], start
     found = []
     for line in data.splitlines(keepends=True):
-        try:
-            if not line.endswith(b"\n"):
-                break  # It is being written, or was when the machine went down.
-            found.append(json.loads(line))
-        except ValueError:
-            break
+        if not line.endswith(b"\n"):
+            break  # It is being written, or was when the machine went down.
+        with contextlib.suppress(ValueError):  # A damaged one does not hide those behind it.
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
         start += len(line)
     return found, start
 
