@@ -85,8 +85,10 @@ def test_it_resumes_to_the_bit(tmp_path, given):
 
 @pytest.mark.slow
 def test_on_two_replicas_it_does_too(tmp_path, mirrored2):
-    whole, _, _ = train(tmp_path / "whole", mirrored2, extra=Noise)
-    cut, _, _ = resumed(tmp_path / "cut", mirrored2, 5, extra=Noise)
+    given = {"extra": Noise, "kind": TwoOptimizers, "metrics": None}
+    whole, _, fresh = train(tmp_path / "whole", mirrored2, **given)
+    cut, _, backup = resumed(tmp_path / "cut", mirrored2, 5, **given)
+    assert backup.exact and not fresh.warnings and not backup.warnings
     assert same(whole, cut)
 
 

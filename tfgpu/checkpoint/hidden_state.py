@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfgpu.checkpoint.format import Checkpoint
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.batches import has_several_workers
 from tfgpu.engine.execution import draws_by_operations
 
 PREFIX = "hidden/"
@@ -51,17 +52,16 @@ def find(model: keras.Model, known: Collection[Any]) -> dict[str, Any]:
         The variables by name.
     """
     found: dict[str, Any] = {}
-    seen = {id(variable) for variable in known}
-    seen |= {id(private.variable_value(v)) for v in known if isinstance(v, keras.Variable)}
+    seen = {id(each) for variable in known for each in (variable, _value_of(variable))}
     for path, value in _parts(model):
         if isinstance(value, keras.optimizers.Optimizer):
             named = {f"{path}/{i}": variable for i, variable in enumerate(value.variables)}
         else:
             named = {path: value} if isinstance(value, keras.Variable | tf.Variable) else {}
         for name, variable in named.items():
-            if id(variable) not in seen and _is_of_all(model, variable):
+            if id(variable) not in seen:
                 seen.add(id(variable))
-                found[PREFIX + name] = variable
+                found |= {PREFIX + key: part for key, part in _saved(model, name, variable)}
     generator = private.global_generator()
     if generator is not None:
         found[GENERATOR] = generator.state
@@ -117,6 +117,7 @@ class Unsaved:
 
     def __init__(self, model: keras.Model, known: Collection[Any]):
         own = {id(each) for variable in known for each in _copies(model, variable)}
+        own |= {id(_value_of(variable)) for variable in known}
         if model.tfgpu_statistics is not None:
             own |= {id(each) for each in vars(model.tfgpu_statistics).values()}
         traced = list(_traced(model))
@@ -164,19 +165,26 @@ def _value(variable: tf.Variable) -> np.ndarray:
 
 def _copies(model: keras.Model, variable: Any) -> tuple[tf.Variable, ...]:
     """The copies of a variable on the replicas of this process."""
-    value = variable if isinstance(variable, tf.Variable) else private.variable_value(variable)
-    copies: tuple[tf.Variable, ...] = model.distribute_strategy.experimental_local_results(value)
+    strategy = model.distribute_strategy
+    copies: tuple[tf.Variable, ...] = strategy.experimental_local_results(_value_of(variable))
     return copies
 
 
-def _is_of_all(model: keras.Model, variable: Any) -> bool:
-    """Whether a variable is a number, and has one value for all replicas."""
-    dtype = tf.as_dtype(variable.dtype)
+def _value_of(variable: Any) -> Any:
+    """What TensorFlow has of a variable of Keras, which may have several copies."""
+    return variable if isinstance(variable, tf.Variable) else private.variable_value(variable)
+
+
+def _saved(model: keras.Model, name: str, variable: Any) -> Iterator[tuple[str, Any]]:
+    """What is saved of a variable, by name: itself, or each replica's own value of it."""
+    dtype, copies = tf.as_dtype(variable.dtype), _copies(model, variable)
     if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
-        return False
-    return len({id(copy) for copy in _copies(model, variable)}) == 1 or (
-        variable.synchronization not in (tf.VariableSynchronization.ON_READ, "on_read")
-    )
+        return
+    if not isinstance(_value_of(variable), private.SyncOnReadVariable):
+        yield name, variable
+    # Of several workers the chief alone saves, and knows its own replicas.
+    elif not has_several_workers(model.distribute_strategy):
+        yield from ((f"{name}/replica{i}", copy) for i, copy in enumerate(copies))
 
 
 def _other_optimizers(model: keras.Model) -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
