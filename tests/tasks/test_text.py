@@ -315,6 +315,15 @@ def test_predict_reads_tables_lines_and_standard_input(run, tmp_path, capsys, mo
     assert f"{table}:4: the cell of the column 'text' is empty" in captured.err
 
 
+def test_a_line_of_standard_input_that_is_not_utf8_is_refused_alone(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\ntired night\n")))
+    capsys.readouterr()
+    assert command(predict.main, f"--run_dir={run}", "--format=jsonl", "-") == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in captured.out.splitlines()] == ["-:2"]
+    assert "tfgpu: -:1 is not UTF-8: convert it first" in captured.err
+
+
 def test_predict_reads_parquet_as_it_does_a_csv(run, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
