@@ -34,6 +34,7 @@ _OTHERS = {
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # What a program writes that did not know how long it would be.
 _CHUNK_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9 _]{3}")
 _MOST_RATE = 1_000_000  # Hz; recorders of ultrasound have half of it.
+_FULL_SCALE = 2**15
 _MOST_STRETCHED = 1000  # Samples that one becomes.
 
 
@@ -147,7 +148,7 @@ def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndar
 
     Returns:
         int16 (samples,), at least one: floats in [-1, 1] and integers of other sizes brought to the
-        range of 16 bits.
+        range of 16 bits. Floats beyond are divided by the greatest: cut off, they would be noise.
 
     Raises:
         DataError: See `read_header`; or there is no sample, or one is not finite.
@@ -179,13 +180,19 @@ def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndar
     if not np.isfinite(values).all():
         raise DataError(f"{shown(path)} has samples that are not finite: mend it, or take it away")
     mixed = values.reshape(-1, header.channels).mean(axis=1)
+    peak = np.abs(mixed).max()
+    if peak > _FULL_SCALE:
+        mixed *= _FULL_SCALE / peak
+        if remarks is not None:
+            name = shown(os.path.basename(path))
+            remarks.add("louder than full scale, divided by its peak", name)
     return resample(mixed, header.rate, rate)
 
 
 def _values(content: bytes, header: Header) -> np.ndarray:
     """All samples in the range of 16 bits, float64."""
     if header.floats:
-        return np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float64) * 2**15
+        return np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float64) * _FULL_SCALE
     if header.bits == 8:  # Without a sign.
         return (np.frombuffer(content, np.uint8).astype(np.float64) - 128) * 2**8
     if header.bits == 24:
@@ -214,4 +221,4 @@ def resample(samples: np.ndarray, given: int, wanted: int) -> np.ndarray:
 
         common = math.gcd(given, wanted)
         values = resample_poly(values, wanted // common, given // common)
-    return np.clip(np.round(values), -(2**15), 2**15 - 1).astype(np.int16)
+    return np.clip(np.round(values), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
