@@ -78,6 +78,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     threads = machine.intra_op_threads or os.cpu_count() or 1
     task = run.task(config.task)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
+    unit = data.task.unit
     model = run.load_model(builder=config.model, task=config.task)
     plain = in_float32(model)
     servings = {kind: task.serve(run.spec, kind) for kind in ("", *config.chosen_formats)}
@@ -117,12 +118,10 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
             x, raw, _ = next(_batches(data.test, servings))
             figures = {
                 name: _figures(others[name], own_serving)
-                | gate.measure(
-                    predict, {key: raw[key] for key in servings[name].inputs}, unit=task.unit
-                )
+                | gate.measure(predict, {key: raw[key] for key in servings[name].inputs}, unit=unit)
                 for name, predict in runtimes.items()
             }
-            own_figures = _figures(own, own_serving) | gate.measure(reference, x, unit=task.unit)
+            own_figures = _figures(own, own_serving) | gate.measure(reference, x, unit=unit)
         for file in written:
             if file.kind in others:
                 file.found |= figures[file.kind]
@@ -170,7 +169,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     files.write_json(directory / "export.json", result)
     rows = [result["reference"], result["run_model"], *published]
     shown = (row for row in rows if row)
-    console.say(gate.table(shown, measure=own_serving.measure, unit=task.unit))
+    console.say(gate.table(shown, measure=own_serving.measure, unit=unit))
     console.say(f"compared over {own.examples:,} test examples; everything is in {directory}")
     return result
 
