@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from tfgpu.data.file_tree import Remarks
-from tfgpu.data.image_files import Header, remark
+from tfgpu.data.image_files import TURNED, Header, remark
 from tfgpu.errors import shown
 
 
@@ -65,6 +65,21 @@ def image_remarks(paths: Iterable[str], headers: Iterable[Header]) -> Remarks:
     for path, header in zip(paths, headers, strict=True):
         remark(header, path, remarks)
     return remarks
+
+
+def turned_note(paths: Iterable[str], headers: Iterable[Header], what: str) -> tuple[str, ...]:
+    """A line about images that are turned upright and have something drawn over them.
+
+    Args:
+        paths: Of the images.
+        headers: Of each.
+        what: "masks" or "boxes", which may be of the picture as it is stored.
+    """
+    turns = Remarks()
+    for path, header in zip(paths, headers, strict=True):
+        if header.turned:
+            turns.add(TURNED, shown(os.path.basename(path)))
+    return (f"images: {turns}: their {what} must be of the upright pictures",) * bool(turns.counts)
 
 
 def _twins(names: Iterable[str]) -> list[tuple[str, str]]:
