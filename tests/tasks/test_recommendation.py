@@ -421,10 +421,11 @@ def test_a_run_of_retrieval_ranks_all_items_and_is_exported(place, tmp_path, cap
 
 @pytest.mark.slow
 def test_exported_files_of_ratings_give_ratings_and_the_best_items(rating_run, tmp_path):
-    formats = "--formats=keras,saved_model,onnx,litert"
-    assert command(export.main, f"--run_dir={rating_run}", f"--out={tmp_path}", formats) == 0
+    assert command(export.main, f"--run_dir={rating_run}", f"--out={tmp_path}") == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])
+    kinds = ["keras", "saved_model", "onnx", "litert", "litert_float16"]  # There is no int8 file.
+    assert [each["format"] for each in stated["files"]] == kinds
     measured = -stated["reference"]["negative_mae"]
     assert measured == pytest.approx(result_of(rating_run)["test_mae"], rel=1e-4)
 

@@ -83,13 +83,19 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     plain = in_float32(model)
     servings = {kind: task.serve(run.spec, kind) for kind in ("", *config.chosen_formats)}
     own_serving = servings[""]
+    kinds = []
+    for kind in config.chosen_formats:
+        if servings[kind].refused and config.formats == "all":  # All that there are of the task.
+            console.say(f"no {FILES[kind][0]}: {servings[kind].refused}")
+        else:
+            kinds.append(kind)
     calibration = (
         _calibration(data.train, config.calibration_examples, seed=run.config["seed"])
-        if "litert_int8" in config.chosen_formats
+        if "litert_int8" in kinds
         else None
     )
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as work:
-        written = [_File(kind, Path(work) / FILES[kind][0]) for kind in config.chosen_formats]
+        written = [_File(kind, Path(work) / FILES[kind][0]) for kind in kinds]
         runtimes: dict[str, Predict] = {}
         for file in written:
             console.say(f"writing {file.path.name}")
