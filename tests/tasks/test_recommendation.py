@@ -23,7 +23,7 @@ from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.recommendation import TASK, drop
 from tfgpu.tasks.recommendation.answers import ItemPredictor
-from tfgpu.tasks.recommendation.columns import as_keys, as_times
+from tfgpu.tasks.recommendation.columns import as_keys, as_numbers, as_times
 from tfgpu.tasks.recommendation.reading import Rows
 from tfgpu.tasks.recommendation.tables import Ids
 
@@ -456,6 +456,13 @@ def test_times_with_zones_are_in_the_order_that_they_happened():
         as_times(np.array([texts[0], b"2024-01-01"], object), "time")
     plain = as_times(np.array([b"2024-01-01", b"2024-01-02T00:00"], object), "time")
     assert np.diff(plain).tolist() == [86_400 * 10**6]
+
+
+def test_clicks_may_be_booleans():
+    cells = np.array([b"True", b"FALSE", b"true"], object)
+    assert as_numbers(cells, "click", "taken").tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="has 'True', which is no number"):
+        as_numbers(cells, "rating", "taken")
 
 
 def test_ids_as_floats_are_exact_or_refused():

@@ -291,6 +291,12 @@ def test_features_that_cannot_be_used_are_refused_or_said(tmp_path):
     assert "nothing to learn 'price' from" in said and "size: the same in every row" in said
 
 
+def test_a_table_of_which_all_is_ignored_is_refused_with_the_reason(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, i / 9) for i in range(60)], header=("a", "price"))
+    said = refused(path, DataError, options={"ignore": "a"})
+    assert "to learn 'price' from: --task_options=ignore names every other column" in said
+
+
 def test_why_a_column_of_numbers_says_nothing_is_said(tmp_path):
     rows = [(2**53 + i, "", 5, i % 7, i / 9) for i in range(60)]
     header = ("count", "gone", "same", "some", "price")

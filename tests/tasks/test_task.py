@@ -112,7 +112,7 @@ TASK = Task(
     metrics=lambda spec: [keras.metrics.MeanAbsoluteError(name="mae")],
     objective="mae",
     augment={"drop": Transformation("drop", LENGTH, drop)},
-    options={"length": LENGTH},
+    options={"length": LENGTH, "share": 0.5},
 )
 
 
@@ -259,6 +259,8 @@ def test_a_loss_that_is_not_a_value_for_each_example_is_refused(place, capsys):
         (["--label_smoothing=0.1"], "has no meaning for the task counting"),
         (["--task_options=lenght=3"], "no option 'lenght' (did you mean 'length'?)"),
         (["--task_options=length=many"], "length=many: must be a whole number"),
+        (["--task_options=share=nan"], "share=nan: must be a number"),
+        (["--task_options=share=inf"], "share=inf: must be a number"),
         (["--features=x=wrds"], "has no feature 'wrds' (did you mean 'words'?)"),
         (["--model=bog"], "--model=bog is none of bag of --task=counting"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,9 +68,11 @@ def _typed(name: str, text: str, default: Any) -> Any:
     for kind, what in ((int, "a whole number"), (float, "a number")):
         if type(default) is kind:
             try:
-                return kind(text)
-            except ValueError:
-                raise RequestError(f"--task_options={name}={text}: must be {what}") from None
+                if math.isfinite(value := kind(text)):
+                    return value
+            except (ValueError, OverflowError):
+                pass
+            raise RequestError(f"--task_options={name}={text}: must be {what}")
     return text
 
 

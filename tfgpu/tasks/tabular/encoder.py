@@ -103,6 +103,7 @@ def fit(
             categories.append({"column": name, "vocabulary": kept})
     if not numbers and not categories:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        reasons = reasons or "--task_options=ignore names every other column"
         raise DataError(f"{schema.requested!r} has nothing to learn {target!r} from: {reasons}")
     return {"numbers": numbers, "categories": categories, "left_out": left_out}, notes
 
