@@ -266,8 +266,11 @@ def test_new_users_and_items_of_a_split_are_counted(tmp_path):
     rows = [*interactions(200), (999, "newest", 5, 10**6)]
     for goal in ("rating", "retrieval"):
         data = loaded(write(tmp_path / "a.csv", rows), goal=goal, split="time")
-        (said,) = (note for note in data.notes if note.startswith("test: of 20 interactions"))
-        assert "1 a user (such as 999) and 1 an item (such as 'newest')" in said
+        (said,) = (note for note in data.notes if note.startswith("test: "))
+        assert said.startswith(
+            "test: 1 of 20 interactions has a user (such as 999) and 1 an item (such as 'newest') "
+            "that training had not; "
+        )
 
 
 def test_of_other_data_the_training_split_is_not_that_of_the_run(place, tmp_path):

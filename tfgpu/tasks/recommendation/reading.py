@@ -207,12 +207,14 @@ def _new(split: str, found: _Interactions, users: Ids, items: Ids, then: str) ->
     for what, table, keys in (("a user", users, found.user), ("an item", items, found.item)):
         new = table.numbers(keys) == 0
         if new.any():
-            parts.append(f"{new.sum():,} {what} (such as {keys[new][0].item()!r})")
+            parts.append((int(new.sum()), f"{what} (such as {keys[new][0].item()!r})"))
     if not parts:
         return ()
+    (count, what), *others = parts
+    more = "".join(f" and {count:,} {what}" for count, what in others)
     return (
-        f"{split}: of {found.user.size:,} interactions have {' and '.join(parts)} that training "
-        f"had not; {then}",
+        f"{split}: {count:,} of {found.user.size:,} interactions ha{'s' if count == 1 else 've'} "
+        f"{what}{more} that training had not; {then}",
     )
 
 
