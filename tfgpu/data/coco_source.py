@@ -19,6 +19,7 @@ names near it: `images`, `SPLIT`, `SPLIT2017`, `images/SPLIT2017`. Of an annotat
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -393,9 +394,9 @@ def _fractions(
                 f"says {said[0]:g}x{said[1]:g}: its boxes would be of another image"
             )
         per_box[found.offsets[at] : found.offsets[at + 1]] = size
+    (twice, _), *_ = collections.Counter(images).most_common(1)
     several = len(images) - len(set(images))
     if several:
-        twice = next(image for image in images if images.count(image) > 1)
         found.notes += (
             f"images: {several:,} of {len(images):,} are a file that another image of {found.path} "
             f"is too, such as {shown(twice)}: each is learnt with the boxes of its own id alone",

@@ -59,6 +59,11 @@ class Rows:
         """int32, the values of a row."""
         return self.values[self.starts[i] : self.starts[i + 1]]
 
+    def pairs(self, most: int) -> np.ndarray:
+        """int64, a number for each value and its row; `most` is the largest value that any has."""
+        rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return rows * (most + 1) + self.values
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 (rows,)."""
@@ -261,14 +266,15 @@ def _retrieval(
     def targets(split: str, some: Records) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
         """The users of a split, codes for each, and what is unusual."""
         count = len(users.keys) + 1
-        if split == "train":
-            # That of other data, of which `evaluate` measures a finished run, is another.
-            own = _known(load(some), users, items) if finished else seen
-            if own is not None and all(
-                np.isin(own.row(i), seen.row(i)).all() for i in range(count)
-            ):
-                return np.flatnonzero(own.lengths), own, ()
+        if split == "train" and not finished:
+            return np.flatnonzero(seen.lengths), seen, ()
         found = load(some)
+        if split == "train":
+            # Of the run itself; that of other data, which `evaluate` may measure, is another.
+            own = _known(found, users, items)
+            most = len(items.keys)
+            if own is not None and np.isin(own.pairs(most), seen.pairs(most)).all():
+                return np.flatnonzero(own.lengths), own, ()
         # Users that are new in this split are told apart, and all are number 0 to the model.
         of_user = users.numbers(found.user).astype(np.int64)
         new, position = np.unique(found.user[of_user == 0], return_inverse=True)
