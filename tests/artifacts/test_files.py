@@ -1,8 +1,10 @@
 """What the writers of files share."""
 
+import json
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from tfgpu.artifacts import files
@@ -113,3 +115,10 @@ def test_a_replaced_file_is_flushed_before_its_name_is(tmp_path, flushed):
 def test_the_names_of_new_directories_are_flushed(tmp_path, flushed):
     files.make_durable(tmp_path / "a" / "b")
     assert flushed == [tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino]
+
+
+def test_what_numpy_holds_is_written_as_json_has_it(tmp_path):
+    value = {"mean": np.float32(0.5), "table": np.arange(4).reshape(2, 2), "one": np.array(3)}
+    files.write_json(tmp_path / "a.json", value)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found == {"mean": 0.5, "table": [[0, 1], [2, 3]], "one": 3}

@@ -221,11 +221,47 @@ def test_what_reaches_beyond_an_image_is_cut_and_named(file):
         (lambda content: content["categories"][1].update(name="circle"), "two categories 'circle'"),
         (lambda content: content["images"][2].update(width=40), "is 40x48 .* says 40x40"),
         (lambda content: content["images"][2].update(file_name="x.png"), "the image x.png, which"),
-        (lambda content: content["annotations"].clear(), "no training split with labels"),
+        (lambda content: content["annotations"].clear(), "boxes.json has no annotations: there is"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(file, change, said):
     assert re.search(said, refused(changed(file, change), (DataError, RequestError)))
+
+
+def turn(file):
+    """Has the first image say that it is stored on its side."""
+    path = file.parent / "images" / "0000.png"
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=tag)
+
+
+def test_boxes_of_the_picture_as_it_is_stored_are_refused_with_the_reason(file):
+    turn(file)
+    said = refused(file)
+    assert "0000.png is 48x40 (height x width) turned upright by their EXIF tag and" in said
+    assert "says 40x48" in said
+
+
+def test_what_is_unusual_about_the_images_is_said(file):
+    turn(file)
+    images = file.parent / "images"
+    with Image.open(images / "0001.png") as image:
+        image.convert("RGBA").save(images / "0001.png")
+
+    def change(content):
+        content["images"][0].update(height=48, width=40)
+        content["images"][3]["file_name"] = content["images"][2]["file_name"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] > 1]
+
+    said = load(changed(file, change), image_size=(32, 32)).storage_notes
+    assert "images: 1 with transparency, which is dropped (0001.png)" in said
+    turned = "images: 1 turned upright by their EXIF tag (0000.png): their boxes must be of the"
+    assert any(note.startswith(turned) for note in said)
+    twice = "images: 1 of 10 are a file that another image of "
+    assert any(note.startswith(twice) and "0002.png" in note for note in said)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,23 @@ def test_other_delimiters_are_found(tmp_path, delimiter):
     assert kinds(path) == {"text": "text", "label": "class"}
 
 
+@pytest.mark.parametrize(("line", "delimiter"), [("sep=;", ";"), ('"sep=|"', "|"), ("SEP=,", ",")])
+def test_the_line_of_excel_before_the_header_says_what_parts_cells(tmp_path, line, delimiter):
+    """It was taken for the header, and the header for a row."""
+    path = tmp_path / "a.csv"
+    lines = [f"{text}{delimiter}{label}" for text, label in ROWS]
+    path.write_text("\r\n".join([line, f"text{delimiter}label", *lines, ""]))
+    assert kinds(path) == {"text": "text", "label": "class"}
+    assert len(loaded(path, "text")["text"]) == len(ROWS)
+
+
+def test_the_cell_that_keeps_a_column_from_being_images_is_named(tmp_path):
+    rows = [(f"{i}.png" if i != 3 else "", i % 2) for i in range(20)]
+    path = write(tmp_path / "a.csv", rows, header=("file", "label"))
+    described = open_source(str(path)).schema.features["file"].described
+    assert described == f"strings ({path}, line 5: '' is no image file)"
+
+
 def test_a_folder_holds_a_table_for_each_split(tmp_path):
     write(tmp_path / "train.csv", ROWS[:30])
     write(tmp_path / "test.csv", [*ROWS[30:], ("new here", "bad")])
@@ -127,6 +144,8 @@ def test_an_empty_cell_is_refused_when_its_column_is_used(tmp_path):
         (b"text,text\na b,good\n", "two columns 'text'"),
         (b"text,label\n", "has no row below its header"),
         (b"", "is empty"),
+        (b"\ntext,label\na b,good\n", "the first line is empty, and must name the columns"),
+        (b"sep=;\ntext;label\na b;good;more\n", "line 3: 3 cells, and the header has 2 columns"),
         (b"text,label\na\0b,good\n", "line 2: a zero byte"),
     ],
 )

@@ -122,6 +122,11 @@ def test_names_of_classes_that_do_not_fit_are_refused(tmp_path, arrays, said):
         opened(tmp_path, x=IMAGES, **arrays)
 
 
+def test_classes_of_bytes_that_are_no_utf8_stay_apart(tmp_path):
+    source = opened(tmp_path, x=IMAGES, y=np.array([b"\xe8", b"\xe9"] * 3))
+    assert source.schema.features["y"].class_names == ("\\xe8", "\\xe9")
+
+
 def test_a_class_that_only_the_test_has_is_refused(tmp_path):
     arrays = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "y_test": LABELS}
     assert opened(tmp_path, **arrays).split("test", "y") is not None

@@ -5,6 +5,7 @@ import pytest
 from scipy.io import wavfile
 from sounded import wav
 
+from tfgpu.data.file_tree import Remarks
 from tfgpu.data.wav import read_header, read_wav, resample
 from tfgpu.errors import DataError
 
@@ -40,6 +41,16 @@ def test_every_encoding_gives_the_samples(tmp_path, content, tolerance):
     found = read_wav(path, 4000)
     assert found.dtype == np.int16 and read_header(path).samples == len(SAMPLES)
     np.testing.assert_allclose(found.astype(int), SAMPLES.astype(int), atol=tolerance)
+
+
+@pytest.mark.parametrize("peak", [1.5, 3000.0])
+def test_floats_beyond_full_scale_are_brought_down_as_a_whole(tmp_path, peak):
+    remarks = Remarks()
+    content = wav((SAMPLES / 2**15 * peak).astype(np.float32), bits=32, tag=3)
+    found = read_wav(written(tmp_path, content), 4000, remarks=remarks)
+    shape = SAMPLES * (2**15 / np.abs(SAMPLES.astype(int)).max())
+    np.testing.assert_allclose(found, shape, atol=1.5)
+    assert str(remarks) == "1 louder than full scale, divided by its peak (a.wav)"
 
 
 def test_what_scipy_writes_is_read(tmp_path):

@@ -53,6 +53,22 @@ def test_what_is_unusual_is_said(tmp_path):
     assert {len(one(records, i)) for i in (6, 7)} == {1600}
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_floats_are_looked_at_before_the_training(tmp_path, split):
+    """Those of the test were found to be no numbers once all was trained."""
+    write(tmp_path / "train", 3)
+    write(tmp_path / "test", 2)
+    path = tmp_path / split / "low" / "floats.wav"
+    samples = tone(RANDOM, 300).astype(np.float32)
+    path.write_bytes(wav(samples, tag=3, bits=32))
+    (said,) = open_folder(str(tmp_path)).notes
+    assert said.endswith("of 11, 1 goes beyond full scale, and is divided by its greatest sample")
+    samples[7] = np.nan
+    path.write_bytes(wav(samples, tag=3, bits=32))
+    with pytest.raises(DataError, match="floats.wav has samples that are not finite"):
+        open_folder(str(tmp_path))
+
+
 def test_a_file_that_is_no_wav_file_is_named(tmp_path):
     write(tmp_path / "a", 2)
     (tmp_path / "a" / "low" / "bad.wav").write_bytes(b"no sound at all")

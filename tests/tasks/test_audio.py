@@ -21,6 +21,8 @@ from tfgpu.models.audio import FLOOR, Input, Spectrogram
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
 from tfgpu.tasks.audio import AUGMENT, TASK
+from tfgpu.tasks.audio.predictor import AudioPredictor
+from tfgpu.tasks.audio.reading import to_samples
 
 # TensorFlow's MirroredVariable, when Keras saves or compares weights.
 pytestmark = pytest.mark.filterwarnings(
@@ -287,6 +289,23 @@ def test_options_that_make_no_spectrogram_are_refused(tmp_path, options, message
         load(f"folder:{tmp_path / 'a'}", options=options)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "offset"),
+    [
+        pytest.param(np.float32, 1 / 2**15, 0, id="floats"),
+        pytest.param(np.float32, 1.0, 0, id="floats of whole numbers"),
+        pytest.param(np.int32, 2**16, 0, id="32 bits"),
+        pytest.param(np.int64, 1, 0, id="as TFDS has them"),
+        pytest.param(np.uint8, 1 / 256, 128, id="8 bits"),
+    ],
+)
+def test_samples_of_any_type_are_the_same_sound(dtype, scale, offset):
+    sound = np.round(32000 * np.sin(np.arange(200) / 9)).astype(np.int64) // 256 * 256
+    found = to_samples(tf.constant((sound * scale + offset).astype(dtype))).numpy().astype(float)
+    assert found.max() > 30000  # Without being cut off.
+    np.testing.assert_allclose(found * (sound.max() / found.max()), sound, atol=300)
+
+
 def test_data_that_do_not_fit_are_refused(tmp_path):
     arrays = features(20)
     with pytest.raises(RequestError, match="seconds=1.0 has no meaning for ready features"):
@@ -366,6 +385,15 @@ def test_predict_reads_files_and_folders(run, tmp_path, capsys):
     assert "1 of 8000 Hz, resampled to the 4000 Hz of training (high.wav)" in said
     assert "1 of several channels, mixed down to one (high.wav)" in said
     assert "2 longer than the 0.395 s that are read (" in said
+
+
+def test_features_longer_than_the_model_takes_are_cut_and_said(tmp_path):
+    save(tmp_path / "a.npz", **features(20))
+    spec = load(f"npz:{tmp_path}/a.npz", options={"frames": 6}).spec
+    predictor = AudioPredictor(spec, None)
+    rows = [predictor.load(item) for item in predictor.find([f"{tmp_path}/a.npz"])]
+    assert {row["features"].shape for row in rows} == {(6, 5)}
+    assert "longer than the 6 frames that are read (a.npz:" in str(predictor.remarks)
 
 
 @pytest.mark.slow

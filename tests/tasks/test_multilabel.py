@@ -11,6 +11,7 @@ import tensorflow as tf
 from commands import command
 from labelled import LABELS, as_lists, images, write
 from mocked import mocked
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from task_runs import read_json, train_run
 
@@ -130,6 +131,35 @@ def test_labels_can_be_named_and_other_columns_are_left(place):
     for name, said in (("rad", "did you mean 'red'"), ("taken", "a label is a column of 0 and 1")):
         with pytest.raises(RequestError, match=said):
             load(f"csv:{table}", options={"labels": name})
+
+
+@pytest.mark.parametrize("written", [("0", "1"), ("FALSE", "TRUE"), ("false", "true")])
+def test_labels_may_be_written_as_tables_write_them(place, written):
+    with open(place / "flags.csv") as file:
+        _, *rows = csv.reader(file)
+    table = [(name, *(written[int(each)] for each in flags)) for name, *flags in rows]
+    found = load(f"csv:{write(place / 'written.csv', table)}")
+    expected = load(f"csv:{place / 'flags.csv'}")
+    np.testing.assert_array_equal(found.train.load_y(), expected.train.load_y())
+
+
+def test_a_column_that_is_no_label_is_said(place):
+    with open(place / "flags.csv") as file:
+        _, *rows = csv.reader(file)
+    rows[3][1] = "2"
+    data = load(f"csv:{write(place / 'two.csv', rows)}")
+    assert data.class_names == tuple(LABELS)[1:]
+    said = "left out, as labels are columns of 0 and 1: blue (numbers)"
+    assert said in data.notes
+
+
+def test_transparency_is_said_of_the_images_of_a_table(tmp_path):
+    rows = images(tmp_path, 20)
+    with Image.open(tmp_path / rows[0][0]) as image:
+        image.convert("RGBA").save(tmp_path / rows[0][0])
+    said = load(f"csv:{write(tmp_path / 'a.csv', rows)}").storage_notes
+    name = rows[0][0].rpartition("/")[2]
+    assert f"images: 1 with transparency, which is dropped ({name})" in said
 
 
 def test_an_image_and_one_class_is_a_classification(place):

@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from tfgpu.models.recommenders import factors, two_tower
 from tfgpu.models.retrieval_loss import NDCG, ItemCrossentropy, Recall, without_left_out
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
-from tfgpu.tasks.recommendation import drop
-from tfgpu.tasks.recommendation.columns import as_keys, as_times
+from tfgpu.tasks.recommendation import TASK, drop
+from tfgpu.tasks.recommendation.answers import ItemPredictor
+from tfgpu.tasks.recommendation.columns import as_keys, as_numbers, as_times
 from tfgpu.tasks.recommendation.reading import Rows
 from tfgpu.tasks.recommendation.tables import Ids
 
@@ -138,6 +140,18 @@ def test_ids_have_numbers_from_1_and_others_0(keys):
     assert ids.number("zz") == 0 and ids.number("4") == 0
 
 
+def test_a_whole_number_is_one_id_however_it_is_written():
+    ids = Ids([3, 7])
+    assert ids.numbers(np.array(["7.0", "7", "3e0", "07", "abc"])).tolist() == [2, 2, 1, 0, 0]
+
+
+def test_of_items_that_are_equally_good_the_first_are_recommended():
+    fitted = {"goal": "rating", "users": [1], "items": list(range(50)), "seen": [[2]]}
+    predictor = ItemPredictor(SimpleNamespace(fitted=fitted), SimpleNamespace(top_k=3))
+    (row,) = predictor.rows(["1"], np.zeros((1, 51), np.float32))
+    assert [each["item"] for each in row["items"]] == [0, 2, 3]
+
+
 def test_rows_keep_the_order_and_pad_at_the_end():
     rows = Rows.of_pairs(np.array([1, 0, 1, 1]), np.array([5, 6, 7, 5]), 3)
     assert rows.to_lists() == [[6], [5, 7], []]
@@ -167,13 +181,14 @@ def place(tmp_path_factory):
     return place
 
 
-def loaded(path, **options):
+def loaded(path, *, fitted=None, **options):
     return loading.load(
         f"csv:{path}",
         data_dir=None,
         validation_fraction=0.1,
         image_size=None,
         seed=0,
+        fitted=fitted,
         options=lambda task: {**task.options, **options},
     )
 
@@ -247,6 +262,42 @@ def test_a_wrong_option_is_named(place, options, said):
         loaded(place / "ratings.csv", **options)
 
 
+def test_new_users_and_items_of_a_split_are_counted(tmp_path):
+    rows = [*interactions(200), (999, "newest", 5, 10**6)]
+    for goal in ("rating", "retrieval"):
+        data = loaded(write(tmp_path / "a.csv", rows), goal=goal, split="time")
+        (said,) = (note for note in data.notes if note.startswith("test: "))
+        assert said.startswith(
+            "test: 1 of 20 interactions has a user (such as 999) and 1 an item (such as 'newest') "
+            "that training had not; "
+        )
+
+
+def test_of_other_data_the_training_split_is_not_that_of_the_run(place, tmp_path):
+    """Of retrieval: `evaluate --dataset=OTHER --split=train` gave the figures of the run's own."""
+    fitted = loaded(place / "ratings.csv", goal="retrieval").spec.fitted
+    path = write(tmp_path / "other.csv", interactions(300, seed=1))
+    data = loaded(path, goal="retrieval", fitted=fitted)
+    x, y = data.train.load_arrays()
+    seen = [set(), *map(set, fitted["seen"])]
+    for user, codes in zip(x["user"], y, strict=True):
+        assert not set(codes[codes > 0]) & seen[user]
+
+
+def test_the_training_split_of_the_run_is_what_each_user_has(place):
+    fitted = loaded(place / "ratings.csv", goal="retrieval").spec.fitted
+    data = loaded(place / "ratings.csv", goal="retrieval", fitted=fitted)
+    x, y = data.train.load_arrays()
+    for user, codes in zip(x["user"], y, strict=True):
+        assert set(codes[codes > 0]) == set(fitted["seen"][user - 1])
+
+
+def test_an_only_item_is_named_as_the_table_has_it(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, 7, i % 5, i) for i in range(60)])
+    with pytest.raises(DataError, match="has one item only, 7: "):
+        loaded(path)
+
+
 def test_a_table_without_items_is_refused(tmp_path):
     path = write(tmp_path / "a.csv", [(1, 2)], header=("user", "age"))
     schema = sources.open_source(f"csv:{path}").schema
@@ -292,6 +343,15 @@ def test_predict_leaves_out_what_a_user_has(rating_run, capsys):
     ratings = [each["rating"] for each in known["items"]]
     assert ratings == sorted(ratings, reverse=True)
     assert not new["known"] and len(new["items"]) == 30 and "user 'zz'" in printed.err
+
+
+def test_an_exported_file_says_how_many_items_are_left_out(place):
+    for goal, name in (("rating", "seen"), ("retrieval", "history")):
+        spec = loaded(place / "ratings.csv", goal=goal).spec
+        serving = TASK.serve(spec, "onnx")
+        width = max(map(len, spec.fitted["seen"]))
+        assert serving.inputs[name].shape == (width,)
+        assert serving.preprocessing["inputs"][name].startswith(f"int32 (batch, {width}): ")
 
 
 @pytest.mark.slow
@@ -364,10 +424,11 @@ def test_a_run_of_retrieval_ranks_all_items_and_is_exported(place, tmp_path, cap
 
 @pytest.mark.slow
 def test_exported_files_of_ratings_give_ratings_and_the_best_items(rating_run, tmp_path):
-    formats = "--formats=keras,saved_model,onnx,litert"
-    assert command(export.main, f"--run_dir={rating_run}", f"--out={tmp_path}", formats) == 0
+    assert command(export.main, f"--run_dir={rating_run}", f"--out={tmp_path}") == 0
     stated = json.loads((tmp_path / "export.json").read_text())
     assert all(each["accepted"] for each in stated["files"])
+    kinds = ["keras", "saved_model", "onnx", "litert", "litert_float16"]  # There is no int8 file.
+    assert [each["format"] for each in stated["files"]] == kinds
     measured = -stated["reference"]["negative_mae"]
     assert measured == pytest.approx(result_of(rating_run)["test_mae"], rel=1e-4)
 
@@ -398,6 +459,13 @@ def test_times_with_zones_are_in_the_order_that_they_happened():
         as_times(np.array([texts[0], b"2024-01-01"], object), "time")
     plain = as_times(np.array([b"2024-01-01", b"2024-01-02T00:00"], object), "time")
     assert np.diff(plain).tolist() == [86_400 * 10**6]
+
+
+def test_clicks_may_be_booleans():
+    cells = np.array([b"True", b"FALSE", b"true"], object)
+    assert as_numbers(cells, "click", "taken").tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="has 'True', which is no number"):
+        as_numbers(cells, "rating", "taken")
 
 
 def test_ids_as_floats_are_exact_or_refused():

@@ -13,11 +13,13 @@ from PIL import Image
 from segmented import write
 from task_runs import result_of, train_run, weights
 
+from tfgpu.errors import DataError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.export import __main__ as export
 from tfgpu.models.segmentation_loss import VOID, DiceCrossentropy, class_weights
 from tfgpu.models.unet import unet
 from tfgpu.predict import __main__ as predict
+from tfgpu.tasks import loading
 from tfgpu.tasks.parts.pixel_metrics import MeanDice, MeanIoU, PixelConfusion
 from tfgpu.tasks.parts.serving import PROBABILITIES
 from tfgpu.tasks.segmentation import AUGMENT, TASK, _dice, _shares
@@ -198,6 +200,14 @@ def test_the_network_takes_images_of_any_size():
 
 SETTINGS = ["--epochs=2", "--batch_size=8", "--width=0.5", "--depth=1", "--seed=1"]
 SETTINGS += ["--augment=crop,flip,resize", "--progress=none", "--learning_rate=0.01"]
+
+
+def test_masks_of_another_size_than_the_images_are_refused(tmp_path):
+    images = RANDOM.randint(0, 255, (20, 16, 12, 3)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", x=images, y=(images[:, ::2, ::2, 0] > 99).astype(np.uint8))
+    settings = {"data_dir": None, "validation_fraction": 0.1, "image_size": None, "seed": 0}
+    with pytest.raises(DataError, match="images of 16x12 and 'y' are masks of 8x6"):
+        loading.load(f"npz:{tmp_path / 'a.npz'}", task="segmentation", **settings)
 
 
 @pytest.fixture(scope="module")

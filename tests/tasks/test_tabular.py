@@ -155,7 +155,9 @@ def test_categories_beyond_the_vocabulary_and_new_ones_are_unknown(tmp_path):
     data = load(folder)
     x, _ = data.test.load_arrays()
     assert (x["categories"][:, 0] == 0).tolist() == [True, True, False]
-    assert any("test: 2 cells hold categories that training never saw" in n for n in data.notes)
+    assert any(
+        "test: 2 cells hold categories that the model does not know" in n for n in data.notes
+    )
     data = load(folder, options={"vocabulary": 2})
     assert len(data.spec.fitted["categories"][0]["vocabulary"]) == 2
     assert (data.train.load_arrays()[0]["categories"] == 0).any()
@@ -287,6 +289,38 @@ def test_features_that_cannot_be_used_are_refused_or_said(tmp_path):
     path = write(tmp_path / "b.csv", rows, header=("note", "city", "size", "price"))
     said = refused(path, DataError)
     assert "nothing to learn 'price' from" in said and "size: the same in every row" in said
+
+
+def test_a_table_of_which_all_is_ignored_is_refused_with_the_reason(tmp_path):
+    path = write(tmp_path / "a.csv", [(i, i / 9) for i in range(60)], header=("a", "price"))
+    said = refused(path, DataError, options={"ignore": "a"})
+    assert "to learn 'price' from: --task_options=ignore names every other column" in said
+
+
+def test_why_a_column_of_numbers_says_nothing_is_said(tmp_path):
+    rows = [(2**53 + i, "", 5, i % 7, i / 9) for i in range(60)]
+    header = ("count", "gone", "same", "some", "price")
+    (said,) = (
+        note
+        for note in load(write(tmp_path / "a.csv", rows, header=header)).notes
+        if note.startswith("left out: ")
+    )
+    assert "count (the same in every row as float32, such as 90071992547409" in said
+    assert "gone (empty in every row), same (the same in every row)" in said
+
+
+def test_whole_numbers_as_a_target_have_a_way_out(tmp_path):
+    rows = [(i / 7, i % 3) for i in range(60)]
+    said = " ".join(load(write(tmp_path / "a.csv", rows, header=("a", "y")), target="y").notes)
+    assert "regression (3 whole numbers; --task_options=goal=classification for the other)" in said
+
+
+def test_the_training_split_of_other_data_has_its_unknown_categories_said(place, tmp_path):
+    fitted = load(place / "homes.csv").spec.fitted
+    rows = [("oslo", *row[1:]) for row in homes(60)]
+    data = load(write(tmp_path / "other.csv", rows), fitted=fitted)
+    said = [note for note in data.train.notes if "does not know" in note]
+    assert said and said[0].startswith("train: ") and "'oslo'" in said[0]
 
 
 def test_a_gap_where_training_had_none_is_said(tmp_path):

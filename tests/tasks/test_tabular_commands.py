@@ -98,7 +98,7 @@ def test_evaluate_takes_another_table_with_the_same_columns(runs, place, tmp_pat
     assert command(evaluate.main, *argv, f"--out={tmp_path}") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["examples"] == 50
-    assert "categories that training never saw" in said.err
+    assert "categories that the model does not know" in said.err
     short = write(tmp_path / "short.csv", [row[4:] for row in homes(50)], header=("price", "tall"))
     code, line = refusal(
         capsys, evaluate.main, f"--run_dir={runs['price']}", f"--dataset=csv:{short}"
@@ -118,7 +118,7 @@ def test_predict_answers_rows_and_says_what_is_unknown(runs, tmp_path, capsys, t
     found = [json.loads(line) for line in said.out.splitlines()]
     assert "new.csv:4: the cell of the column 'age (years)' is 'old', and no number" in said.err
     assert "new.csv:5: the cell of the column 'size' is infinite" in said.err
-    assert "1 cells hold categories that training never saw" in said.err
+    assert "1 cells hold categories that the model does not know" in said.err
     assert [row["path"] for row in found] == [f"{table}:{line}" for line in (2, 3, 6)]
     if target == "price":
         values = [row["price"] for row in found]

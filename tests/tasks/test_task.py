@@ -3,6 +3,8 @@
 import importlib
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from PIL import Image
 from task_runs import read_json, weights
 
 from tfgpu import tasks
+from tfgpu.artifacts.trained_run import TrainedRun
 from tfgpu.data.tfds_source import feature_of
 from tfgpu.errors import RequestError
 from tfgpu.evaluate import __main__ as evaluate
 from tfgpu.predict import __main__ as predict
 from tfgpu.tasks import loading
-from tfgpu.tasks.options import read_options, read_roles
+from tfgpu.tasks.options import check_objective, read_options, read_roles
 from tfgpu.train import __main__ as train
 from tfgpu.train.session import load_data
 from tfgpu.train.settings import TrainSettings
@@ -109,7 +112,7 @@ TASK = Task(
     metrics=lambda spec: [keras.metrics.MeanAbsoluteError(name="mae")],
     objective="mae",
     augment={"drop": Transformation("drop", LENGTH, drop)},
-    options={"length": LENGTH},
+    options={"length": LENGTH, "share": 0.5},
 )
 
 
@@ -118,7 +121,10 @@ class OfAll(keras.losses.Loss):
         return keras.ops.mean((y_true - y_pred) ** 2)
 
 
-BAD = __import__("dataclasses").replace(TASK, loss=lambda spec, settings: OfAll())
+replace = __import__("dataclasses").replace
+BAD = replace(TASK, loss=lambda spec, settings: OfAll())
+TYPO = replace(TASK, recipe=lambda spec, count: {"epoch": 8})
+EMPTY = replace(TASK, models={})
 """
 
 SETTINGS = ["--dataset=words", "--epochs=2", "--batch_size=16", "--progress=none", "--augment=drop"]
@@ -243,6 +249,8 @@ def test_a_loss_that_is_not_a_value_for_each_example_is_refused(place, capsys):
         (["--task=own_task:NONE"], "own_task has no object 'NONE'"),
         (["--task=own_task:build"], "is a function; name a Task"),
         (["--task=nowhere:TASK"], "there is no module 'nowhere'"),
+        (["--task=own_task:TYPO"], "counting has 'epoch' (did you mean 'epochs'?); it may have"),
+        (["--task=own_task:EMPTY"], "the task counting has no models"),
         (["--augment=spin"], "'spin' is not an augmentation of the task counting; it has drop"),
         (
             ["--class_weight=balanced"],
@@ -251,6 +259,8 @@ def test_a_loss_that_is_not_a_value_for_each_example_is_refused(place, capsys):
         (["--label_smoothing=0.1"], "has no meaning for the task counting"),
         (["--task_options=lenght=3"], "no option 'lenght' (did you mean 'length'?)"),
         (["--task_options=length=many"], "length=many: must be a whole number"),
+        (["--task_options=share=nan"], "share=nan: must be a number"),
+        (["--task_options=share=inf"], "share=inf: must be a number"),
         (["--features=x=wrds"], "has no feature 'wrds' (did you mean 'words'?)"),
         (["--model=bog"], "--model=bog is none of bag of --task=counting"),
     ],
@@ -262,6 +272,21 @@ def test_what_does_not_fit_the_task_is_refused(place, capsys, flags, said):
     shown = capsys.readouterr().err
     assert shown.startswith("tfgpu: ") and said in shown and shown.count("\n") == 1
     assert not (place / "none").exists()
+
+
+def test_an_objective_that_is_no_metric_is_refused_before_a_search():
+    task = SimpleNamespace(name="any", metrics=lambda spec: ["accuracy"], objective="acuracy")
+    with pytest.raises(RequestError, match="'acuracy', which is none of its metrics, accuracy, no"):
+        check_objective(task, None)
+    for objective in ("accuracy", "loss"):
+        check_objective(SimpleNamespace(**vars(task) | {"objective": objective}), None)
+
+
+def test_a_run_of_another_task_is_refused_by_name():
+    run = TrainedRun(Path("runs/a"), {}, {"task": "text"}, {})
+    assert run.task().name == run.task("text").name == "text"
+    with pytest.raises(RequestError, match="--task=rating:TASK: the run in runs/a was trained for"):
+        run.task("rating:TASK")
 
 
 def test_options_keep_the_types_of_their_defaults():

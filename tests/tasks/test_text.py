@@ -193,6 +193,23 @@ def test_whole_numbers_of_any_size_can_be_classes(tmp_path):
     assert set(data.train.load_y()) == {0, 1}
 
 
+def test_classes_that_look_like_one_are_said(tmp_path):
+    rows = [(f"word{i} seen", ("good", "bad", "Good ")[i % 3]) for i in range(60)]
+    data = load(f"csv:{write(tmp_path / 'a.csv', rows)}")
+    assert data.class_names == ("Good ", "bad", "good")
+    said = "classes: 1 of a name that differs from another's in case or blanks alone"
+    assert any(note.startswith(f"{said} ('Good ', 'good')") for note in data.notes)
+
+
+def test_texts_in_another_encoding_are_refused_in_arrays_too(tmp_path):
+    texts = np.array([b"caf%c noir %d" % (0xE9 if i else 101, i) for i in range(40)])
+    np.savez(tmp_path / "a.npz", x=texts, y=np.arange(40) % 2)
+    with pytest.raises(
+        DataError, match="x holds bytes that are not UTF-8, such as number 1, b'caf"
+    ):
+        load(f"npz:{tmp_path / 'a.npz'}", task="text")
+
+
 def test_one_class_alone_is_refused(tmp_path):
     path = write(tmp_path / "a.csv", [(text, "good") for text, _ in texts(20)])
     with pytest.raises(DataError, match="'label' of 'csv:.*' holds one class only, 'good'"):
@@ -313,6 +330,15 @@ def test_predict_reads_tables_lines_and_standard_input(run, tmp_path, capsys, mo
     assert [row["path"] for row in rows] == places
     assert [row["label"] for row in rows] == ["good", "bad", "good", "bad", "bad"]
     assert f"{table}:4: the cell of the column 'text' is empty" in captured.err
+
+
+def test_a_line_of_standard_input_that_is_not_utf8_is_refused_alone(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\ntired night\n")))
+    capsys.readouterr()
+    assert command(predict.main, f"--run_dir={run}", "--format=jsonl", "-") == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in captured.out.splitlines()] == ["-:2"]
+    assert "tfgpu: -:1 is not UTF-8: convert it first" in captured.err
 
 
 def test_predict_reads_parquet_as_it_does_a_csv(run, tmp_path):

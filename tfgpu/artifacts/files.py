@@ -174,6 +174,8 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if hasattr(value, "numpy"):  # Metrics in the logs of Keras 3.10 may be tensors.
         value = value.numpy()
+    if getattr(value, "ndim", 0):  # An array of NumPy.
+        return plain(value.tolist())
     if not isinstance(value, str | int | float | None):
         if not hasattr(value, "item"):
             raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")

@@ -74,7 +74,8 @@ class TrainedRun:
                 what a file says, and is imported.
 
         Raises:
-            RequestError: The run has a task of the user's own, and it is not given.
+            RequestError: The run has a task of the user's own, and it is not given; or it has one
+                of tfgpu's own, and another is given.
         """
         from tfgpu.tasks.loading import find_task
 
@@ -84,6 +85,12 @@ class TrainedRun:
                 f"the run in {self.path} has a task of its own, {recorded}, whose module is "
                 f"imported only when it is named: give --task={recorded}",
                 page="evaluate#a-runs-files-are-data-not-code",
+            )
+        if given not in (None, recorded) and ":" not in recorded:
+            raise RequestError(
+                f"--task={given}: the run in {self.path} was trained for the task {recorded}; "
+                "leave --task out, or name another run",
+                page="evaluate",
             )
         return find_task(given or recorded)
 

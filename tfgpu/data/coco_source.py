@@ -19,6 +19,7 @@ names near it: `images`, `SPLIT`, `SPLIT2017`, `images/SPLIT2017`. Of an annotat
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -32,10 +33,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpu.data.file_contents import fingerprints
+from tfgpu.data.file_notes import image_remarks, notes, turned_note
+from tfgpu.data.file_tree import Remarks
 from tfgpu.data.folder import decode_image, image_feature
-from tfgpu.data.image_files import read_headers
+from tfgpu.data.image_files import TURNED, Header, read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source
-from tfgpu.errors import DataError, RequestError
+from tfgpu.errors import DataError, RequestError, shown
 
 _SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
 _CROWD = {None: False, 0: False, 1: True, "0": False, "1": True}
@@ -97,6 +100,8 @@ def open_source(rest: str) -> Source:
         raise DataError(f"{path!r} does not exist: give coco:FILE.json, or coco:FOLDER")
     files = _files(path, root) if os.path.isdir(root) else {"train": root}
     found = {split: _read(file) for split, file in files.items()}
+    if not len(found["train"].boxes):
+        raise DataError(f"{found['train'].path} has no annotations: there is nothing to learn")
     names = found["train"].names
     for each in found.values():
         _take_names(each, names, found["train"].path)
@@ -107,10 +112,10 @@ def open_source(rest: str) -> Source:
     every = [image for some in images.values() for image in some]
     headers = read_headers(every)
     feature = image_feature(every, headers)
-    sizes = dict(zip(every, (header.size for header in headers), strict=True))
+    by_path = dict(zip(every, headers, strict=True))
     records = {}
     for part, each in found.items():
-        fractions = _fractions(each, images[part], sizes)
+        fractions = _fractions(each, images[part], by_path)
         records[part] = _records(each, images[part], fractions, feature)
     relative = [
         [part, os.path.basename(image), *content]
@@ -139,7 +144,11 @@ def open_source(rest: str) -> Source:
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         schema=Schema(requested=f"coco:{rest}", features=features, supervised=("image", "boxes")),
         split=split,
-        notes=tuple(note for each in found.values() for note in each.notes),
+        notes=(
+            *notes(Remarks(), images, image_remarks(every, headers)),
+            *turned_note(by_path, by_path.values(), "boxes"),
+            *(note for each in found.values() for note in each.notes),
+        ),
     )
 
 
@@ -366,7 +375,7 @@ def _find_images(found: _Annotations, split: str, given: str, asked: str) -> lis
 
 
 def _fractions(
-    found: _Annotations, images: Sequence[str], sizes: Mapping[str, tuple[int, int]]
+    found: _Annotations, images: Sequence[str], headers: Mapping[str, Header]
 ) -> np.ndarray:
     """The boxes as fractions of their images, float32 (boxes, 4): top, left, bottom, right.
 
@@ -377,13 +386,21 @@ def _fractions(
     """
     per_box = np.zeros((len(found.boxes), 2))
     for at, (image, said) in enumerate(zip(images, found.sizes, strict=True)):
-        size = sizes[image]
+        size = headers[image].size
         if said is not None and said != size:
+            turned = f" {TURNED}" if headers[image].turned else ""
             raise DataError(
-                f"{image} is {size[0]}x{size[1]} (height x width) and {found.path} says "
-                f"{said[0]:g}x{said[1]:g}: its boxes would be of another image"
+                f"{shown(image)} is {size[0]}x{size[1]} (height x width){turned} and {found.path} "
+                f"says {said[0]:g}x{said[1]:g}: its boxes would be of another image"
             )
         per_box[found.offsets[at] : found.offsets[at + 1]] = size
+    (twice, _), *_ = collections.Counter(images).most_common(1)
+    several = len(images) - len(set(images))
+    if several:
+        found.notes += (
+            f"images: {several:,} of {len(images):,} are a file that another image of {found.path} "
+            f"is too, such as {shown(twice)}: each is learnt with the boxes of its own id alone",
+        )
     left, top, wide, high = found.boxes.T
     height, width = per_box.T
     empty = (wide <= 0) | (high <= 0)

@@ -78,6 +78,8 @@ class Column:
         infinite: Where the first number is that is infinite in float32, and what it holds.
         stray: Where the first cell is that is no number among mostly numbers, and what it holds.
         images: Whether every cell is called like an image file.
+        no_image: Where the first cell is that is not, and what it holds.
+        called_images: Cells that are.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Column:
     infinite: str = ""
     stray: str = ""
     images: bool = True
+    no_image: str = ""
+    called_images: int = 0
 
     def add(self, cells: Sequence[str], place: Place) -> None:
         """Takes the cells of a chunk of rows; those without anything in them are empty."""
@@ -102,7 +106,12 @@ class Column:
             self.empty = self.empty or place(cells.index(""))
         with tf.device("CPU"):
             self.strings.append(tf.constant(cells))
-        self.images = self.images and all(cell.lower().endswith(EXTENSIONS) for cell in cells)
+        called = [cell.lower().endswith(EXTENSIONS) for cell in cells]
+        self.called_images += sum(called)
+        if not all(called):
+            self.images = False
+            row = called.index(False)
+            self.no_image = self.no_image or f"{place(row)}: {cells[row]!r} is no image file"
         self.longest = max(self.longest, max(map(len, cells)))
         if self.distinct is not None:
             self.distinct.update(cells)
@@ -289,7 +298,9 @@ class Column:
             )
         if is_text or several:
             return Feature(kind="text", dtype="string", described="text")
-        return Feature(kind="id", dtype="string", described="strings", stray=self.stray)
+        nearly = self.called_images > rows // 2 and self.no_image
+        described = f"strings ({self.no_image})" if nearly else "strings"
+        return Feature(kind="id", dtype="string", described=described, stray=self.stray)
 
     def list_feature(self, *, beside_images: bool) -> tuple[Feature, str] | None:
         """The feature of a column of lists, and what joins them; None where it is none."""

@@ -3,9 +3,10 @@
     csv:reviews.csv      one table; a tenth is picked for the test, by the seed
     csv:FOLDER           FOLDER/train.csv, with FOLDER/test.csv or FOLDER/validation.csv
 
-UTF-8 with or without a byte-order mark; comma, semicolon or tab, whichever the header has most of;
-quoted cells may hold line breaks. Rows lie in memory, without Python objects: a million rows of
-five short columns took 150 MB, and 250 once three were loaded as arrays.
+UTF-8 with or without a byte-order mark; comma, semicolon or tab, whichever the header has most of,
+or what a line `sep=;` before it says; quoted cells may hold line breaks. Rows lie in memory,
+without Python objects: a million rows of five short columns took 150 MB, and 250 once three were
+loaded as arrays.
 
 What columns are, and what becomes of empty cells: `tfgpu.data.columns`.
 """
@@ -25,6 +26,7 @@ from tfgpu.errors import DataError
 
 _CHUNK = 65536  # Rows that exist as Python objects at a time.
 _LONGEST_HEADER = 1 << 16  # Characters.
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)
 _COMPRESSED = {
     b"\x1f\x8b": "is compressed (gzip)",
     b"BZh": "is compressed (bzip2)",
@@ -87,30 +89,36 @@ def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
     csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file)
+            delimiter, skipped = _delimiter(file)
             file.seek(0)
+            for _ in range(skipped):
+                file.readline()
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             rows: list[list[str]] = []
             lines: list[int] = []
+
+            def line() -> int:
+                return int(reader.line_num) + skipped
+
             try:
-                names = _names(path, next(reader, []))
+                names = _names(path, next(reader, None))
                 for row in reader:
                     if not row:
                         continue  # A line without anything.
                     if len(row) != len(names):
                         raise DataError(
-                            f"{path}, line {reader.line_num}: {len(row)} cells, and the header "
-                            f"has {len(names)} columns; put cells that hold {delimiter!r} in "
-                            "double quotes"
+                            f"{path}, line {line()}: {len(row)} cells, and the header has "
+                            f"{len(names)} columns; put cells that hold {delimiter!r} in double "
+                            "quotes"
                         )
                     rows.append(row)
-                    lines.append(reader.line_num)
+                    lines.append(line())
                     if len(rows) == _CHUNK:
                         yield names, rows, lines
                         rows, lines = [], []
             except csv.Error as error:
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {error}; a cell that holds double quotes or "
+                    f"{path}, line {line()}: {error}; a cell that holds double quotes or "
                     "line breaks must be in double quotes, with those within it doubled"
                 ) from None
             if rows:
@@ -119,19 +127,28 @@ def chunks(path: str) -> Iterator[tuple[list[str], list[list[str]], list[int]]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _delimiter(file: TextIO) -> str:
-    """What parts the cells of the header most often; what stands in double quotes parts none."""
+def _delimiter(file: TextIO) -> tuple[str, int]:
+    """What parts the cells, and how many lines stand before the header.
+
+    It is what the header has most of; what stands in double quotes parts none. Excel's own line
+    before it, `sep=;`, says it.
+    """
     header = file.readline()
+    said = _SEPARATOR.fullmatch(header)
+    if said is not None:
+        return said[1], 1
     while header.count('"') % 2 and len(header) < _LONGEST_HEADER and (line := file.readline()):
         header += line
     plain = re.sub('"[^"]*"', "", header)
-    return max(",;\t", key=lambda each: (plain.count(each), header.count(each)))
+    return max(",;\t", key=lambda each: (plain.count(each), header.count(each))), 0
 
 
-def _names(path: str, header: list[str]) -> list[str]:
+def _names(path: str, header: list[str] | None) -> list[str]:
+    if header is None:
+        raise DataError(f"{path} is empty: its first line must name the columns")
     names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(header)]
     if not names:
-        raise DataError(f"{path} is empty: its first line must name the columns")
+        raise DataError(f"{path}: the first line is empty, and must name the columns")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"{path} has two columns {twice[0]!r}; give each a name of its own")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tfgpu.data.file_tree import Remarks
-from tfgpu.data.image_files import Header, remark
+from tfgpu.data.image_files import TURNED, Header, remark
 from tfgpu.errors import shown
 
 
@@ -67,12 +67,41 @@ def image_remarks(paths: Iterable[str], headers: Iterable[Header]) -> Remarks:
     return remarks
 
 
-def _twins(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs that are one name where case and Unicode's normal form do not count."""
+def alike_note(class_names: Iterable[str]) -> tuple[str, ...]:
+    """A line about classes that one writes in two ways, as people do in a table."""
+    twins = _twins(class_names, str.strip)
+    if not twins:
+        return ()
+    one, other = twins[0]
+    return (
+        f"classes: {len(twins)} of a name that differs from another's in case or blanks alone "
+        f"({one!r}, {other!r}): are they one?",
+    )
+
+
+def turned_note(paths: Iterable[str], headers: Iterable[Header], what: str) -> tuple[str, ...]:
+    """A line about images that are turned upright and have something drawn over them.
+
+    Args:
+        paths: Of the images.
+        headers: Of each.
+        what: "masks" or "boxes", which may be of the picture as it is stored.
+    """
+    turns = Remarks()
+    for path, header in zip(paths, headers, strict=True):
+        if header.turned:
+            turns.add(TURNED, shown(os.path.basename(path)))
+    return (f"images: {turns}: their {what} must be of the upright pictures",) * bool(turns.counts)
+
+
+def _twins(
+    names: Iterable[str], plainer: Callable[[str], str] = lambda name: name
+) -> list[tuple[str, str]]:
+    """Pairs that are one name where case, Unicode's normal form and what else do not count."""
     known: dict[str, str] = {}
     pairs = []
     for name in names:
-        first = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        first = known.setdefault(unicodedata.normalize("NFC", plainer(name)).casefold(), name)
         if first != name:
             pairs.append((first, name))
     return pairs

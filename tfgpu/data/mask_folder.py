@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfgpu.data.examples import python_op
 from tfgpu.data.file_contents import fingerprints
-from tfgpu.data.file_notes import image_remarks, notes
+from tfgpu.data.file_notes import image_remarks, notes, turned_note
 from tfgpu.data.file_tree import FileTree, Remarks
 from tfgpu.data.folder import decode_image, find_images, image_feature
 from tfgpu.data.image_files import EXTENSIONS, TURNED, opened, read_headers, upright
@@ -86,12 +86,7 @@ def open_mask_folders(path: str, root: str, split_dirs: dict[str, str], left: Re
         image_remarks(images, headers),
         linked=any(linked),
     )
-    turns = Remarks()
-    for image, header in zip(images, headers, strict=True):
-        if header.turned:
-            turns.add(TURNED, shown(os.path.basename(image)))
-    if turns.counts:
-        lines += (f"images: {turns}: their masks must be of the upright pictures",)
+    lines += turned_note(images, headers, "masks")
 
     def split(split_name: str, label: str | None = None) -> Records | None:
         return _records(pairs[split_name], feature) if split_name in pairs else None

@@ -365,6 +365,8 @@ def _reader(
         array = np.searchsorted(values, np.reshape(array, [-1]))
     elif array.dtype.kind == "U":
         array = np.char.encode(array, "utf-8")
+    elif array.dtype.kind == "S":
+        _refuse_other_encodings(column.array.path, column.array.name, array)
     sides = list(array.shape[1:])
     if feature.kind in ("image", "mask") and len(feature.shape) == len(sides) + 1:
         sides.append(1)
@@ -470,5 +472,17 @@ def _sample_rate(path: str, arrays: Mapping[str, Array]) -> int | None:
     return None
 
 
+def _refuse_other_encodings(path: str, name: str, array: np.ndarray) -> None:
+    for i, each in enumerate(np.reshape(array, [-1]).tolist()):
+        try:
+            each.decode()
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path}: {name} holds bytes that are not UTF-8, such as number {i}, "
+                f"{each[:40]!r}: save them as strings"
+            ) from None
+
+
 def _shown(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    # Bytes that are no UTF-8 stay apart from each other.
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -13,6 +13,8 @@ import tensorflow as tf
 from tfgpu.data.cells import spelled
 from tfgpu.data.columns import Column
 from tfgpu.data.file_contents import fingerprints
+from tfgpu.data.file_notes import image_remarks, notes
+from tfgpu.data.file_tree import Remarks
 from tfgpu.data.folder import decode_image, image_feature
 from tfgpu.data.image_files import read_headers
 from tfgpu.data.records import Feature, Records, Schema, Source, refuse_new_classes
@@ -86,7 +88,7 @@ def columns_source(
         for column in columns
         if column.images and (found := _image_files(column, folder)) is not None
     }
-    features |= {name: feature for name, (feature, _) in images.items()}
+    features |= {name: feature for name, (feature, *_) in images.items()}
     if images:
         fingerprint = _with_files(fingerprint, folder, images)
     separators: dict[str, str] = {}
@@ -166,11 +168,15 @@ def columns_source(
             supervised=(inputs[0], classes[0]) if only else None,
         ),
         split=split,
+        notes=tuple(line for _, _, lines in images.values() for line in lines),
     )
 
 
-def _image_files(column: Column, folder: str) -> tuple[Feature, list[str]] | None:
-    """The feature of a column of names of image files, and their paths.
+_Images = tuple[Feature, list[str], tuple[str, ...]]
+
+
+def _image_files(column: Column, folder: str) -> _Images | None:
+    """The feature of a column of names of image files, their paths, and lines for the user.
 
     Returns:
         None where no file is there: then the column is strings.
@@ -191,13 +197,13 @@ def _image_files(column: Column, folder: str) -> tuple[Feature, list[str]] | Non
                 f"{path} is not there, which row {places[path] + 1} names in the column "
                 f"{column.name!r}; put the image there, or take the row away"
             )
-    return image_feature(distinct, read_headers(distinct)), paths
+    headers = read_headers(distinct)
+    lines = notes(Remarks(), {"train": distinct}, image_remarks(distinct, headers))
+    return image_feature(distinct, headers), paths, lines
 
 
-def _with_files(
-    fingerprint: str, folder: str, images: Mapping[str, tuple[Feature, list[str]]]
-) -> str:
+def _with_files(fingerprint: str, folder: str, images: Mapping[str, _Images]) -> str:
     """A fingerprint that has files in it too."""
-    paths = sorted({path for _, some in images.values() for path in some})
+    paths = sorted({path for _, some, _ in images.values() for path in some})
     contents = fingerprints(paths, folder or os.curdir)
     return hashlib.sha256(json.dumps([fingerprint, contents]).encode()).hexdigest()

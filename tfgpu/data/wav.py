@@ -34,6 +34,8 @@ _OTHERS = {
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # What a program writes that did not know how long it would be.
 _CHUNK_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9 _]{3}")
 _MOST_RATE = 1_000_000  # Hz; recorders of ultrasound have half of it.
+_FULL_SCALE = 2**15
+_LOUD = "louder than full scale, divided by its peak"
 _MOST_STRETCHED = 1000  # Samples that one becomes.
 
 
@@ -147,7 +149,7 @@ def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndar
 
     Returns:
         int16 (samples,), at least one: floats in [-1, 1] and integers of other sizes brought to the
-        range of 16 bits.
+        range of 16 bits. Floats beyond are divided by the greatest: cut off, they would be noise.
 
     Raises:
         DataError: See `read_header`; or there is no sample, or one is not finite.
@@ -166,26 +168,55 @@ def read_wav(path: str, rate: int, *, remarks: Remarks | None = None) -> np.ndar
             remarks.add(f"of {header.rate} Hz, resampled to the {rate} Hz of training", name)
         if header.channels > 1:
             remarks.add("of several channels, mixed down to one", name)
-    frames = header.samples * header.channels
+    content = _content(path, header)
+    if header.bits == 16 and header.channels == 1 and header.rate == rate:
+        return np.frombuffer(content, "<i2").astype(np.int16)
+    mixed, peak = _mixed(path, header, content)
+    if peak > _FULL_SCALE:
+        mixed *= _FULL_SCALE / peak
+        if remarks is not None:
+            remarks.add(_LOUD, shown(os.path.basename(path)))
+    return resample(mixed, header.rate, rate)
+
+
+def is_loud(path: str, header: Header) -> bool:
+    """Whether the samples of a file go beyond full scale, as floats may.
+
+    Args:
+        path: The file.
+        header: What `read_header` said of it.
+
+    Raises:
+        DataError: See `read_wav`.
+    """
+    if not header.floats or not header.samples:
+        return False
+    return _mixed(path, header, _content(path, header))[1] > _FULL_SCALE
+
+
+def _content(path: str, header: Header) -> bytes:
+    """The bytes of the samples."""
     try:
         with open(path, "rb") as file:
             file.seek(header.offset)
-            content = file.read(frames * header.bits // 8)
+            return file.read(header.samples * header.channels * header.bits // 8)
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
-    if header.bits == 16 and header.channels == 1 and header.rate == rate:
-        return np.frombuffer(content, "<i2").astype(np.int16)
+
+
+def _mixed(path: str, header: Header, content: bytes) -> tuple[np.ndarray, float]:
+    """The mean of the channels in the range of 16 bits, float64, and its greatest size."""
     values = _values(content, header)
     if not np.isfinite(values).all():
         raise DataError(f"{shown(path)} has samples that are not finite: mend it, or take it away")
-    mixed = values.reshape(-1, header.channels).mean(axis=1)
-    return resample(mixed, header.rate, rate)
+    mixed: np.ndarray = values.reshape(-1, header.channels).mean(axis=1)
+    return mixed, float(np.abs(mixed).max())
 
 
 def _values(content: bytes, header: Header) -> np.ndarray:
     """All samples in the range of 16 bits, float64."""
     if header.floats:
-        return np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float64) * 2**15
+        return np.frombuffer(content, f"<f{header.bits // 8}").astype(np.float64) * _FULL_SCALE
     if header.bits == 8:  # Without a sign.
         return (np.frombuffer(content, np.uint8).astype(np.float64) - 128) * 2**8
     if header.bits == 24:
@@ -214,4 +245,4 @@ def resample(samples: np.ndarray, given: int, wanted: int) -> np.ndarray:
 
         common = math.gcd(given, wanted)
         values = resample_poly(values, wanted // common, given // common)
-    return np.clip(np.round(values), -(2**15), 2**15 - 1).astype(np.int16)
+    return np.clip(np.round(values), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)

@@ -52,7 +52,7 @@ def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str], left: 
 
     Raises:
         DataError: See `find_classes`; or a file cannot be read, or is encoded as nothing that is
-            read here; or no file of a split has a sample.
+            read here, or has floats that are not finite; or no file of a split has a sample.
     """
     classes = find_classes(split_dirs, left, extensions=wav.EXTENSIONS, what="WAV files")
     class_names, files = classes.names, classes.files
@@ -60,6 +60,8 @@ def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str], left: 
     # Threads because opening waits for the disk.
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = dict(zip(every, pool.map(wav.read_header, every, chunksize=64), strict=True))
+        # Floats that are no numbers are found here, and not in the test once all is trained.
+        loud = sum(pool.map(wav.is_loud, found, found.values(), chunksize=64))
     kept = {split: _with_samples(*of, found, split=split) for split, of in files.items()}
     rates = collections.Counter(found[file].rate for file in kept["train"][0])
     rate = max(rates, key=lambda each: (rates[each], each))
@@ -99,7 +101,7 @@ def open_wav_folders(path: str, root: str, split_dirs: Mapping[str, str], left: 
                 class_names=class_names,
                 linked=classes.linked,
             ),
-            *_notes(found, rate),
+            *_notes(found, rate, loud),
         ),
     )
 
@@ -116,8 +118,8 @@ def _with_samples(
     return [path for path, _ in kept], [label for _, label in kept]
 
 
-def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
-    """What is unusual about the files."""
+def _notes(headers: Mapping[str, wav.Header], rate: int, loud: int) -> tuple[str, ...]:
+    """What is unusual about the files, of which some are louder than full scale."""
     said = []
     empty = [path for path, header in headers.items() if not header.samples]
     if empty:
@@ -135,6 +137,12 @@ def _notes(headers: Mapping[str, wav.Header], rate: int) -> tuple[str, ...]:
     if several:
         verb = "has" if several == 1 else "have"
         said.append(f"{several:,} {verb} several channels, which are mixed down to one")
+    if loud:
+        one = loud == 1
+        said.append(
+            f"{loud:,} go{'es' * one} beyond full scale, and {'is' if one else 'are'} divided by "
+            f"{'its' if one else 'their'} greatest sample"
+        )
     return tuple(f"WAV files: of {len(headers):,}, {each}" for each in said)
 
 

@@ -40,5 +40,7 @@ def describe(config: ExportSettings, run: TrainedRun) -> str:
         )
     names = ["labels.txt"] if run.dataset.get("class_names") else []
     lines += [f"  {name}" for name in (*names, "export.json")]
+    if config.formats == "all":
+        lines.append("Of these, formats that the task has no file of are left out.")
     lines.append("A file that differs too much from the model gets the name NAME.rejected.")
     return "\n".join([*lines, "", dry_run.NOTHING])

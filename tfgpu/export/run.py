@@ -78,17 +78,24 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     threads = machine.intra_op_threads or os.cpu_count() or 1
     task = run.task(config.task)
     data = run.load_data(dataset=config.dataset, data_dir=config.data_dir, task=config.task)
+    unit = data.task.unit
     model = run.load_model(builder=config.model, task=config.task)
     plain = in_float32(model)
     servings = {kind: task.serve(run.spec, kind) for kind in ("", *config.chosen_formats)}
     own_serving = servings[""]
+    kinds = []
+    for kind in config.chosen_formats:
+        if servings[kind].refused and config.formats == "all":  # All that there are of the task.
+            console.say(f"no {FILES[kind][0]}: {servings[kind].refused}")
+        else:
+            kinds.append(kind)
     calibration = (
         _calibration(data.train, config.calibration_examples, seed=run.config["seed"])
-        if "litert_int8" in config.chosen_formats
+        if "litert_int8" in kinds
         else None
     )
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as work:
-        written = [_File(kind, Path(work) / FILES[kind][0]) for kind in config.chosen_formats]
+        written = [_File(kind, Path(work) / FILES[kind][0]) for kind in kinds]
         runtimes: dict[str, Predict] = {}
         for file in written:
             console.say(f"writing {file.path.name}")
@@ -117,12 +124,10 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
             x, raw, _ = next(_batches(data.test, servings))
             figures = {
                 name: _figures(others[name], own_serving)
-                | gate.measure(
-                    predict, {key: raw[key] for key in servings[name].inputs}, unit=task.unit
-                )
+                | gate.measure(predict, {key: raw[key] for key in servings[name].inputs}, unit=unit)
                 for name, predict in runtimes.items()
             }
-            own_figures = _figures(own, own_serving) | gate.measure(reference, x, unit=task.unit)
+            own_figures = _figures(own, own_serving) | gate.measure(reference, x, unit=unit)
         for file in written:
             if file.kind in others:
                 file.found |= figures[file.kind]
@@ -170,7 +175,7 @@ def export(config: ExportSettings, run: TrainedRun, *, console: Console) -> dict
     files.write_json(directory / "export.json", result)
     rows = [result["reference"], result["run_model"], *published]
     shown = (row for row in rows if row)
-    console.say(gate.table(shown, measure=own_serving.measure, unit=task.unit))
+    console.say(gate.table(shown, measure=own_serving.measure, unit=unit))
     console.say(f"compared over {own.examples:,} test examples; everything is in {directory}")
     return result
 

@@ -12,6 +12,7 @@ import numpy as np
 from tfgpu import tasks
 from tfgpu.data import sources
 from tfgpu.data.examples import Examples
+from tfgpu.data.file_notes import alike_note
 from tfgpu.data.records import Description, Records, Schema, Source, refuse_lines
 from tfgpu.errors import DataError, RequestError, did_you_mean
 from tfgpu.models.builders import find_object
@@ -195,9 +196,20 @@ def load(
         validation=of_validation,
         test=of_test,
         test_split=test_split,
-        notes=(*reading.notes, *(note for each in every for note in each.notes)),
+        notes=(
+            *reading.notes,
+            *_alike(source, reading.spec, fitted),
+            *(note for each in every for note in each.notes),
+        ),
         storage_notes=(*source.notes, *_renamed(source.schema, given, roles)),
     )
+
+
+def _alike(source: Source, spec: DataSpec, fitted: Any) -> tuple[str, ...]:
+    """What looks like one class in two spellings; folders say it of their own names."""
+    if fitted is not None or source.name.startswith("folder:"):
+        return ()
+    return alike_note(spec.class_names)
 
 
 def _of_run(

@@ -57,7 +57,8 @@ def _is_flag(feature: Feature) -> bool:
     if feature.kind not in ("number", "class") or feature.shape != ():
         return False
     return bool(feature.class_names) and (
-        set(feature.class_names) <= {"0", "1"} or set(feature.class_names) <= {"False", "True"}
+        set(feature.class_names) <= {"0", "1"}
+        or {name.lower() for name in feature.class_names} <= {"false", "true"}
     )
 
 
@@ -143,12 +144,14 @@ def read(request: Request) -> Reading:
     def examples(split: str, some: Records) -> Examples:
         return some.examples((x, *targets), decode, y_names=targets, decode_y=decode_y)
 
-    notes = []
+    notes: list[str] = []
     if request.fitted is None:
         fitted = {"labels": own}
+        if columns and not request.options["labels"]:
+            notes = _no_labels(schema, x)
         # In memory, that costs nothing; elsewhere a pass over the data.
         if request.train.select_batch is not None:
-            notes = _notes(examples("train", request.train).load_y(), own)
+            notes += _notes(examples("train", request.train).load_y(), own)
     spec = DataSpec(
         x=tf.TensorSpec(shape, tf.uint8),
         y=tf.TensorSpec((len(own),), tf.float32),
@@ -161,9 +164,22 @@ def read(request: Request) -> Reading:
 def _as_flag(value: tf.Tensor, feature: Feature) -> tf.Tensor:
     """float32: a number 0 or 1, or the position of its name, which may be the only one."""
     if feature.kind == "class":
-        known = [name in ("1", "True") for name in feature.class_names]
+        known = [name.lower() in ("1", "true") for name in feature.class_names]
         return tf.gather(tf.constant(known, tf.float32), value)
     return tf.cast(value, tf.float32)
+
+
+def _no_labels(schema: Schema, x: str) -> list[str]:
+    """A line about the columns that are left out: one cell of 2 makes a label one of them."""
+    others = [
+        f"{name} ({feature.described})"
+        for name, feature in schema.features.items()
+        if name != x and not _is_flag(feature)
+    ]
+    if not others:
+        return []
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return [f"left out, as labels are columns of 0 and 1: {', '.join(others[:_NAMED])}{more}"]
 
 
 def _notes(y: np.ndarray, names: Sequence[str]) -> list[str]:

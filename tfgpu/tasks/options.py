@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tfgpu.cli.settings import read_pairs
 from tfgpu.errors import RequestError, did_you_mean
-from tfgpu.tasks.task import Task
+from tfgpu.tasks.task import DataSpec, Task
 
 HEEDED = ("image_size", "label_smoothing", "class_weight", "target", "tokens")
 """Settings that some tasks have no meaning for."""
@@ -66,9 +68,11 @@ def _typed(name: str, text: str, default: Any) -> Any:
     for kind, what in ((int, "a whole number"), (float, "a number")):
         if type(default) is kind:
             try:
-                return kind(text)
-            except ValueError:
-                raise RequestError(f"--task_options={name}={text}: must be {what}") from None
+                if math.isfinite(value := kind(text)):
+                    return value
+            except (ValueError, OverflowError):
+                pass
+            raise RequestError(f"--task_options={name}={text}: must be {what}")
     return text
 
 
@@ -93,3 +97,46 @@ def refuse_others(settings: Mapping[str, Any], task: Task) -> None:
                 f"--augment={names}: {name!r} is not an augmentation of the task {task.name}"
                 f"{did_you_mean(name, task.augment)}; it has {known}"
             )
+
+
+_RECIPE = frozenset(
+    ("optimizer", "learning_rate", "momentum", "weight_decay", "lr_schedule", "warmup_epochs")
+    + ("batch_size", "epochs", "augment")
+)
+
+
+def check_recipe(task: Task, recipe: Mapping[str, Any]) -> None:
+    """Refuses a task without a model, and defaults that nothing asks for, such as "epoch".
+
+    Args:
+        task: Of the data.
+        recipe: What its `recipe` gave.
+
+    Raises:
+        RequestError: Names what is wrong.
+    """
+    if not task.models:
+        raise RequestError(f"the task {task.name} has no models: name a builder in its `models`")
+    of_models = recipe.get("of_model", {}).values()
+    given = [*(name for name in recipe if name != "of_model"), *itertools.chain(*of_models)]
+    for name in given:
+        if name not in _RECIPE:
+            raise RequestError(
+                f"the recipe of the task {task.name} has {name!r}{did_you_mean(name, _RECIPE)}; "
+                f"it may have {', '.join(sorted(_RECIPE))}, and of_model"
+            )
+
+
+def check_objective(task: Task, spec: DataSpec) -> None:
+    """Refuses a task whose `objective` is none of its metrics, before a search trains for it.
+
+    Raises:
+        RequestError: Names the metrics.
+    """
+    metrics = task.metrics(spec)
+    names = [each if isinstance(each, str) else getattr(each, "name", None) for each in metrics]
+    if task.objective not in ("loss", *names) and None not in names:
+        raise RequestError(
+            f"the objective of the task {task.name} is {task.objective!r}, which is none of its "
+            f"metrics, {', '.join(map(str, names)) or 'of which there are none'}, nor loss"
+        )

@@ -64,7 +64,15 @@ def read(request: Request) -> Reading:
     """uint8 images (height, width, channels) and uint8 masks (height, width) of class numbers."""
     x, y = request.roles["x"], request.roles["y"]
     features = request.schema.features
-    shape = records.image_shape(features[x], request.image_size, requested=request.schema.requested)
+    requested = request.schema.requested
+    shape = records.image_shape(features[x], request.image_size, requested=requested)
+    sizes = features[x].shape[:2], features[y].shape[:2]
+    if sizes[0] != sizes[1] and None not in (*sizes[0], *sizes[1]):
+        (height, width), (high, wide) = sizes
+        raise DataError(
+            f"{x!r} of {requested!r} are images of {height}x{width} and {y!r} are masks of {high}x"
+            f"{wide} (height x width): they must be of one size"
+        )
     fitted = dict(request.fitted) if request.fitted is not None else fit(request, y)
     class_names = tuple(fitted["names"])
     table = np.full(256, _UNKNOWN, np.uint8)

@@ -22,7 +22,7 @@ from tfgpu.engine.datasets import untuned
 from tfgpu.errors import DataError, RequestError, shown
 from tfgpu.models.classification_loss import classification_loss
 from tfgpu.tasks.parts.class_report import ClassReport
-from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files
+from tfgpu.tasks.parts.predictor import ClassLines, Predictor, find_files, is_text
 from tfgpu.tasks.parts.serving import PROBABILITIES, Serving, likeliest, right, with_softmax
 from tfgpu.tasks.task import DataSpec, Reading, Request, Task
 from tfgpu.tensorboard.pictures import Picture
@@ -376,10 +376,16 @@ class TextPredictor(ClassLines, Predictor):
         return tokens.astype(np.int32)
 
 
-def _of_lines(file: str, lines: Iterable[str]) -> Iterator[_Text]:
+def _of_lines(file: str, lines: Iterable[str]) -> Iterator[_Text | DataError]:
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _Text(f"{file}:{number}", line.strip())
+        if not line.strip():
+            continue
+        place = f"{file}:{number}"
+        # Standard input gives bytes that are not UTF-8 as surrogates; a file is refused as a whole.
+        if is_text(line):
+            yield _Text(place, line.strip())
+        else:
+            yield DataError(f"{shown(place)} is not UTF-8: convert it first")
 
 
 def _serve(spec: DataSpec, kind: str) -> Serving:

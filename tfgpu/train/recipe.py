@@ -61,17 +61,19 @@ def resolve_for(config: TrainSettings, data: Dataset, *, replicas: int, on_gpu: 
     Raises:
         RequestError: What `resolve` refuses, or a setting has no meaning for the task.
     """
-    from tfgpu.tasks.options import refuse_others
+    from tfgpu.tasks.options import check_recipe, refuse_others
 
     task, count = data.task, data.train.num_examples
     refuse_others(config.to_json(), task)
+    defaults = task.recipe(data.spec, count)
+    check_recipe(task, defaults)
     return resolve(
         config,
         num_examples=count,
         replicas=replicas,
         on_gpu=on_gpu,
         model=next(iter(task.models)),
-        defaults=task.recipe(data.spec, count),
+        defaults=defaults,
         augmentations=tuple(task.augment),
     )
 

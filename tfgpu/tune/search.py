@@ -19,6 +19,7 @@ from tfgpu.cli.console import Console
 from tfgpu.errors import Interrupted, RequestError
 from tfgpu.models.builders import find_builder
 from tfgpu.tasks.loading import Dataset
+from tfgpu.tasks.options import check_objective
 from tfgpu.tasks.parts.spaces import for_examples, of_lenet
 from tfgpu.tasks.task import Task
 from tfgpu.train import recipe
@@ -87,6 +88,8 @@ class Search:
         worker_devices = devices.divide(config.workers, gpus=gpus, cores=devices.usable_cores())
         data = load_data(config)
         task = data.task
+        if config.objective != "val_loss":
+            check_objective(task, data.spec)
         objective, maximize = oracle.objective_of(config, task)
         of_another = config.model not in (None, "lenet") and ":" not in (config.model or "")
         if task.space is of_lenet and config.space == DEFAULT and of_another:

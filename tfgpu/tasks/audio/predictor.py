@@ -93,9 +93,9 @@ class AudioPredictor(ClassLines, Predictor):
         else:
             values = wav.read_wav(item, fitted["rate"], remarks=self.remarks)
         if len(values) > length:
-            seconds = length / fitted["rate"]
+            read = f"{length} frames" if self._ready else f"{length / fitted['rate']:.3g} s"
             self.remarks.add(
-                f"longer than the {seconds:.3g} s that are read", shown(os.path.basename(item))
+                f"longer than the {read} that are read", shown(os.path.basename(str(item)))
             )
         real = min(len(values), length)
         whole = np.zeros((length, *values.shape[1:]), values.dtype)

@@ -141,14 +141,21 @@ def read(request: Request) -> Reading:
 
 
 def to_samples(values: tf.Tensor) -> tf.Tensor:
-    """A recording as int16 (time,): floats in [-1, 1] brought to its range, channels mixed down."""
+    """A recording as int16 (time,), its channels mixed down.
+
+    Floats in [-1, 1] and uint8, whose silence is 128, are brought to its range, and so is, as a
+    whole, a recording that is louder: of floats that hold whole numbers, or of 24 and 32 bits.
+    """
     floats = tf.cast(values, tf.float32)
     if values.dtype.is_floating:
         floats = floats * FULL_SCALE
+    elif values.dtype == tf.uint8:
+        floats = (floats - 128.0) * 256.0
     elif values.dtype == tf.int16 and values.shape.rank == 1:
         return values
     if values.shape.rank == 2:
         floats = tf.reduce_mean(floats, axis=-1)
+    floats *= FULL_SCALE / tf.maximum(tf.reduce_max(tf.abs(floats)), FULL_SCALE)
     floats = tf.clip_by_value(tf.round(floats), -FULL_SCALE, FULL_SCALE - 1)
     return tf.cast(floats, tf.int16)
 

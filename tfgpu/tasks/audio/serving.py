@@ -103,7 +103,8 @@ def _preprocessing(spec: DataSpec, ready: bool) -> dict[str, Any]:
         what = "frames"
     else:
         said = {
-            SAMPLES: f"float32 in [-1, 1], batch x {length}, one channel",
+            SAMPLES: f"float32 in [-1, 1], batch x {length}, one channel; divide a recording that "
+            "goes beyond by its greatest sample",
             "rate": fitted["rate"],
             "spectrogram": {"in": "the model", **fitted["spectrogram"]},
         }

@@ -319,10 +319,11 @@ def _text(name: str, value: str, *, line: bool) -> str:
     """A value of a row as it is written: a path as `shown` has it, all else where it has to be."""
     if name == "path":
         return shown(value, line=line)
-    return value if _is_text(value) else shown(value, line=line)
+    return value if is_text(value) else shown(value, line=line)
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a string stands for UTF-8, and not for bytes that are none."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -31,25 +31,28 @@ class ItemPredictor(Predictor):
         """See `Predictor.refuse_nothing`: every argument is a user."""
 
     def find(self, arguments: Iterable[str]) -> Iterator[Any]:
-        """Yields users; "-" stands for those on standard input, one a line."""
+        """Yields users, and says which are new; "-" is those on standard input, one a line."""
         for argument in arguments:
-            if argument == "-":
-                yield from filter(None, (line.strip() for line in sys.stdin))
-            elif argument.strip():
-                yield argument.strip()
-            else:
-                yield DataError("--users: a user without a name, between two commas")
+            several = argument == "-"
+            for user in map(str.strip, sys.stdin if several else [argument]):
+                if user:
+                    self._say_if_new(user)
+                    yield user
+                elif not several:
+                    yield DataError("--users: a user without a name, between two commas")
 
-    def load(self, item: Any) -> Any:
-        """See `Predictor.load`; says which user is new."""
-        number = self._users.number(item)
-        if not number:
+    def _say_if_new(self, user: str) -> None:
+        if not self._users.number(user):
             print(
-                f"tfgpu: user {item!r} has no training interaction; answered with what is best "
+                f"tfgpu: user {user!r} has no training interaction; answered with what is best "
                 "for everybody",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def load(self, item: Any) -> Any:
+        """See `Predictor.load`."""
+        number = self._users.number(item)
         if self._what == "rating":
             every = np.arange(len(self._items) + 1, dtype=np.int32)
             return {"user": np.int32(number), "item": every}
@@ -63,9 +66,8 @@ class ItemPredictor(Predictor):
         for user, scores in zip(items, np.array(outputs, np.float32), strict=True):
             number = self._users.number(user)
             scores[[0, *self._seen[number]]] = NEVER
-            count = min(self.settings.top_k, len(scores))
-            best = np.argpartition(-scores, count - 1)[:count]
-            best = best[np.lexsort((best, -scores[best]))]
+            # Of items that are equally good the first ones, as exported files have them.
+            best = np.argsort(-scores, kind="stable")[: self.settings.top_k]
             yield {
                 "user": user,
                 "known": bool(number),

@@ -100,11 +100,15 @@ def load(records: Records, names: tuple[str, ...], features: Mapping[str, Featur
 
 
 def as_numbers(values: np.ndarray, role: str, name: str) -> np.ndarray:
-    """float64 (n,): ratings or clicks.
+    """float64 (n,): ratings, or clicks, which may be `True` and `False` in any case.
 
     Raises:
         DataError: One is not a number.
     """
+    if role == "click" and values.dtype.kind in "OS":
+        lower = {each: each.lower() for each in set(values.tolist())}
+        if set(lower.values()) <= {b"true", b"false"}:
+            values = np.array([lower[each] == b"true" for each in values.tolist()])
     try:
         numbers = values.astype(np.float64)
     except ValueError:

@@ -59,6 +59,11 @@ class Rows:
         """int32, the values of a row."""
         return self.values[self.starts[i] : self.starts[i + 1]]
 
+    def pairs(self, most: int) -> np.ndarray:
+        """int64, a number for each value and its row; `most` is the largest value that any has."""
+        rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return rows * (most + 1) + self.values
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 (rows,)."""
@@ -128,7 +133,8 @@ def read(request: Request) -> Reading:
         length = max(1, min(int(seen.lengths.max()), MOST_HISTORY))
         if length == MOST_HISTORY:
             notes.append(f"of a history the last {MOST_HISTORY:,} items are taken")
-        examples, x, y = _retrieval(load, users, items, seen, length)
+        finished = request.fitted is not None
+        examples, x, y = _retrieval(load, users, items, seen, length, finished=finished)
     return Reading(spec=DataSpec(x=x, y=y, fitted=fitted), examples=examples, notes=tuple(notes))
 
 
@@ -177,8 +183,8 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
             refuse_lines(request.schema.requested, role, map(str, ids.keys))
     if len(items.keys) < 2:
         raise DataError(
-            f"{request.schema.requested!r} has one item only, {items.keys[0]!r}: there is nothing "
-            "to choose from"
+            f"{request.schema.requested!r} has one item only, {items.keys[0].item()!r}: there is "
+            "nothing to choose from"
         )
     numbers = users.numbers(train.user), items.numbers(train.item)
     seen = Rows.of_pairs(*numbers, len(users.keys) + 1)
@@ -200,6 +206,23 @@ def _fit(train: _Interactions, request: Request) -> dict[str, Any]:
     return fitted
 
 
+def _new(split: str, found: _Interactions, users: Ids, items: Ids, then: str) -> tuple[str, ...]:
+    """What a split has of users and items that are in no training interaction."""
+    parts = []
+    for what, table, keys in (("a user", users, found.user), ("an item", items, found.item)):
+        new = table.numbers(keys) == 0
+        if new.any():
+            parts.append((int(new.sum()), f"{what} (such as {keys[new][0].item()!r})"))
+    if not parts:
+        return ()
+    (count, what), *others = parts
+    more = "".join(f" and {count:,} {what}" for count, what in others)
+    return (
+        f"{split}: {count:,} of {found.user.size:,} interactions ha{'s' if count == 1 else 've'} "
+        f"{what}{more} that training had not; {then}",
+    )
+
+
 def _ratings(load: _Loader, users: Ids, items: Ids, seen: Rows) -> tuple[Any, Any, Any]:
     left_out = seen.padded(max(1, int(seen.lengths.max())), 0)
 
@@ -213,27 +236,45 @@ def _ratings(load: _Loader, users: Ids, items: Ids, seen: Rows) -> tuple[Any, An
             x, _ = made.decode(*parts)
             return {**x, "seen": left_out(tf.cast(x["user"], tf.int64)[None])[0]}
 
-        return dataclasses.replace(made, decode_batch=made.decode, decode_raw=decode_raw)
+        return dataclasses.replace(
+            made,
+            decode_batch=made.decode,
+            decode_raw=decode_raw,
+            notes=_new(split, found, users, items, "they get the mean of the others"),
+        )
 
     x = {"user": tf.TensorSpec((), tf.int32), "item": tf.TensorSpec((1,), tf.int32)}
     return examples, x, tf.TensorSpec((1,), tf.float32)
 
 
+def _known(found: _Interactions, users: Ids, items: Ids) -> Rows | None:
+    """The items that each user has; None where a user or an item is not in the tables."""
+    user, item = users.numbers(found.user), items.numbers(found.item)
+    if not user.all() or not item.all():
+        return None
+    return Rows.of_pairs(user, item, len(users.keys) + 1)
+
+
 def _retrieval(
-    load: _Loader, users: Ids, items: Ids, seen: Rows, length: int
+    load: _Loader, users: Ids, items: Ids, seen: Rows, length: int, *, finished: bool
 ) -> tuple[Any, Any, Any]:
     from tfgpu.models.retrieval_loss import PADDING, left_out
 
     history = seen.padded(length, 0)
     known = [seen]  # What is left out of later splits: training, then validation too.
 
-    def targets(split: str, some: Records) -> tuple[np.ndarray, Rows]:
-        """The users of a split, and codes for each."""
-        if split == "train":
-            present = np.flatnonzero(seen.lengths)
-            return present, seen
-        found = load(some)
+    def targets(split: str, some: Records) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
+        """The users of a split, codes for each, and what is unusual."""
         count = len(users.keys) + 1
+        if split == "train" and not finished:
+            return np.flatnonzero(seen.lengths), seen, ()
+        found = load(some)
+        if split == "train":
+            # Of the run itself; that of other data, which `evaluate` may measure, is another.
+            own = _known(found, users, items)
+            most = len(items.keys)
+            if own is not None and np.isin(own.pairs(most), seen.pairs(most)).all():
+                return np.flatnonzero(own.lengths), own, ()
         # Users that are new in this split are told apart, and all are number 0 to the model.
         of_user = users.numbers(found.user).astype(np.int64)
         new, position = np.unique(found.user[of_user == 0], return_inverse=True)
@@ -263,10 +304,12 @@ def _retrieval(
             inside = (rows < count) & (values <= len(items.keys))
             known.append(Rows.of_pairs(rows[inside], values[inside], count))
         starts = np.concatenate([[0], ends]).astype(np.int64)
-        return present, Rows(together[order].astype(np.int32), starts)
+        codes_of_rows = Rows(together[order].astype(np.int32), starts)
+        then = "such users get what is best for everybody, such items count as not found"
+        return present, codes_of_rows, _new(split, found, users, items, then)
 
     def examples(split: str, some: Records) -> Examples:
-        present, codes = targets(split, some)
+        present, codes, notes = targets(split, some)
         if not present.size:
             raise DataError(f"the {split} split has nothing that is not in the training split too")
         target = codes.padded(int(codes.lengths.max()), PADDING)
@@ -282,7 +325,7 @@ def _retrieval(
         def decode(user: tf.Tensor, past: tf.Tensor, codes: tf.Tensor) -> tuple[Any, Any]:
             return {"user": user, "history": past}, codes
 
-        return Examples(len(present), read, decode, decode_batch=decode)
+        return Examples(len(present), read, decode, decode_batch=decode, notes=notes)
 
     x = {"user": tf.TensorSpec((), tf.int32), "history": tf.TensorSpec((length,), tf.int32)}
     return examples, x, tf.TensorSpec((int(seen.lengths.max()),), tf.int32)

@@ -35,6 +35,9 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     num_items = len(spec.fitted["items"]) + 1
     inputs = dict(spec.x)
     left_out = "seen" if rates else "history"
+    if rates:
+        inputs["seen"] = tf.TensorSpec((seen_length(spec),), tf.int32)
+    width = inputs[left_out].shape[0]
     files = {
         f"{name}.txt": "".join(f"{key}\n" for key in spec.fitted[name])
         for name in ("users", "items")
@@ -42,7 +45,8 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     about = {
         "inputs": {
             "user": "int32 (batch,): line of users.txt, from 1; 0 is a new user",
-            left_out: "int32 (batch, any number): lines of items.txt that are left out, 0 pads",
+            left_out: f"int32 (batch, {width}): lines of items.txt that are left out, the last "
+            f"{width} of them; 0 pads",
         },
         "outputs": {
             ITEMS: f"int32 (batch, {min(K, num_items - 1)}): lines of items.txt, the best first",
@@ -52,7 +56,6 @@ def serve(spec: DataSpec, kind: str) -> Serving:
     if rates:
         about["inputs"]["item"] = "int32 (batch, 1): the item to rate; 0 where none is"
         about["outputs"][RATING] = "float32 (batch, 1): of `item`"
-        inputs["seen"] = tf.TensorSpec((seen_length(spec),), tf.int32)
     refused = ""
     if kind == "litert_int8":
         refused = "tables of ids have no int8 form that keeps the order of items; use litert"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpu.data.cells import respelled
 from tfgpu.models import recommenders
 from tfgpu.tasks.task import DataSpec
 
@@ -31,10 +32,13 @@ class Ids:
         return cls(np.unique(keys))
 
     def numbers(self, keys: np.ndarray) -> np.ndarray:
-        """int32 (n,) of ids (n,), whole numbers or str, whichever the table has."""
+        """int32 (n,) of ids (n,), whole numbers or str, whichever the table has.
+
+        What a table has as a whole number is the same however it is written: `1` and `1.0`.
+        """
         if self.keys.dtype.kind in "iu" and keys.dtype.kind not in "iu":
             order, texts = self._as_texts
-            found = texts.numbers(keys)
+            found = texts.numbers(np.array([respelled(key) for key in keys.tolist()], str))
             return np.where(found > 0, order[found - 1] + 1, 0).astype(np.int32)
         if self.keys.dtype.kind not in "iu" and keys.dtype.kind in "iu":
             keys = keys.astype(str)

@@ -19,6 +19,9 @@ GOALS = ("auto", "classification", "regression")
 MOST_CLASSES = 20
 """Different whole numbers of a target that is called a class up to which they are classes."""
 
+TEXT = "it holds text"
+"""Why a target is a class, where nothing else is possible."""
+
 _TARGET_NAME = re.compile(r"target|label|class|outcome|y")
 _CLASS_NAME = re.compile(r"(.*_)?(label|class|category|grade)")
 WHOLE = re.compile(r"-?\d+")
@@ -134,7 +137,7 @@ def goal_of(target: str, feature: Feature, wanted: str) -> tuple[str, str]:
     if wanted != "auto":
         return wanted, "as asked for"
     if text:
-        return "classification", "it holds text"
+        return "classification", TEXT
     if count == 2:
         return "classification", "two whole numbers"
     if 0 < count <= MOST_CLASSES and _CLASS_NAME.fullmatch(target.lower()):

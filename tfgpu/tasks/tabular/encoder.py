@@ -73,7 +73,7 @@ def fit(
             if found:
                 numbers += found
             else:
-                left_out[name] = "the same in every row"
+                left_out[name] = _constant(values)
             continue
         if values.ndim > 1:
             raise RequestError(f"the column {name!r} is of several numbers, and no category")
@@ -103,8 +103,19 @@ def fit(
             categories.append({"column": name, "vocabulary": kept})
     if not numbers and not categories:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        reasons = reasons or "--task_options=ignore names every other column"
         raise DataError(f"{schema.requested!r} has nothing to learn {target!r} from: {reasons}")
     return {"numbers": numbers, "categories": categories, "left_out": left_out}, notes
+
+
+def _constant(values: np.ndarray) -> str:
+    """Why a column of numbers says nothing: as float32, in which models compute, they are one."""
+    known = np.unique(values[~np.isnan(values)])
+    if not known.size:
+        return "empty in every row"
+    if values.ndim == 1 and len(known) > 1:
+        return f"the same in every row as float32, such as {known[0]:.17g} and {known[1]:.17g}"
+    return "the same in every row"
 
 
 def _is_plain(cell: str) -> bool:

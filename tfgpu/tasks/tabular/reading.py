@@ -35,6 +35,8 @@ def read(request: Request) -> Reading:
         fitted, notes = _fit(request, target)
     encoder = Encoder(fitted)
     classes = tuple(fitted.get("classes", ()))
+    # What `evaluate` measures a finished run on may be other data, its training split too.
+    other = request.fitted is not None
 
     def examples(split: str, some: Records) -> Examples:
         found = columns.load(some, encoder.columns, schema)
@@ -66,7 +68,7 @@ def read(request: Request) -> Reading:
                 encoder, gather(cells, positions), gather(arrays[0], positions)
             ),
             decode_batch=decode,
-            notes=() if split == "train" else _unusual(split, encoder, raw, x),
+            notes=_unusual(split, encoder, raw, x) if other or split != "train" else (),
         )
 
     spec = DataSpec(
@@ -144,7 +146,7 @@ def _fit(request: Request, target: str) -> tuple[dict[str, Any], list[str]]:
         described += f", {len(names)} classes"
     other = "classification" if goal == "regression" else "regression"
     way_out = ""
-    if options["goal"] == "auto" and (feature.dtype != "string" and feature.kind != "class"):
+    if options["goal"] == "auto" and why != columns.TEXT:
         way_out = f"; --task_options=goal={other} for the other"
     found, notes = fit(request.train, schema, target, options)
     fitted = own | found
@@ -254,9 +256,10 @@ def unusual(unknown: Mapping[str, list[str]], gaps: Mapping[str, int]) -> list[s
         each = [
             f"{len(cells):,} of {name} (such as {cells[0]!r})" for name, cells in unknown.items()
         ]
+        count = sum(map(len, unknown.values()))
         lines.append(
-            f"{sum(map(len, unknown.values())):,} cells hold categories that training never saw: "
-            f"{_some(each)}; they are answered as unknown, by the other columns alone"
+            f"{count:,} cells hold categories that the model does not know: {_some(each)}; they "
+            "are answered as unknown, by the other columns alone"
         )
     if gaps:
         each = [f"{count:,} of {name}" for name, count in gaps.items()]
