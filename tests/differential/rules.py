@@ -75,14 +75,6 @@ RULES = [
         lambda case, replicas: replicas > 1 and case.dropout > 0,
     ),
     Rule(
-        "scalar loss with weights",
-        "A loss function that gives one scalar a batch is multiplied by the mean weight: a product "
-        "of two means, which no weighing of the replicas' shares adds up to.",
-        lambda case, replicas: (
-            replicas > 1 and case.loss == "function_of_batch" and case.weights != "none"
-        ),
-    ),
-    Rule(
         "sparse gradients",
         "Stock Keras squares and clips the rows of a sparse gradient (Embedding) before it sums "
         "those of equal indices; tfgpu sums first.",

@@ -272,7 +272,9 @@ class Recorder(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.dropout = keras.layers.Dropout(0.5, seed=3)
-        self.mask = self.add_weight(shape=(4, 32), initializer="zeros", trainable=False)
+        self.mask = self.add_weight(
+            shape=(4, 32), initializer="zeros", trainable=False, aggregation="mean"
+        )
 
     def call(self, x, training=False):
         mask = self.dropout(keras.ops.ones((4, 32)), training=training)

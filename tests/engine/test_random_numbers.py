@@ -69,7 +69,9 @@ class Masks(L.Layer):
     """Keeps the mask that each replica drew, in a row of its own."""
 
     def build(self, shape):
-        self.masks = self.add_weight(shape=(2, 64), initializer="zeros", trainable=False)
+        self.masks = self.add_weight(
+            shape=(2, 64), initializer="zeros", trainable=False, aggregation="mean"
+        )
 
     def call(self, values, training=False):
         context = tf.distribute.get_replica_context()

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfgpu.engine.current import current
 from tfgpu.engine.local_copies import keeping_calls
 from tfgpu.engine.step_statistics import StepStatistics, has_clock
 
@@ -77,6 +78,11 @@ def sum_over_replicas(
         tensors: Of the same shape on each replica; None entries stay None.
         statistics: Is told how long it takes, where that can be seen.
     """
+    with current.having(own_code=False, exchanging=True):
+        return _sums(context, tensors, statistics)
+
+
+def _sums(context: Any, tensors: Sequence[Any], statistics: StepStatistics | None) -> list[Any]:
     if context.num_replicas_in_sync == 1 or not exchanging:
         return list(tensors)
     together = buckets(tensors)

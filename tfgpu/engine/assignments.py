@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +19,8 @@ class Writes:
     Args:
         keep: Whether to keep the values from before, of every variable; of those that are
             summed over the replicas they are kept anyway.
+        of_all_rows: Gives what to assign, and whether that is the same on each replica, of this,
+            a variable and what the replica would assign to it.
 
     Attributes:
         variables: The containers.
@@ -25,16 +28,52 @@ class Writes:
         before: Its value before the first assignment; None where it is not kept.
     """
 
-    def __init__(self, *, keep: bool = False):
+    def __init__(
+        self,
+        *,
+        keep: bool = False,
+        of_all_rows: Callable[[Writes, Any, Any], tuple[Any, bool]] | None = None,
+    ):
         self.variables: list[Any] = []
         self.copies: list[tf.Variable] = []
         self.before: list[tf.Tensor | None] = []
         self._keep = keep
         self._times: dict[int, int] = {}
+        self._same: set[int] = set()
         self._graph = _graph()
+        self._of_all_rows = of_all_rows
 
-    def note(self, variable: Any) -> None:
-        """Called before `variable` is assigned, by whatever graph is being made."""
+    @property
+    def is_in_its_graph(self) -> bool:
+        """Whether the graph that is being made is that in which this was made."""
+        return self._graph is not None and self._graph is _graph()
+
+    def note(self, variable: Any, value: Any) -> Any:
+        """Called before `variable` is assigned, by whatever graph is being made.
+
+        Returns:
+            What to assign in the place of `value`.
+        """
+        same = False
+        if self._of_all_rows is not None:
+            value, same = self._of_all_rows(self, variable, value)
+        self._note(variable)
+        (self._same.add if same else self._same.discard)(id(variable))
+        return value
+
+    def is_same(self, variable: Any) -> bool:
+        """Whether each replica has assigned the same to `variable`."""
+        return id(variable) in self._same
+
+    def unsettled(self) -> list[tf.Variable]:
+        """The copies that have a value of this replica's own, to be brought together yet."""
+        return [
+            copy
+            for variable, copy in zip(self.variables, self.copies, strict=True)
+            if not self.is_same(variable) and not isinstance(variable, private.SyncOnReadVariable)
+        ]
+
+    def _note(self, variable: Any) -> None:
         self._times[id(variable)] = self.times(variable) + 1
         if self.times(variable) > 1:
             return

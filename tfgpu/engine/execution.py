@@ -20,6 +20,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.compiled_loop import CompiledLoop
+from tfgpu.engine.current import step_notes
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
@@ -31,6 +32,7 @@ from tfgpu.engine.replica_step import (
     refusal,
     rows_of,
 )
+from tfgpu.engine.shards import Shard, has_static_rows, without_static_rows
 from tfgpu.engine.step_results import reduced, results_by_rows
 
 
@@ -64,6 +66,9 @@ class Replicas:
         # Results that only the step knows have to leave the loop with it.
         self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
+        self._name = name
+        self._static = False
+        self._hidden: Shard | None = None
         self._metrics = MetricResults(meeting=model.run_eagerly) if noting else None
         # Under no strategy Keras makes it where it is first drawn from.
         self._generator = None if private.is_default(strategy) else SharedGenerator(strategy)
@@ -98,9 +103,14 @@ class Replicas:
             number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
             arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
             layers = private.flatten_layers(self._model) if several else ()
-            with as_replica(number, generator, list(layers), several=several):
+            with (
+                as_replica(number, generator, list(layers), several=several),
+                step_notes(self._static),
+            ):
                 with tf.name_scope("input"):
                     shard = own_shard(element, whole=whole)
+                    if several and not self._static and not tf.executing_eagerly():
+                        self._hidden, shard = shard, without_static_rows(shard)
                 if self._metrics is None:
                     return self._step(shard, device_map, arrays)
                 rows = rows_of(shard, context)
@@ -127,7 +137,25 @@ class Replicas:
             self._metrics.meet()
         except NeedsStep:
             self.replica_step.metrics_with_step = True
+        except (AttributeError, TypeError, ValueError):
+            if self._static or not has_static_rows(self._hidden):
+                raise
+            return self._traced_with_static_rows(function, *args)
         return function(*args)
+
+    def _traced_with_static_rows(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The same for code that may ask for the number of rows as one of Python's."""
+        self._static = True
+        result = self.traced(function, *args)
+        replicas = self._strategy.num_replicas_in_sync
+        warnings.warn(
+            f"{self._name} of {type(self._model).__name__} works only where the number of rows is "
+            f"one of Python's, such as x.shape[0], and {replicas} replicas share the batch: that "
+            "is how many a replica has, so that what is divided by it is too large. Use "
+            "tf.shape(x)[0], or keras.ops.shape.",
+            stacklevel=2,
+        )
+        return result
 
     def logs(self, last: Any) -> Any:
         """What the steps report, of what `run` returned last."""

@@ -252,6 +252,7 @@ reduce_weighted_values = Method(loss_module, "reduce_weighted_values", "values",
 scale_loss = Method(loss_module, "scale_loss_for_distribution", "value")
 unscale_loss = Method(loss_module, "unscale_loss_for_distribution", "value")
 call_loss = Method(keras.losses.Loss, "__call__", "self", "y_true", "y_pred")
+call_layer = Method(keras.Layer, "__call__", "self")
 mean_update = Method(keras.metrics.Mean, "update_state", "self", "values", "sample_weight")
 sum_update = Method(keras.metrics.Sum, "update_state", "self", "values", "sample_weight")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.assignments import Former, Writes
+from tfgpu.engine.current import current
 from tfgpu.engine.temporary import ThreadState
 
 # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
@@ -34,13 +36,17 @@ _SPREAD = 2654435769
 class NotCompilable(Exception):
     """A replica has to ask the others in the middle of what XLA was to compile."""
 
+    def __str__(self) -> str:
+        # Keras tells of the layer where it happens, around what was said, which it prints in bold.
+        return re.sub(r".*\x1b\[1m(.*)\x1b\[0m.*", r"\1", super().__str__(), flags=re.DOTALL)
+
 
 class _Current(ThreadState):
     """What this thread is tracing or running.
 
     Attributes:
         local: Whether inside `on_local_copies`.
-        replica: The number of the replica whose random numbers are drawn; 0 outside.
+        replica: The number of the replica whose step it is; 0 outside.
         writes: Where assignments are noted, or None.
         former: Where values from before an assignment are kept, or None.
         compiling: Whether what is traced is for XLA.
@@ -48,6 +54,7 @@ class _Current(ThreadState):
         several: Whether this is the step of one of several replicas.
         graph: The graph around what is traced for XLA.
         totals: Sums over the replicas' copies that are there already, by identity of the variable.
+        met: In a step: what the replicas have put together, by identity.
     """
 
     local = False
@@ -59,6 +66,7 @@ class _Current(ThreadState):
     several = False
     graph: Any = None
     totals: Mapping[int, tf.Tensor] = MappingProxyType({})
+    met: Mapping[int, tf.Tensor] = MappingProxyType({})
 
 
 _current = _Current()
@@ -187,7 +195,13 @@ def exchange(context: Any, value: Any) -> Any:
         NotCompilable: It would be in the middle of what XLA compiles.
     """
     one = _OneReplica(context, exchanging=True) if _current.local else context
-    return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    with current.having(own_code=False, exchanging=True):
+        return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def have_met(tensor: Any) -> bool:
+    """Whether a tensor is one that replicas have put together in this step."""
+    return id(tensor) in _current.met
 
 
 def once_for_all(context: Any, make: Callable[[], Any]) -> None:
@@ -260,7 +274,7 @@ def as_replica(
         private.set_global_generator(generator)
     apart = _tracing_anew() if several else contextlib.nullcontext()
     try:
-        with _current.having(replica=replica, layers=layers, several=several), apart:
+        with _current.having(replica=replica, layers=layers, several=several, met={}), apart:
             yield
     finally:
         if generator is not None:
@@ -352,7 +366,7 @@ def _install() -> None:
     @functools.wraps(assign)
     def noted_assign(self: Any, update_fn: Any, value: Any, **kwargs: Any) -> Any:
         if _current.writes is not None:
-            _current.writes.note(self)
+            value = _current.writes.note(self, value)
         elif not _current.local:
             return assign(self, update_fn, value, **kwargs)
         # Not by TensorFlow's rules, which add up new values where `state` adds what is new.
@@ -384,8 +398,8 @@ def _install() -> None:
             seed = draw(self, *args, **kwargs)
         if hasattr(self, "tfgpu_drawn"):
             self.tfgpu_drawn = True
-        if not _current.replica:
-            return seed
+        if not _current.replica or current.updating:
+            return seed  # An update is the same on each replica.
         return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
 
     def minding(assign: Any) -> Any:
@@ -411,6 +425,55 @@ def _install() -> None:
         with _current.graph.as_default():
             return read(self, *args, **kwargs)
 
+    def meeting(together: Any) -> Any:
+        @functools.wraps(together)
+        def met(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with current.having(own_code=False):
+                found = together(self, *args, **kwargs)
+            if _current.several:
+                known = {id(each): each for each in tf.nest.flatten(found)}
+                _current.met = {**_current.met, **known}
+            return found
+
+        return met
+
+    def of_present(reduce: Any) -> Any:
+        @functools.wraps(reduce)
+        def reduced(self: Any, reduce_op: Any, value: Any, options: Any = None) -> Any:
+            rows = current.shared
+            if rows is None or not rows.may_be_absent or current.exchanging:
+                return reduce(self, reduce_op, value, options)
+            name = str(getattr(reduce_op, "name", reduce_op)).upper()
+
+            def own(leaf: Any) -> Any:
+                leaf = tf.convert_to_tensor(leaf)
+                return tf.where(rows.present, leaf, tf.zeros_like(leaf))
+
+            def mean(leaf: Any) -> Any:
+                return leaf / tf.cast(rows.present_replicas, leaf.dtype)
+
+            # Of a layer, say: a replica without rows of its own has nothing to add.
+            add = tf.distribute.ReduceOp.SUM
+            total = reduce(self, add, tf.nest.map_structure(own, value), options)
+            return tf.nest.map_structure(mean, total) if name == "MEAN" else total
+
+        return reduced
+
+    replica: Any = tf.distribute.ReplicaContext
+    replica.all_gather = meeting(replica.all_gather)
+    replica.all_reduce = meeting(of_present(replica.all_reduce))
+    kinds: Any = tf.distribute.MirroredStrategy.__mro__
+    base = next(kind for kind in kinds if "num_replicas_in_sync" in vars(kind))
+    number = base.num_replicas_in_sync.fget
+
+    def replicas_of_own_code(self: Any) -> int:
+        # Code for one device divides by it what each replica has of all rows already.
+        return 1 if current.own_code else int(number(self))
+
+    base.num_replicas_in_sync = property(replicas_of_own_code, doc=number.__doc__)
+    # As a callback asks: `float(model.optimizer.learning_rate)`.
+    private.DistributedVariable.__float__ = lambda self: float(self.numpy())
+    private.DistributedVariable.__int__ = lambda self: int(self.numpy())
     for kind in (private.BaseResourceVariable, private.ResourceVariable):
         for name in ("assign", "assign_add", "assign_sub"):
             if name in vars(kind):

@@ -22,83 +22,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from keras import tree
 
+from tfgpu.engine import all_rows
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.current import counts_by_rows, current, note_outputs
+from tfgpu.engine.dataflow import depends_on_data
 from tfgpu.engine.shards import Rows
-from tfgpu.engine.temporary import ThreadState
 
 _BY_WEIGHT = "mean_with_sample_weight"
 _MEANS = ("sum_over_batch_size", "mean", _BY_WEIGHT)
-
-
-class Current(ThreadState):
-    """What this thread computes losses and metrics, and in a step of one's own updates, for.
-
-    Attributes:
-        rows: Of the shard; None outside of a step.
-        exchange: Inside `sharded`, and in a step of one's own: sums a float64 scalar over the
-            replicas.
-        totals: Inside `sharded`: sums of weights over the replicas, by the tensor's identity.
-        own_context: The strategy's replica context, in a step that a class defines itself.
-        alone: Whether in such a step on one device.
-        by_rows: In such a step: numbers that are known to count by rows, by identity.
-        whole: In such a step: gradients of the global batch, by identity.
-        parts: In such a step: gradients that add up to those of the global batch, by identity.
-        tapes: Those that record now, outermost first.
-        differentiating: Whether one of them computes gradients.
-        counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
-        declared: Whether the losses of `compile` are computed.
-        within: How many losses are computed around what is computed now.
-        updating: Whether an optimizer is at work in such a step.
-    """
-
-    rows: Rows | None = None
-    exchange: Callable[[tf.Tensor], tf.Tensor | None] | None = None
-    totals: dict[int, tf.Tensor] | None = None
-    own_context: Any = None
-    alone = False
-    by_rows: Mapping[int, tf.Tensor] = MappingProxyType({})
-    whole: Mapping[int, tf.Tensor] = MappingProxyType({})
-    parts: Mapping[int, tf.Tensor] = MappingProxyType({})
-    tapes: tuple[tf.GradientTape, ...] = ()
-    differentiating = False
-    counted: Any = None
-    declared = False
-    within = 0
-    updating = False
-
-    @property
-    def shared(self) -> Rows | None:
-        """`rows` where several replicas share the batch, else None."""
-        return self.rows if self.rows is not None and self.rows.replicas > 1 else None
-
-
-current = Current()
-
-
-def counting(
-    rows: Rows,
-    *,
-    own_context: Any = None,
-    exchange: Callable[[tf.Tensor], tf.Tensor | None] | None = None,
-) -> contextlib.AbstractContextManager[None]:
-    """Inside, a replica's step on `rows` is computed.
-
-    Args:
-        rows: Of its shard.
-        own_context: The strategy's own replica context, where the step is one that the model's
-            class defines. Keras' losses give the mean over this replica's rows there; for the
-            gradients see `own_gradients`.
-        exchange: Sums a float64 scalar over the replicas, for the losses of such a step.
-    """
-    noted: dict[str, Any] = {"by_rows": {}, "whole": {}, "parts": {}}
-    return current.having(rows=rows, own_context=own_context, exchange=exchange, **noted)
 
 
 def sharded(
@@ -153,12 +90,15 @@ def additional(loss: Any, total: Any) -> Any:
     """What `add_loss` gave, added up by Keras, such that the mean by rows is that of one device.
 
     Args:
-        loss: As it was given: a scalar, which counts by rows, or a value a row.
+        loss: As it was given: a scalar, or a value a row.
         total: The sum of it, a scalar.
     """
     rows = current.shared
-    if rows is None or current.exchange is None or loss.shape.rank == 0:
+    if rows is None or current.exchange is None:
         return total
+    if loss.shape.rank == 0:
+        whole = of_all_rows(loss, current.exchange)
+        return total if whole is loss else tf.cast(whole, total.dtype)
     times = tf.cast(rows.times_share, total.dtype)
     if loss.shape.rank is None:
         return total * tf.where(tf.rank(loss) > 0, times, tf.ones_like(times))
@@ -174,38 +114,27 @@ def additional(loss: Any, total: Any) -> Any:
     return total * times
 
 
-def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
-    """Whether a tensor depends on more than variables and constants: on rows, or their number.
+def of_all_rows(value: Any, exchange: all_rows.Exchange, *, averages: bool = False) -> Any:
+    """A number that replicas have made of their rows, such that its mean by rows is that of all.
 
     Args:
-        tensor: Of a graph; of any other it is not known, and so it does.
-        counting: Whether the number of rows counts, too.
+        value: The replica's: a loss, say, or one number a class.
+        exchange: Sums a tensor over the replicas.
+        averages: Whether to compute a mean over all rows, too, which that would give in any case.
     """
-    if not hasattr(tensor, "op"):
-        return True
-    waiting, seen = [tensor], set()
-    while waiting:
-        each = waiting.pop()
-        if each.op.name in seen:
-            continue
-        seen.add(each.op.name)
-        if each.op.type in ("Const", "ReadVariableOp", "ResourceGather"):
-            continue
-        if each.op.type in ("Shape", "Size") and not counting:
-            continue
-        # A placeholder, or what an iterator gives.
-        if all(source.dtype in (tf.resource, tf.variant) for source in each.op.inputs):
-            return True
-        waiting.extend(each.op.inputs)
-    return False
-
-
-def counts_by_rows(loss: Any) -> tf.Tensor:
-    """`loss` itself, which a step of one's own may minimise: its gradient counts by rows."""
-    loss = tf.convert_to_tensor(loss)
-    if current.own_context is not None and loss.shape.rank == 0:
-        current.by_rows = {**current.by_rows, id(loss): loss}
-    return loss
+    rows = current.shared
+    if rows is None or not isinstance(value, tf.Tensor) or rows.are_counted_by(value):
+        return value
+    try:
+        whole = all_rows.of_all_rows(value, rows, exchange, averages=averages)
+    except all_rows.Unseen as reason:
+        warnings.warn(
+            f"A loss or metric is made of rows {reason}, and {rows.replicas} replicas share the "
+            "batch: the replicas' numbers are averaged by rows, as is right for means over rows.",
+            stacklevel=2,
+        )
+        return value
+    return value if whole is None else whole
 
 
 # ---- the losses of `compile` ----------------------------------------------------------------
@@ -266,7 +195,8 @@ def _followed(
     if not rows.are_counted_by(tf.convert_to_tensor(values)):
         return value  # One number a batch, or one a class: Keras' reductions leave it as it is.
     if reduction == "sum":
-        if not current.declared or current.within > 1:
+        unseen = current.static or not hasattr(value, "op")
+        if unseen and (not current.declared or current.within > 1):
             warnings.warn(
                 "A loss with reduction='sum' is computed inside a step, a compute_loss or another "
                 f"loss, and {rows.replicas} replicas share the batch: it is taken for a part of "
@@ -309,6 +239,19 @@ def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
     return tf.reduce_sum(entries * weight)
 
 
+def _mind_loops(metric: Any, rows: Rows) -> None:
+    """Warns of a number that a metric gets in a loop, of which nobody knows what it is over."""
+    graph: Any = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    if "while" in getattr(graph, "name", "") and "body" in graph.name:
+        warnings.warn(
+            f"The metric {metric.name!r} gets a number inside a loop over tensors, and "
+            f"{rows.replicas} replicas share the batch: it counts by rows, as is right for a "
+            "number of the batch, and not for one of each row. Give it the values of all rows at "
+            "once, outside of the loop.",
+            stacklevel=2,
+        )
+
+
 def _summed(regularizer: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """An activity regulariser that gives a sum over rows, such that the mean by rows adds up."""
     rows = current.shared
@@ -326,6 +269,7 @@ def _install() -> None:
     """Makes functions of Keras mind `current`; outside of steps they stay as they are."""
     reduce, scale = private.reduce_weighted_values.function, private.scale_loss.function
     unscale, call = private.unscale_loss.function, private.call_loss.function
+    call_layer = private.call_layer.function
 
     @functools.wraps(reduce)
     def sharded_reduce(
@@ -335,8 +279,13 @@ def _install() -> None:
         reduction: Any = "sum_over_batch_size",
         dtype: Any = None,
     ) -> Any:
+        counted, exchange = values, current.exchange
+        if current.shared is not None and exchange is not None:
+            values = of_all_rows(values, exchange, averages=sample_weight is not None)
+            if sample_weight is not None and len(tf.convert_to_tensor(values).shape) == 0:
+                counted = sample_weight  # By whose rows it is multiplied.
         value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
-        return counts_by_rows(_followed(value, values, sample_weight, mask, reduction))
+        return counts_by_rows(_followed(value, counted, sample_weight, mask, reduction))
 
     @functools.wraps(call)
     def counted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -363,10 +312,23 @@ def _install() -> None:
                 given = tf.convert_to_tensor(values)
                 if not (rows.are_counted_by(given) or (numbers_alone and len(given.shape))):
                     sample_weight = rows.share
+                    _mind_loops(self, rows)
+                    if current.exchange is not None:
+                        values = of_all_rows(given, current.exchange)
             return update(self, values, sample_weight)
 
         return counted_update
 
+    @functools.wraps(call_layer)
+    def noted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if current.shared is None:
+            return call_layer(self, *args, **kwargs)
+        with current.having(within_layers=current.within_layers + 1):
+            outputs = call_layer(self, *args, **kwargs)
+        note_outputs((args, kwargs), outputs)
+        return outputs
+
+    private.call_layer.replace(noted_call)
     for update, numbers_alone in ((private.mean_update, False), (private.sum_update, True)):
         update.replace(counted(update.function, numbers_alone=numbers_alone))
     private.call_loss.replace(counted_call)

@@ -8,8 +8,6 @@ strategies, XLA, mixed precision and `steps_per_execution` work together.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -18,10 +16,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras import tree
-from keras.utils import unpack_x_y_sample_weight
 
+from tfgpu.engine import building, losses, update
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine import losses, update
 from tfgpu.engine.batch_sizes import BatchSizes
 from tfgpu.engine.batches import Batches, has_several_workers
 from tfgpu.engine.execution import make_execution, make_prediction
@@ -29,7 +26,6 @@ from tfgpu.engine.metric_results import check_variables
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.rematerialization import Segments
 from tfgpu.engine.step_statistics import StepStatistics
-from tfgpu.engine.temporary import in_place_of
 
 
 class ReplicaTrainer(private.TrainerHooks):
@@ -119,7 +115,7 @@ class ReplicaTrainer(private.TrainerHooks):
         )
         batches = self._take_over(epoch_iterator)
         if private.own_strategy(self) is not None and not _is_built(self):
-            self._build_for_prediction(batches)
+            building.build_for_prediction(self, batches.model_spec)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks,
@@ -300,64 +296,8 @@ class ReplicaTrainer(private.TrainerHooks):
             )
 
     def tfgpu_build(self, data_batch: Any) -> None:
-        """Creates all variables, which a replica cannot create on the way.
-
-        Args:
-            data_batch: Arrays, tensors or specs as the model takes them.
-        """
-        loss, metrics = private.compile_loss(self), private.compile_metrics(self)
-        spec = tree.map_structure(_symbolic, data_batch)
-        with self.distribute_strategy.scope():
-            losses.adopt(loss)
-            try:
-                with self._built_for_weights():
-                    private.symbolic_build(self, data_batch=spec)
-            except (RuntimeError, ValueError):
-                # In Keras' stateless scope, a layer that assigns in a `cond` cannot be called.
-                x, y, sample_weight = unpack_x_y_sample_weight(spec)
-                try:
-                    y_pred = self._traced_outputs(data_batch)
-                except Exception:
-                    y_pred = None
-                if y_pred is None:
-                    raise
-                given = (x, y, y_pred, sample_weight)
-                if metrics is not None and not metrics.built:
-                    private.compute_output_spec(self.compute_metrics, *given)
-                if loss is not None and not loss.built:
-                    compute_loss = functools.partial(private.compute_loss, self)
-                    private.compute_output_spec(compute_loss, *given, training=False)
-                if self.optimizer is not None and not self.optimizer.built:
-                    self.optimizer.build(self.trainable_weights)
-
-    def _built_for_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Has Keras build the optimizer for `trainable_weights`, which are what is updated."""
-        optimizer = self.optimizer
-        if optimizer is None or optimizer.built:
-            return contextlib.nullcontext()
-        build = optimizer.build
-        return in_place_of(optimizer, build=lambda variables: build(self.trainable_weights))
-
-    def _build_for_prediction(self, batches: Batches) -> None:
-        spec = batches.model_spec
-        with self.distribute_strategy.scope():
-            x, _, _ = unpack_x_y_sample_weight(tree.map_structure(_symbolic, spec))
-            try:
-                private.compute_output_spec(self, x)
-            except (RuntimeError, ValueError):
-                self._traced_outputs(spec)
-
-    def _traced_outputs(self, data_batch: Any) -> Any:
-        """The outputs for a batch of specs, of a call that is traced and never run."""
-        x, _, _ = unpack_x_y_sample_weight(data_batch)
-        outputs: Any = None
-
-        def call(x: Any) -> None:
-            nonlocal outputs
-            outputs = tree.map_structure(_symbolic, self(x))
-
-        tf.function(call, autograph=False).get_concrete_function(x)
-        return outputs
+        """Creates all variables, which a replica cannot create on the way; see `building`."""
+        building.build(self, data_batch)
 
     train_function: Any
     test_function: Any
@@ -392,21 +332,6 @@ def _undistributed(dataset: Any) -> tf.data.Dataset:
 
 def _is_built(model: keras.Model) -> bool:
     return all(layer.built for layer in private.flatten_layers(model))
-
-
-def _symbolic(leaf: Any) -> Any:
-    """A stand-in with a shape and a dtype, which is all that building looks at."""
-    if isinstance(leaf, tf.OptionalSpec | private.NoneTensorSpec) or leaf is None:
-        return None
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        return leaf
-    shape = tuple(leaf.shape)
-    return keras.KerasTensor(
-        (None, *shape[1:]) if shape else shape,
-        keras.backend.standardize_dtype(leaf.dtype),
-        sparse=isinstance(leaf, tf.SparseTensorSpec),
-        ragged=isinstance(leaf, tf.RaggedTensorSpec),
-    )
 
 
 class Model(ReplicaTrainer, keras.Model):

@@ -2,13 +2,14 @@
 
 Such a step is code for one device, which does with gradients as it likes: clips them, logs their
 norm, perturbs the weights along them, assigns variables by them. That is right where
-`tape.gradient` gives every replica the gradient of the global batch. A loss counts there as it
-does elsewhere:
+`tape.gradient` gives every replica the gradient of the global batch. What is minimised tells by its
+graph what it is of the global batch, see `all_rows`:
 
-- a number: by rows, like any mean over rows, a penalty of the weights, and all that
-  `compute_loss` and Keras' losses give;
-- a value a row: it adds up, as TensorFlow adds up the gradients of its elements;
-- a sum over rows that the step itself computes: it adds up too, with a warning.
+- a mean over rows, and a penalty of the weights: the average by rows of the replicas' gradients;
+- any other number made of rows, such as a sum of them, a ratio or a root: the gradient of what it
+  is of all rows, by way of the parts that it is made of;
+- a value a row: the replicas' gradients add up, as TensorFlow adds up those of its elements;
+- what nobody can see through: the average by rows, with a warning.
 
 `tf.nn.compute_average_loss` and `tf.nn.scale_regularization_loss`, which are for parts that add
 up, give what they give on one device.
@@ -18,32 +19,25 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tfgpu.engine import losses
 from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine.all_rows import Analysis, Unseen
+from tfgpu.engine.current import counts_by_rows, current
+from tfgpu.engine.dataflow import CALLS, DIVISIONS, divided_by, is_count, is_rows
+from tfgpu.engine.local_copies import current_writes, exchange, have_met
 from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
 from tfgpu.engine.shards import Rows
 
-_DIVISIONS = {"RealDiv", "DivNoNan"}
-# What adds up the rows that it is given.
-_SUMS = {"BatchMatMulV2", "Einsum", "L2Loss", "MatMul", "Sum"}
-# Operations whose graph is another.
-_CALLS = {
-    *("Case", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessCase"),
-    *("StatelessIf", "StatelessWhile", "While"),
-}
+MOST_OPERATIONS = 60
+"""How many operations make a gradient by hand at most; more are a backward pass."""
+
 # What is the same on each replica, whatever it is made of.
 _OF_ALL = {"Const", "ReadVariableOp", "ResourceGather", "VarHandleOp"}
-
-
-def is_nested(tape: Any) -> bool:
-    """Whether another tape records what is done with a gradient that `tape` gives."""
-    return any(each is not tape for each in losses.current.tapes)
 
 
 def combined(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
@@ -59,8 +53,9 @@ def combined(context: Any, gradients: Sequence[Any], variables: Sequence[Any]) -
     """
     if len(variables) != len(gradients):
         return sum_over_replicas(context, gradients)
-    parts = to_exchange(context, gradients, variables)
-    return from_exchange(sum_over_replicas(context, parts), variables)
+    with current.having(own_code=False):
+        parts = to_exchange(context, gradients, variables)
+        return from_exchange(sum_over_replicas(context, parts), variables)
 
 
 def of_all_rows(
@@ -77,26 +72,50 @@ def of_all_rows(
     Raises:
         RuntimeError: The replicas cannot meet where they are.
     """
-    gradients, rows = dense(gradients), losses.current.rows
+    gradients, rows = dense(gradients), current.rows
     known: set[int] = set()
     origins = [_origin(gradient, known) for gradient in gradients]
-    if all(origin == "whole" for origin in origins):
+    if rows is None or all(origin == "whole" for origin in origins):
         return gradients
+    unseen = []
 
     def part(gradient: Any, origin: str) -> Any:
-        if gradient is None or origin == "part" or rows is None:
+        if gradient is None or origin == "part":
             return gradient
+        if origin == "own":
+            found = _by_hand(gradient, rows)
+            unseen.extend([] if found is not None else [gradient])
+            gradient = gradient if found is None else found
         return gradient * tf.cast(rows.share, gradient.dtype)
 
     shares = [part(g, origin) for g, origin in zip(gradients, origins, strict=True)]
     sums = combined(context, _of_own_rows(shares), variables)
-    if "own" in origins:
-        _say_of_own(optimizer, context.num_replicas_in_sync)
+    if unseen:
+        _say_of_own(optimizer, rows.replicas)
     return sums
 
 
+def _by_hand(gradient: tf.Tensor, rows: Rows) -> tf.Tensor | None:
+    """A gradient that a step has made itself, as it is of all rows; None if nobody can tell."""
+    if not hasattr(gradient, "op"):
+        return None
+    analysis = Analysis(rows, unsettled(), most=MOST_OPERATIONS)
+    try:
+        if not analysis.is_of_rows(gradient) or analysis.is_average:
+            return gradient
+        return analysis.of_all_rows([gradient], meeting)[0]
+    except Unseen:
+        return None
+
+
+def unsettled() -> Sequence[tf.Variable]:
+    """The copies of variables that the step has given a value of this replica's own."""
+    writes = current_writes()
+    return () if writes is None else writes.unsettled()
+
+
 def _say_of_own(optimizer: Any, replicas: int) -> None:
-    if losses.current.whole or losses.current.parts:
+    if current.whole or current.parts:
         said = (
             f"makes the gradients that {optimizer.name!r} gets of those of the global batch and of "
             "what each replica has of its own rows, such as the value of a loss, or random "
@@ -120,20 +139,22 @@ def _origin(gradient: Any, known: set[int]) -> str:
     """
     if gradient is None:
         return "whole"
-    whole, parts = losses.current.whole, losses.current.parts
+    whole, parts = current.whole, current.parts
     waiting, found = [gradient], "whole"
     seen: set[int] = set()
     while waiting:
         tensor = waiting.pop()
-        if id(tensor) in seen or id(tensor) in whole or id(tensor) in known:
+        if id(tensor) in seen or id(tensor) in whole or id(tensor) in known or have_met(tensor):
             continue
         seen.add(id(tensor))
         # What a function gives that has taken the gradient is another tensor than that.
-        if id(tensor) in parts or (parts and hasattr(tensor, "op") and tensor.op.type in _CALLS):
+        if id(tensor) in parts or (parts and hasattr(tensor, "op") and tensor.op.type in CALLS):
             return "part"
         if not hasattr(tensor, "op"):
             return "own"  # Computed eagerly: nobody knows of what.
         if tensor.op.type in _OF_ALL:
+            if tensor.op.type == "ReadVariableOp" and _is_own_value(tensor):
+                found = "own"
             continue
         inputs = [each for each in tensor.op.inputs if each.dtype not in (tf.resource, tf.variant)]
         if not inputs or "Random" in tensor.op.type:
@@ -144,9 +165,14 @@ def _origin(gradient: Any, known: set[int]) -> str:
     return found
 
 
+def _is_own_value(read: tf.Tensor) -> bool:
+    graph: Any = read.graph
+    return any(read.op.inputs[0] is graph.capture(copy.handle) for copy in unsettled())
+
+
 def _of_own_rows(gradients: Sequence[Any]) -> list[Any]:
     """Gradients that are 0 on a replica without rows of its own, whatever the loss was."""
-    rows = losses.current.rows
+    rows = current.rows
     if rows is None or not rows.may_be_absent:
         return list(gradients)
     return [g if g is None else tf.where(rows.present, g, tf.zeros_like(g)) for g in gradients]
@@ -155,57 +181,53 @@ def _of_own_rows(gradients: Sequence[Any]) -> list[Any]:
 # ---- how a loss counts ------------------------------------------------------------------------
 
 
-def _weight(target: Any, rows: Rows, *, speaking: bool) -> tf.Tensor:
-    """By what the gradient of a loss is multiplied, such that the replicas' add up; float64.
+class _Loss(NamedTuple):
+    """Something to differentiate, and the gradient that flows back into it."""
+
+    tensor: tf.Tensor
+    up: Any
+
+
+def _counted(loss: Any, up: Any, rows: Rows) -> list[_Loss]:
+    """What to differentiate in the place of a loss, such that the replicas' gradients add up.
 
     Args:
-        target: The loss.
+        loss: Of this replica's rows.
+        up: The gradient that a step gives for it; None is 1.
         rows: Of this replica's shard.
-        speaking: Whether to warn of what may be meant otherwise.
     """
-    present = tf.cast(rows.present, tf.float64)
-    if target.shape.rank != 0 and rows.are_counted_by(target):
-        return present
-    if not hasattr(target, "op"):
-        if speaking and id(target) not in losses.current.by_rows:
+    if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
+        return [_Loss(loss, up)]
+    ups = tf.ones_like(loss) if up is None else tf.convert_to_tensor(up)
+    if loss.shape.rank != 0 and rows.are_counted_by(loss):
+        share = rows.share if up is not None and _is_mean(ups, rows) else rows.present
+        return [_Loss(loss, ups * tf.cast(share, ups.dtype))]
+    by_rows = _Loss(loss, ups * tf.cast(rows.share, ups.dtype))
+    if not hasattr(loss, "op"):
+        if id(loss) not in current.by_rows:
             _say_of_eager()
-        return rows.share
-    kinds = set(_kinds(target, rows))
-    if speaking:
-        _say_of(kinds, rows)
-    return present if "sum" in kinds and "mean" not in kinds else rows.share
+        return [by_rows]
+    analysis = Analysis(rows, unsettled())
+    try:
+        if not analysis.is_of_rows(loss) or analysis.is_average:
+            return [by_rows]
+        if current.unrecorded:
+            raise Unseen("in a step that stops the recording of a tape")
+        (whole,) = analysis.of_all_rows([loss], meeting)
+        return [_Loss(*each) for each in analysis.gradients(whole, ups)]
+    except Unseen as reason:
+        warnings.warn(
+            f"A step minimises what is made of rows {reason}, and {rows.replicas} replicas share "
+            "the batch: it counts by rows, as is right for a mean over rows, and not for a sum.",
+            stacklevel=2,
+        )
+        return [by_rows]
 
 
-def _say_of(kinds: Set[str], rows: Rows) -> None:
-    """Warns of losses that are not what they are on one device, or may be meant otherwise."""
-    several = f", and {rows.replicas} replicas share the batch"
-    if {"sum", "mean"} <= kinds:
-        said = (
-            f"minimises a mean over the rows of its tensors and a sum over them{several}: "
-            "both count by rows, and the sum is too small. Make the sum a mean."
-        )
-    elif "sum" in kinds:
-        said = (
-            f"minimises a sum over the rows of its tensors{several}: the gradients of the "
-            "replicas' sums are added up, with all that is added to them, such as a penalty of the "
-            "weights, once a replica. Numbers that the step returns are averaged by rows, sums "
-            "too. A mean, or self.compute_loss, has none of that."
-        )
-    elif "unseen" in kinds:
-        said = (
-            f"minimises what a tf.function, a branch or a loop over tensors gives{several}: it "
-            "counts by rows, as is right for a mean over rows, and not for a sum."
-        )
-    elif "ratio" in kinds:
-        said = (
-            f"divides a loss by what depends on the rows, such as the sum of a mask{several}: it "
-            "counts by rows, which is right where each replica's divisor is in proportion to its "
-            "rows. A Keras loss with sample_weight and reduction='mean_with_sample_weight' is "
-            "exact."
-        )
-    else:
-        return
-    warnings.warn(f"A step {said}", stacklevel=2)
+def meeting(value: tf.Tensor) -> tf.Tensor:
+    """Sums a tensor over the replicas, in a step of one's own; with a gradient."""
+    total: tf.Tensor = exchange(current.own_context, value)
+    return total
 
 
 def _say_of_eager() -> None:
@@ -215,69 +237,6 @@ def _say_of_eager() -> None:
         "for a mean over rows and for a penalty of the weights, and not for a sum over rows.",
         stacklevel=2,
     )
-
-
-def _kinds(loss: Any, rows: Rows) -> Iterator[str]:
-    """Of what a loss is made: "mean", "sum", "ratio", "unseen"; nothing for what has no rows.
-
-    From the loss back to what has rows: the operation that leaves them is what counts.
-    """
-    waiting, seen = [loss], set()
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        if id(tensor) in losses.current.by_rows:
-            yield "mean"
-            continue
-        if not losses.depends_on_data(tensor):
-            continue
-        kind, inputs = tensor.op.type, list(tensor.op.inputs)
-        divisors = inputs[1:] if kind in _DIVISIONS else []
-        if kind == "Mul":
-            divisors = [divisor for each in inputs for divisor in _divisors(each)]
-            if not divisors and any(_is_count(each) for each in inputs):
-                yield "sum"
-                continue
-        if any(_is_rows(each, rows) or _is_count(each) for each in divisors):
-            yield "mean"
-        elif any(losses.depends_on_data(each) for each in divisors):
-            yield "ratio"
-        elif kind in _CALLS and any(_carries_rows(each, rows) for each in inputs):
-            yield "unseen"
-        elif any(_carries_rows(each, rows) for each in inputs) and not _carries_rows(tensor, rows):
-            # `tf.tensordot` gives its scalar by a product and a new shape for it.
-            last = inputs[0].op.type if kind == "Reshape" else kind
-            yield "sum" if last in _SUMS else "mean"
-        else:
-            waiting.extend(inputs)
-
-
-def _divisors(factor: Any) -> list[Any]:
-    """What a factor divides by."""
-    if factor.op.type in _DIVISIONS:
-        return [factor.op.inputs[1]]
-    return list(factor.op.inputs) if factor.op.type in ("Inv", "Reciprocal") else []
-
-
-def _is_count(tensor: Any) -> bool:
-    """Whether a tensor depends on how many rows there are, and on nothing else of them."""
-    depends = losses.depends_on_data
-    return bool(tensor.shape.rank == 0 and depends(tensor) and not depends(tensor, counting=False))
-
-
-def _is_rows(tensor: Any, rows: Rows) -> bool:
-    """Whether a constant is the number of rows at hand, where that is static."""
-    real, value = tf.get_static_value(rows.real), tf.get_static_value(tensor)
-    return real is not None and value is not None and value.ndim == 0 and value == real
-
-
-def _carries_rows(tensor: Any, rows: Rows) -> bool:
-    """Whether a dimension of a tensor grows with the rows, as far as can be told."""
-    if rows.are_counted_by(tensor):
-        return True
-    return bool(tensor.shape.rank and None in tensor.shape.as_list())
 
 
 # ---- what stands in ---------------------------------------------------------------------------
@@ -295,31 +254,26 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
         output_gradients: Any = None,
         unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
     ) -> Any:
-        current, flat = losses.current, tf.nest.flatten(sources)
-        rows, context = current.rows, current.own_context
+        flat, rows, context = tf.nest.flatten(sources), current.rows, current.own_context
         if context is None or rows is None or current.updating or current.differentiating:
             return gradient(self, target, sources, output_gradients, unconnected_gradients)
-        variables = [each for each in flat if _is_variable(each)]
-        if variables and is_nested(self):
-            warnings.warn(
-                "A step takes the gradient of variables while another tape records: replicas "
-                "cannot exchange it there, and each goes on with that of its own rows.",
-                stacklevel=2,
+        # Of inputs, say, each replica has the gradients by its own rows.
+        at = [place for place, each in enumerate(flat) if not _is_of_rows(each, rows)]
+        with current.having(differentiating=True, own_code=False):
+            counted = _all_counted(target, output_gradients, rows)
+            found = gradient(
+                self,
+                [each.tensor for each in counted],
+                sources,
+                [each.up for each in counted],
+                unconnected_gradients,
             )
-            found = gradient(self, target, sources, output_gradients, unconnected_gradients)
-            known = {id(each): each for each in tf.nest.flatten(found)}
-            current.by_rows = {**current.by_rows, **known}
+        if not at:
             return found
-        with current.having(differentiating=True):
-            given = _weighted(target, output_gradients, rows, speaking=bool(variables))
-            found = gradient(self, target, sources, given, unconnected_gradients)
-        if not variables:
-            return found  # Of inputs, say: those of the rows at hand.
         of_flat = tf.nest.flatten(found)
-        at = [place for place, each in enumerate(flat) if _is_variable(each)]
         parts = _of_own_rows(dense([of_flat[place] for place in at]))
         try:
-            whole = combined(context, parts, variables)
+            whole = combined(context, parts, [flat[place] for place in at])
             current.whole = {**current.whole, **{id(each): each for each in whole}}
         except RuntimeError as error:
             if "merge_call" not in str(error):
@@ -334,7 +288,7 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
             whole = parts
             current.parts = {**current.parts, **{id(part): part for part in parts}}
         for place, each in zip(at, whole, strict=True):
-            of_flat[place] = each
+            of_flat[place] = _as_it_was(of_flat[place], each)
         return tf.nest.pack_sequence_as(sources, of_flat)
 
     return of_all_rows
@@ -342,34 +296,43 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_mean(up: Any, rows: Rows) -> bool:
     """Whether a gradient that a step has made itself is divided by the rows at hand."""
-    while hasattr(up, "op") and up.op.type in ("Identity", "Mul", "Neg", *_DIVISIONS):
-        divisors = [d for each in (up, *up.op.inputs) for d in _divisors(each)]
-        if any(_is_rows(each, rows) or _is_count(each) for each in divisors):
+    while hasattr(up, "op") and up.op.type in ("Identity", "Mul", "Neg", *DIVISIONS):
+        divisors = [d for each in (up, *up.op.inputs) for d in divided_by(each)]
+        if any((current.static and is_rows(each, rows)) or is_count(each) for each in divisors):
             return True
         up = next((each for each in up.op.inputs if each.shape.rank == up.shape.rank), None)
     return False
 
 
-def _is_variable(source: Any) -> bool:
-    return isinstance(source, keras.Variable | tf.Variable)
+def _as_it_was(part: Any, whole: Any) -> Any:
+    """A gradient of the global batch as the slices that a step expects: here all there are."""
+    if not isinstance(part, tf.IndexedSlices):
+        return whole
+    return tf.IndexedSlices(whole, tf.range(tf.shape(whole)[0]), tf.shape(whole))
 
 
-def _weighted(target: Any, output_gradients: Any, rows: Rows, *, speaking: bool) -> list[Any]:
-    """The gradients of what is minimised by the losses, such that the replicas' parts add up."""
-    weigh = functools.partial(_weight, rows=rows, speaking=speaking)
-    is_mean = functools.partial(_is_mean, rows=rows)
+def _is_of_rows(source: Any, rows: Rows) -> bool:
+    """Whether what a gradient is taken by belongs to the rows of a replica, like its inputs.
+
+    What is made of weights alone belongs to all, as they do.
+    """
+    if isinstance(source, keras.Variable | tf.Variable) or not isinstance(source, tf.Tensor):
+        return False
+    if not hasattr(source, "op"):
+        # To a graph it is a constant.
+        return bool(source.shape.rank) and tf.executing_eagerly()
+    try:
+        return Analysis(rows, unsettled()).is_of_rows(source)
+    except Unseen:
+        return True
+
+
+def _all_counted(target: Any, output_gradients: Any, rows: Rows) -> list[_Loss]:
+    """What to differentiate in the place of what is minimised; see `_counted`."""
     targets = tf.nest.flatten(target)
     given = [None] * len(targets) if output_gradients is None else tf.nest.flatten(output_gradients)
-
-    def weighted(loss: Any, up: Any) -> Any:
-        if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
-            return up
-        if up is None:
-            return tf.cast(weigh(loss), loss.dtype) * tf.ones_like(loss)
-        up = tf.convert_to_tensor(up)
-        return up * tf.cast(rows.share if is_mean(up) else weigh(loss), up.dtype)
-
-    return [weighted(loss, up) for loss, up in zip(targets, given, strict=True)]
+    counted = [_counted(loss, up, rows) for loss, up in zip(targets, given, strict=True)]
+    return [each for of_loss in counted for each in of_loss]
 
 
 def _of_own_rows_alone(jacobian: Callable[..., Any]) -> Callable[..., Any]:
@@ -378,28 +341,21 @@ def _of_own_rows_alone(jacobian: Callable[..., Any]) -> Callable[..., Any]:
     @tf.autograph.experimental.do_not_convert
     @functools.wraps(jacobian)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with losses.current.having(differentiating=True):
+        with current.having(differentiating=True):
             return jacobian(self, *args, **kwargs)
 
     return alone
 
 
-def _entered(enter: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(enter)
-    def entered(self: Any) -> Any:
-        losses.current.tapes = (*losses.current.tapes, self)
-        return enter(self)
+def _unrecorded(stop: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `stop_recording`: what is computed inside is a constant to the tape alone."""
 
-    return entered
+    @functools.wraps(stop)
+    def unrecorded(self: Any) -> Any:
+        current.unrecorded = True
+        return stop(self)
 
-
-def _left(leave: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(leave)
-    def left(self: Any, *error: Any) -> Any:
-        losses.current.tapes = tuple(each for each in losses.current.tapes if each is not self)
-        return leave(self, *error)
-
-    return left
+    return unrecorded
 
 
 def _average_loss(average: Callable[..., Any]) -> Callable[..., Any]:
@@ -409,13 +365,14 @@ def _average_loss(average: Callable[..., Any]) -> Callable[..., Any]:
     def of_own_rows(
         per_example_loss: Any, sample_weight: Any = None, global_batch_size: Any = None
     ) -> Any:
-        part = average(per_example_loss, sample_weight, global_batch_size)
-        rows = losses.current.rows
-        if losses.current.own_context is None or rows is None:
+        with current.having(own_code=False):
+            part = average(per_example_loss, sample_weight, global_batch_size)
+        rows = current.rows
+        if current.own_context is None or rows is None:
             return part
         # Without a size TensorFlow takes the rows at hand, times the replicas.
         times = rows.replicas if global_batch_size is None else rows.times_share
-        return losses.counts_by_rows(part * tf.cast(times, part.dtype))
+        return counts_by_rows(part * tf.cast(times, part.dtype))
 
     return of_own_rows
 
@@ -425,8 +382,9 @@ def _regularization_loss(scale: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(scale)
     def whole(regularization_loss: Any) -> Any:
-        part, rows = scale(regularization_loss), losses.current.rows
-        if losses.current.own_context is None or rows is None:
+        with current.having(own_code=False):
+            part, rows = scale(regularization_loss), current.rows
+        if current.own_context is None or rows is None:
             return part
         return part * tf.cast(rows.replicas, part.dtype)
 
@@ -434,12 +392,12 @@ def _regularization_loss(scale: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _install() -> None:
-    """Has functions of TensorFlow mind `losses.current`; outside of steps they stay as they are."""
+    """Has functions of TensorFlow mind `current`; outside of steps they stay as they are."""
     tape = tf.GradientTape
     tape.gradient = _gradient_of_all_rows(tape.gradient)
     tape.jacobian = _of_own_rows_alone(tape.jacobian)
     tape.batch_jacobian = _of_own_rows_alone(tape.batch_jacobian)
-    tape.__enter__, tape.__exit__ = _entered(tape.__enter__), _left(tape.__exit__)
+    tape.stop_recording = _unrecorded(tape.stop_recording)
     tf.nn.compute_average_loss = _average_loss(tf.nn.compute_average_loss)
     tf.nn.scale_regularization_loss = _regularization_loss(tf.nn.scale_regularization_loss)
 

@@ -23,9 +23,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpu.engine import branches, losses, own_gradients, update
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine import losses, own_gradients, update
 from tfgpu.engine.assignments import Writes
+from tfgpu.engine.current import counting, counts_by_rows, current
 from tfgpu.engine.local_copies import (
     current_writes,
     exchange,
@@ -75,29 +76,38 @@ class OwnStep:
     def _step_alone(self, data: Any) -> Any:
         with (
             on_local_copies(tf.distribute.get_replica_context()),
-            losses.current.having(alone=True),
+            current.having(alone=True),
         ):
             return self._step(data)
 
     def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """Runs the step on a replica's rows."""
         context, rows, read = begun(shard, device_map, resident)
-        data = read()
         # A strategy's optimizer that has to make its variables first needs the strategy for it.
         ready = not tf.distribute.has_strategy() or all(
             o.built for o in update.held_by(self._model)
         )
         if rows.replicas == 1 and ready:
-            return self._alone(data)
+            return self._alone(read())
 
         def step(writes: Writes | None) -> Any:
             meet = functools.partial(_exchange, context)
-            counting = losses.counting(rows, own_context=context, exchange=meet)
-            with noting(writes), counting:
-                return self._step(data)
+            with (
+                noting(writes),
+                counting(rows, own_context=context, exchange=meet),
+                branches.checked(rows),
+                current.having(own_code=True, undeclared=self._of_optimizers()),
+            ):
+                return self._step(read())
 
         results = settled(context, rows, step)
         return own_outputs(results, rows) if self._name == "predict_step" else results
+
+    def _of_optimizers(self) -> frozenset[int]:
+        optimizers = update.held_by(self._model)
+        return frozenset(
+            id(private.variable_value(each)) for o in optimizers if o.built for each in o.variables
+        )
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -159,12 +169,12 @@ def _converted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _loss(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for a model's `compute_loss`."""
-    context, rows = losses.current.own_context, losses.current.rows
+    context, rows = current.own_context, current.rows
     if context is None or rows is None:
         return compute_loss(*args, **kwargs)
     with on_local_copies(context, current_writes(), exchanging=True):
         loss = sharded_loss(compute_loss, context, {}, rows.real, *args, **kwargs)
-    return losses.counts_by_rows(loss)
+    return counts_by_rows(losses.of_all_rows(loss, functools.partial(exchange, context)))
 
 
 def _minding(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,35 +183,38 @@ def _minding(apply: Callable[..., Any]) -> Callable[..., Any]:
     An optimizer may lie in a helper object, a module or a closure of the step.
     """
 
-    def minding(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-        return _apply(self, functools.partial(apply, self), grads, trainable_variables)
+    @functools.wraps(apply)
+    def minding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _apply(self, functools.partial(apply, self), *args, **kwargs)
 
     return minding
 
 
-def _apply(
-    optimizer: Any,
-    apply: Callable[..., Any],
-    grads: Sequence[Any],
-    trainable_variables: Any = None,
-) -> Any:
-    """Stands in for `apply` of an optimizer."""
-    context, updating = losses.current.own_context, losses.current.having(updating=True)
-    if losses.current.alone and not losses.current.updating:
+def _apply(optimizer: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Stands in for `apply` of an optimizer, whatever else one of the user's takes."""
+    context, updating = current.own_context, current.having(updating=True, own_code=False)
+    if current.alone and not current.updating:
         with updating, update.prepared(optimizer):
-            return apply(grads, trainable_variables)
-    if context is None or losses.current.updating:
-        return apply(grads, trainable_variables)
-    if trainable_variables is not None:
-        trainable_variables = list(trainable_variables)
+            return apply(*args, **kwargs)
+    if context is None or current.updating:
+        return apply(*args, **kwargs)
+    # By whatever names: the first are the gradients, the second the variables.
+    named = inspect.signature(apply).bind(*args, **kwargs)
+    first, *others = named.arguments
+    gradients, second = list(named.arguments[first]), next(iter(others), None)
+    variables = None if second is None else named.arguments[second]
+    if second is not None and isinstance(variables, list | tuple):
+        named.arguments[second] = variables = list(variables)
+    else:
+        variables = None
     try:
         # Once, and not in each replica; of which all come here before one is built.
-        if trainable_variables is not None and not optimizer.built:
-            once_for_all(context, functools.partial(_build, optimizer, trainable_variables))
-        updated = trainable_variables
+        if variables is not None and not optimizer.built:
+            once_for_all(context, functools.partial(_build, optimizer, variables))
+        updated = variables
         if updated is None:
             updated = private.updated_variables(optimizer) if optimizer.built else []
-        whole = own_gradients.of_all_rows(context, optimizer, list(grads), updated)
+        whole = own_gradients.of_all_rows(context, optimizer, gradients, updated)
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise
@@ -210,8 +223,10 @@ def _apply(
             "a branch or loop over tensors, in a step of several replicas, where these cannot "
             "meet. Call it outside of that; the step itself needs no tf.function."
         ) from error
-    with updating, on_local_copies(context), update.prepared(optimizer):
-        return apply(whole, trainable_variables)
+    named.arguments[first] = whole
+    branches.note_update(optimizer)
+    with updating, on_local_copies(context), update.prepared(optimizer), update.alike(optimizer):
+        return apply(*named.args, **named.kwargs)
 
 
 def _build(optimizer: Any, variables: list[Any]) -> None:

@@ -27,7 +27,9 @@ from keras.utils import unpack_x_y_sample_weight
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine import losses, update
 from tfgpu.engine.all_reduce import sum_over_replicas
+from tfgpu.engine.assigned_values import writes_of
 from tfgpu.engine.assignments import Writes
+from tfgpu.engine.current import counting, current, note_data
 from tfgpu.engine.local_copies import NotCompilable, exchange, for_xla, on_local_copies
 from tfgpu.engine.overrides import has_keras_metrics, is_own
 from tfgpu.engine.shards import Rows, Shard
@@ -95,7 +97,7 @@ class ReplicaStep:
             norm = self._update(context, outcome.gradients)
             return outcome._replace(gradients=[]), norm
 
-        with losses.counting(rows):
+        with counting(rows):
             if rows.replicas == 1:
                 norm, results = self._run_with_metrics(context, rows, whole)
             else:
@@ -110,7 +112,7 @@ class ReplicaStep:
         """One evaluation step; returns what `compute_metrics` returned."""
         context, rows, read = begun(shard, device_map, resident)
         compute = functools.partial(self._compute, context, rows, read, training=False)
-        with losses.counting(rows):
+        with counting(rows):
             if rows.replicas == 1:
                 return self._run_with_metrics(context, rows, lambda: (compute(), None))[1]
             totals = self._weight_totals(context, shard, rows, device_map)
@@ -131,7 +133,7 @@ class ReplicaStep:
 
             return self._run(compute)
 
-        with losses.counting(rows):
+        with counting(rows):
             return own_outputs(settled(context, rows, forward), rows)
 
     def forward_backward(
@@ -139,7 +141,7 @@ class ReplicaStep:
     ) -> Outcome:
         """The forward and the backward pass of a training step, and what they assign."""
         _, rows, _ = begun(shard, device_map, resident)
-        with losses.counting(rows):
+        with counting(rows):
             return self._forward_and_sum(shard, device_map, resident, dynamic=False)
 
     # ---- their parts --------------------------------------------------------------------
@@ -153,7 +155,7 @@ class ReplicaStep:
         if rows.replicas == 1:
             return self._run(lambda: self._compute(context, rows, read))
         totals = self._weight_totals(context, shard, rows, device_map)
-        writes = Writes(keep=dynamic or rows.may_be_absent)
+        writes = writes_of(context, rows, keep=dynamic or rows.may_be_absent)
         outcome = self._run(lambda: self._compute(context, rows, read, writes, totals))
         settlement = Settlement(context, writes, rows)
         with tf.name_scope("all_reduce"):
@@ -211,11 +213,14 @@ class ReplicaStep:
             with tf.name_scope("forward"), tape:
                 segments = model.tfgpu_segments if training else None
                 y_pred = segments(x) if segments else _call(model, x, training=training)
+                note_data(y_pred)
                 compute_loss = functools.partial(private.compute_loss, model)
                 given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
                 loss = sharded_loss(
                     compute_loss, context, totals or {}, rows.real, **given, training=training
                 )
+                if rows.replicas > 1 and is_own(model, "compute_loss"):
+                    loss = losses.of_all_rows(loss, functools.partial(exchange, context))
                 if training:
                     target = losses.objective(loss, rows)
                     if model.optimizer is not None:
@@ -244,7 +249,11 @@ class ReplicaStep:
                     scale = update.loss_scale(model.optimizer)
                     scale = None if scale is None else tf.convert_to_tensor(scale, tf.float32)
                     norm = model.tfgpu_statistics.norm(gradients, scale)
-            with tf.name_scope("update"):
+            with (
+                tf.name_scope("update"),
+                current.having(updating=True),
+                update.alike(model.optimizer),
+            ):
                 update.apply(model.optimizer, gradients, model.trainable_weights)
         return norm
 
@@ -254,7 +263,12 @@ class ReplicaStep:
         x, y, sample_weight = outcome.batch
 
         def compute(writes: Writes | None) -> Any:
-            with on_local_copies(context, writes), tf.name_scope("metrics"):
+            with (
+                on_local_copies(context, writes),
+                tf.name_scope("metrics"),
+                current.having(exchange=functools.partial(exchange, context)),
+            ):
+                note_data(outcome.y_pred)
                 tracker = private.loss_tracker(model)
                 if tracker is not None:
                     tracker.update_state(outcome.loss, sample_weight=rows.real)
@@ -355,10 +369,9 @@ def begun(
     context = tf.distribute.get_replica_context()
 
     def read() -> Any:
-        if device_map is None:
-            return shard.data
         with tf.name_scope("device_map"):
-            return device_map(shard.data, resident)
+            data = shard.data if device_map is None else device_map(shard.data, resident)
+        return note_data(data)
 
     return context, rows_of(shard, context), read
 
@@ -373,7 +386,8 @@ def sharded_loss(
 ) -> Any:
     """Calls `compute_loss` for a shard of `real` rows; inside `on_local_copies`. See `losses`."""
     adding = functools.partial(exchange, context)
-    with losses.sharded(real, totals=totals, exchange=adding):
+    own_code = current.having(own_code=True)
+    with own_code, losses.sharded(real, totals=totals, exchange=adding):
         return compute_loss(*args, **kwargs)
 
 
@@ -419,7 +433,7 @@ def settled(context: Any, rows: Rows, compute: Callable[[Writes | None], Any]) -
     """Runs `compute` and brings together what it assigned."""
     if rows.replicas == 1:
         return compute(None)
-    writes = Writes(keep=rows.may_be_absent)
+    writes = writes_of(context, rows, keep=rows.may_be_absent)
     result = compute(writes)
     settlement = Settlement(context, writes, rows)
     settlement.finish(sum_over_replicas(context, settlement.contributions))

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 from keras import tree
 
+from tfgpu.engine.dataflow import is_reduced_over_rows
+
 Count: TypeAlias = Any
 """A number of rows: an int where shapes are static, else an int32 scalar."""
 
@@ -83,62 +85,31 @@ class Rows:
             return True
         if real is None or length % max(int(real), 1):
             return False
-        return not _is_reduced_over_rows(values, max(int(real), 1))
+        return not is_reduced_over_rows(values, max(int(real), 1))
 
 
-# Reductions, whose second input says over which axes.
-_REDUCTIONS = {"All", "Any", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum"}
+def has_static_rows(shard: Shard | None) -> bool:
+    """Whether a shard's tensors say how many rows they have; None is no shard."""
+    leaves = [] if shard is None else tree.flatten(shard.data)
+    return any(
+        isinstance(leaf, tf.Tensor) and leaf.shape.rank and leaf.shape[0] is not None
+        for leaf in leaves
+    )
 
 
-# Operations whose first dimension is another than that of what they are given.
-_REARRANGING = {"ExpandDims", "Pack", "Reshape", "Tile", "Transpose"}
+def without_static_rows(shard: Shard) -> Shard:
+    """A shard whose tensors do not say how many rows they have, where that is a number.
 
-
-def _is_reduced_over_rows(values: Any, real: int) -> bool:
-    """Whether nothing of the data reaches a tensor but by a reduction over the rows.
-
-    Tells values of classes from those of rows where they happen to be as many; eagerly nobody can.
+    What a replica computes of a number of Python's, one device would compute of another, and the
+    graph could not tell.
     """
-    if not hasattr(values, "op"):
-        return False
-    waiting, seen, reduced = [values], set(), False
-    while waiting:
-        op = waiting.pop().op
-        if op.name in seen:
-            continue
-        seen.add(op.name)
-        over_first = op.type in _REDUCTIONS and _takes_in_first(*op.inputs)
-        if over_first or (op.type == "MatMul" and op.get_attr("transpose_a")):
-            if _leads_with_rows(op.inputs[0], real):
-                reduced = True
-                continue
-        elif op.type in ("Const", "ReadVariableOp", "ResourceGather", "Shape"):
-            continue
-        elif all(source.dtype in (tf.resource, tf.variant) for source in op.inputs):
-            return False  # A placeholder, or what an iterator gives.
-        waiting.extend(op.inputs)
-    return reduced
 
+    def hidden(leaf: Any) -> Any:
+        if not isinstance(leaf, tf.Tensor) or not leaf.shape.rank or leaf.shape[0] is None:
+            return leaf
+        return tf.compat.v1.placeholder_with_default(leaf, [None, *leaf.shape[1:]])
 
-def _leads_with_rows(tensor: Any, real: int) -> bool:
-    """Whether the first dimension of a tensor is that of rows, and not of what was put together."""
-    length = tensor.shape[0] if tensor.shape.rank else 0
-    if length is not None and (not length or length % real):
-        return False
-    while tensor is not None:
-        if tensor.op.type in _REARRANGING:
-            return False
-        like = (each for each in tensor.op.inputs if each.shape.rank == tensor.shape.rank)
-        tensor = next((each for each in like if each.shape[0] == length), None)
-    return True
-
-
-def _takes_in_first(values: Any, axes: Any) -> bool:
-    """Whether a reduction over these axes, where they are known, takes in the first dimension."""
-    static, rank = tf.get_static_value(axes), values.shape.rank
-    if static is None or not rank:
-        return False
-    return any(int(axis) % rank == 0 for axis in static.reshape(-1))
+    return shard._replace(data=tree.map_structure(hidden, shard.data))
 
 
 def row_count(batch: Any) -> Count | None:

@@ -45,6 +45,7 @@ class Settlement:
         self._context = context
         self._first_of: list[tuple[tf.Variable, tf.Tensor]] = []
         self._kept: list[tuple[tf.Variable, tf.Tensor]] = []
+        self._same: list[tuple[tf.Variable, tf.Tensor | None]] = []
         for variable, copy, before in zip(
             writes.variables, writes.copies, writes.before, strict=True
         ):
@@ -55,6 +56,9 @@ class Settlement:
                 continue
             if is_seed(variable):
                 continue  # Every replica draws as often.
+            if writes.is_same(variable):
+                self._same.append((copy, before))
+                continue
             self._settle(variable, copy, before, first)
 
     def _settle(
@@ -112,6 +116,9 @@ class Settlement:
             if finite is not None and copy.dtype.is_floating:
                 value = tf.where(finite, value, before)
             copy.assign(value)
+        for copy, before in self._same:
+            if finite is not None and before is not None and copy.dtype.is_floating:
+                copy.assign(tf.where(finite, copy.read_value(), before))
         for copy, value in self._first_of:
             copy.assign(value)
         for copy, before in self._kept:

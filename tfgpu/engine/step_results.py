@@ -2,11 +2,11 @@
 
 Results of metrics are not found here but in `metric_results`. Of other values
 
-- floats are averaged by rows;
-- whole numbers that count rows, or anything in them, add up;
+- a number, or a truth, that is made of rows is what it is of all of them, see `all_rows`;
 - what does not depend on the rows, such as the number of updates, is the same everywhere;
-- of anything else, such as a bool or a text that is made of a replica's rows, the first replica's
-  stands, with a warning.
+- of what nobody can see through, floats are averaged by rows;
+- of anything else, such as a text that is made of a replica's rows, the first replica's stands,
+  with a warning.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import functools
 import warnings
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.all_rows import Unseen, of_all_rows
+from tfgpu.engine.dataflow import depends_on_data
 from tfgpu.engine.local_copies import exchange
-from tfgpu.engine.losses import depends_on_data
 from tfgpu.engine.shards import Rows
-
-# Operations whose result counts the rows that they are given; and those that leave a count one.
-_COUNTS = {"Bincount", "DenseBincount", "ScatterNd", "Size", "Sum", "UnsortedSegmentSum"}
-_OF_COUNTS = {"Add", "AddN", "AddV2", "Cast", "Identity", "Reshape", "Squeeze", "Sub"}
 
 
 def results_by_rows(results: Any, rows: Rows, context: Any) -> Any:
@@ -40,15 +38,17 @@ def results_by_rows(results: Any, rows: Rows, context: Any) -> Any:
         return results
 
     def of_all(leaf: Any, name: str = "a result") -> Any:
+        if isinstance(leaf, float | np.floating | np.ndarray) and tf.executing_eagerly():
+            leaf = tf.convert_to_tensor(leaf)
         if not isinstance(leaf, tf.Tensor):
             return leaf
+        whole = _of_all_rows(leaf, rows, context)
         if leaf.dtype.is_floating:
+            leaf = leaf if whole is None else whole
             part = leaf * tf.cast(rows.share * rows.replicas, leaf.dtype)
             return tf.where(rows.present, part, tf.zeros_like(leaf)) if rows.may_be_absent else part
-        if not depends_on_data(leaf):
-            return leaf
-        if leaf.dtype.is_integer and _is_count(leaf):
-            return exchange(context, leaf * tf.cast(rows.present, leaf.dtype))
+        if whole is not None or not depends_on_data(leaf):
+            return leaf if whole is None else whole
         warnings.warn(
             f"A step returns {name} of dtype {leaf.dtype.name}, and {rows.replicas} replicas "
             "share the batch: it is that of the first replica's rows. Return a float, which is "
@@ -68,28 +68,14 @@ def results_by_rows(results: Any, rows: Rows, context: Any) -> Any:
     }
 
 
-def _is_count(tensor: Any) -> bool:
-    """Whether a whole number is made of counts alone, as far as can be told."""
-    waiting, seen, found = [tensor], set(), False
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen or not hasattr(each, "op"):
-            continue
-        seen.add(id(each))
-        kind, inputs = each.op.type, list(each.op.inputs)
-        if kind in _COUNTS or (kind == "StridedSlice" and _is_number_of_rows(inputs)):
-            found = True
-        elif kind in _OF_COUNTS:
-            waiting.extend(inputs)
-        elif depends_on_data(each):
-            return False
-    return found
-
-
-def _is_number_of_rows(sliced: list[Any]) -> bool:
-    shape, begin = sliced[:2]
-    place = tf.get_static_value(begin)
-    return bool(shape.op.type == "Shape" and place is not None and not place.any())
+def _of_all_rows(leaf: tf.Tensor, rows: Rows, context: Any) -> tf.Tensor | None:
+    """What a result is of all rows; None where that is its average, or nobody can tell."""
+    if leaf.dtype == tf.string or rows.are_counted_by(leaf):
+        return None
+    try:
+        return of_all_rows(leaf, rows, functools.partial(exchange, context))
+    except Unseen:
+        return None
 
 
 def reduced(results: Any, strategy: tf.distribute.Strategy) -> Any:

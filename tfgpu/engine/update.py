@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.current import current
 from tfgpu.engine.local_copies import is_compiling, keeping_former
 from tfgpu.engine.temporary import in_place_of
 
@@ -136,6 +138,29 @@ def prepared(optimizer: Any) -> Iterator[None]:
                 "replicas cannot. Make it in `build`, by `add_variable` or "
                 "`add_optimizer_variables`."
             ) from error
+
+
+@contextlib.contextmanager
+def alike(optimizer: Any) -> Iterator[None]:
+    """Around an update by several replicas: each has to make the same of the same gradients.
+
+    Raises:
+        ValueError: It draws random numbers that are a replica's own.
+    """
+    graph: Any = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    before = graph.version if graph is not None and current.shared is not None else None
+    yield
+    if before is None:
+        return
+    made = itertools.islice(graph.get_operations(), before, None)
+    for operation in made:
+        if "Random" in operation.type and operation.op_def.is_stateful:
+            raise ValueError(
+                f"The optimizer {optimizer.name!r}, or a schedule or constraint, draws random "
+                f"numbers by {operation.type} of TensorFlow, which are others on each replica, so "
+                "that their weights would part. Draw them by keras.random with a SeedGenerator, "
+                "or by tf.random.stateless_*, which are the same."
+            )
 
 
 def _updating(optimizer: Any) -> list[Any]:

@@ -1,0 +1,443 @@
+"""What a replica has made of its rows, as it is where one device has all rows.
+
+Code for one device makes numbers of a batch: a loss, a metric, a moving average, the largest value
+so far. A replica makes them of its own rows, and its graph tells of what: of means over rows, sums,
+counts and extremes, and of the rows themselves. The replicas exchange these parts, and the number
+is computed anew of what they are of all rows, so that it is the same on each replica. Where it is a
+sum of means and of multiples of them nothing needs to be exchanged: there the average by rows of
+the replicas' numbers is that of all rows.
+
+What a layer puts out counts as rows, though it may have normalized them by those of its replica.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfgpu.engine.current import current
+from tfgpu.engine.dataflow import (
+    CALLS,
+    DIVISIONS,
+    SUMS,
+    are_all_rows,
+    data_of,
+    has_rows,
+    is_rows,
+    outside,
+)
+from tfgpu.engine.local_copies import NotCompilable, have_met, is_compiling
+from tfgpu.engine.shards import Rows
+
+Exchange = Callable[[tf.Tensor], "tf.Tensor | None"]
+"""Sums a tensor over the replicas; None where they cannot meet."""
+
+MOST_OPERATIONS = 400
+"""How many operations are computed anew at most; more are a network, and no loss or statistic."""
+
+# How replicas put together what these operations make of rows.
+_HOW = {
+    **dict.fromkeys(SUMS, "sum"),
+    **dict.fromkeys(("Bincount", "DenseBincount", "ScatterNd", "UnsortedSegmentSum"), "sum"),
+    **{"Mean": "mean", "Max": "max", "Any": "max", "Min": "min", "All": "min"},
+}
+# Operations that give a sum of what they are given, or a part of it.
+_LINEAR = {
+    *("Add", "AddN", "AddV2", "BroadcastTo", "ConcatV2", "ExpandDims", "GatherV2", "Identity"),
+    *("Mean", "Neg", "Pack", "Pad", "PadV2", "Reshape", "Squeeze", "StopGradient", "StridedSlice"),
+    *("Sub", "Sum", "Tile", "Transpose"),
+}
+# Operations that are linear in each of their inputs.
+_PRODUCTS = {"BatchMatMulV2", "Einsum", "MatMul", "Mul"}
+
+
+class Unseen(Exception):
+    """Nobody can tell what a value is of the rows; says why, to follow "made of rows"."""
+
+
+class Part(NamedTuple):
+    """What a replica has of something that is of all rows.
+
+    Attributes:
+        tensor: The replica's.
+        how: What the replicas do with theirs: "sum", average by rows ("mean"), "max", "min", put
+            one after the other ("rows"), or add up the first number ("shape").
+    """
+
+    tensor: tf.Tensor
+    how: str
+
+
+class Analysis:
+    """What is seen of some tensors of a replica's graph.
+
+    Args:
+        rows: Of the replica's shard.
+        unsettled: Copies of variables that have a value of this replica's own.
+        most: How many operations may be computed anew.
+
+    Attributes:
+        parts: What they are made of that is of rows.
+        around: What they are made of beside these, next to them.
+        of_all: By its identity what each part is of all rows, once that was asked for.
+    """
+
+    def __init__(
+        self, rows: Rows, unsettled: Sequence[tf.Variable] = (), *, most: int = MOST_OPERATIONS
+    ):
+        self.parts: list[Part] = []
+        self.around: list[tf.Tensor] = []
+        self.of_all: dict[int, tf.Tensor] = {}
+        self._rows = rows
+        self._unsettled = unsettled
+        self._most = most
+        # What a layer averages may have been normalized by the rows of its replica.
+        self._in_layer = current.within_layers > 0
+        self._of_rows: dict[int, bool] = {}
+        self._operations: dict[str, tf.Operation] = {}
+        self._kept: list[tf.Tensor] = []  # So that no other gets the identity of one.
+
+    # ---- what is seen --------------------------------------------------------------------
+
+    def is_of_rows(self, tensor: tf.Tensor) -> bool:
+        """Whether a tensor is made of rows; then finds the parts that it is made of.
+
+        Raises:
+            Unseen: By what, nobody can tell.
+        """
+        found = self._of_rows.get(id(tensor))
+        if found is None:
+            try:
+                found = self._is_of_rows(tensor)
+            except RecursionError:
+                raise Unseen("by more operations than can be followed") from None
+            self._of_rows[id(tensor)] = found
+            self._kept.append(tensor)
+        return found
+
+    def _is_of_rows(self, tensor: tf.Tensor) -> bool:
+        operation, rows = tensor.op, self._rows
+        kind, inputs = operation.type, _tensors(operation.inputs)
+        if kind in ("Const", "VarHandleOp") or have_met(tensor) or id(tensor) in current.whole:
+            return False
+        if kind == "ReadVariableOp" and not self._is_unsettled(operation):
+            return False
+        if kind == "ReadVariableOp" or id(tensor) in current.by_rows:
+            return self._is_part(tensor, "mean")
+        given = data_of(tensor, current.data)
+        if given is not None and not given.has_rows and tensor.shape.rank == 0:
+            return False  # All replicas have it.
+        if "Random" in kind:
+            raise Unseen("and of random numbers")
+        if kind in ("Shape", "Size") and has_rows(inputs[0], rows):
+            if self._are_all_rows(inputs[0], missing=True):
+                return self._is_part(tensor, "shape" if kind == "Shape" else "sum")
+            # Of pairs of rows, say: counted anew.
+            self._operations[operation.name] = operation
+            return self.is_of_rows(inputs[0])
+        if given is not None or has_rows(tensor, rows):
+            if self._are_all_rows(tensor, in_order=True):
+                return self._is_part(tensor, "rows")
+        elif kind in _HOW and self._is_reduction(kind, inputs):
+            return self._is_part(tensor, _HOW[kind])
+        if not inputs or given is not None:
+            return self._is_of_captured_rows(tensor)
+        if kind in DIVISIONS and self._is_number(inputs[1]) and self._is_sum(inputs[0]):
+            return self._is_part(tensor, "mean")
+        # Each of them, for their parts.
+        of_rows = [self.is_of_rows(each) for each in inputs]
+        if not any(of_rows):
+            return False
+        if kind in CALLS or (operation.op_def.is_stateful and kind != "ResourceGather"):
+            raise Unseen("inside a tf.function, a branch or a loop, or by Python")
+        self.around += [each for each, own in zip(inputs, of_rows, strict=True) if not own]
+        self._operations[operation.name] = operation
+        if len(self._operations) > self._most:
+            raise Unseen("by more operations than a loss or a statistic has")
+        return True
+
+    def _is_reduction(self, kind: str, inputs: Sequence[tf.Tensor]) -> bool:
+        """Whether what reduces `inputs` reduces rows, and what it gives can be put together."""
+        if kind == "MatMul":
+            inputs = [_untransposed(each) for each in inputs]
+        of_rows = [each for each in inputs if has_rows(each, self._rows)]
+        which = {"missing": kind != "Mean", "statistics": kind == "Mean" and self._in_layer}
+        return bool(of_rows) and all(self._are_all_rows(t, **which) for t in of_rows)
+
+    def _are_all_rows(self, tensor: tf.Tensor, **which: bool) -> bool:
+        return are_all_rows(tensor, self._rows, current.data, **which)
+
+    def _is_part(self, tensor: tf.Tensor, how: str) -> bool:
+        if how == "mean" and not tensor.dtype.is_floating:
+            raise Unseen("and is no float")
+        self.parts.append(Part(tensor, how))
+        return True
+
+    def _is_unsettled(self, read: tf.Operation) -> bool:
+        """Whether a variable is read that this replica has given a value of its own."""
+        graph: Any = read.graph
+        return any(read.inputs[0] is graph.capture(copy.handle) for copy in self._unsettled)
+
+    def _is_of_captured_rows(self, tensor: tf.Tensor) -> bool:
+        """The same of what has no inputs: a tensor of the graph around this one, or the data."""
+        outer = outside(tensor)
+        if outer is not None and not hasattr(outer, "op"):
+            return False  # A constant that was made outside of any graph.
+        if hasattr(outer, "op") and not Analysis(self._rows).is_of_rows(outer):
+            return False
+        raise Unseen("in a graph around the one where that is done")
+
+    def _is_sum(self, tensor: tf.Tensor) -> bool:
+        """Whether a tensor is a sum over rows."""
+        alone = Analysis(self._rows, self._unsettled)
+        return (
+            alone.is_of_rows(tensor)
+            and alone.is_linear
+            and all(part.how == "sum" for part in alone.parts)
+        )
+
+    def _is_number(self, tensor: tf.Tensor) -> bool:
+        """Whether a tensor is the number of rows, or a multiple of it."""
+        if current.static and is_rows(tensor, self._rows):
+            return True
+        alone = Analysis(self._rows)
+        try:
+            counts = alone.is_of_rows(tensor)
+        except Unseen:
+            return False
+        sizes = all(part.how == "shape" or part.tensor.op.type == "Size" for part in alone.parts)
+        return counts and sizes and all(map(alone._keeps_number, alone._operations.values()))
+
+    def _keeps_number(self, operation: tf.Operation) -> bool:
+        if operation.type == "StridedSlice":
+            begin = tf.get_static_value(operation.inputs[1])
+            return begin is not None and not begin.any()
+        if operation.type == "Mul":
+            return sum(self._of_rows.get(id(each), False) for each in operation.inputs) == 1
+        return operation.type in ("Cast", "Identity", "Prod", "Reshape", "Squeeze")
+
+    # ---- what follows of it --------------------------------------------------------------
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether all that has been seen is linear in the parts, but for a constant."""
+        return all(map(self._is_linear, self._operations.values()))
+
+    def _is_linear(self, operation: tf.Operation) -> bool:
+        kind, inputs = operation.type, _tensors(operation.inputs)
+        of_rows = [self._of_rows.get(id(each), False) for each in inputs]
+        if kind in _PRODUCTS:
+            return sum(of_rows) == 1
+        if kind in DIVISIONS:
+            return not of_rows[1]
+        if kind == "Cast":
+            return inputs[0].dtype.is_floating and operation.outputs[0].dtype.is_floating
+        return kind in _LINEAR
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the average by rows of the replicas' values is that of all rows."""
+        return self.is_linear and all(part.how == "mean" for part in self.parts)
+
+    def of_all_rows(self, values: Sequence[tf.Tensor], exchange: Exchange) -> list[tf.Tensor]:
+        """The values, computed anew of what their parts are of all rows; with gradients.
+
+        Args:
+            values: Of which `is_of_rows` was asked.
+            exchange: Sums a tensor over the replicas.
+
+        Raises:
+            NotCompilable: XLA compiles the graph, in which replicas cannot meet.
+            Unseen: They cannot meet where this is, for another reason.
+        """
+        if is_compiling():
+            raise NotCompilable("The replicas exchange what is no mean over rows in the step")
+        try:
+            for part in {id(each.tensor): each for each in self.parts}.values():
+                self.of_all[id(part.tensor)] = _together(self._rows, part, exchange)
+        except RuntimeError as error:
+            if "merge_call" not in str(error):
+                raise
+            raise Unseen("inside a tf.function, a branch or a loop") from error
+        anew: dict[str, Sequence[tf.Tensor]] = {}
+
+        def of_all(tensor: tf.Tensor) -> tf.Tensor:
+            if id(tensor) in self.of_all:
+                return self.of_all[id(tensor)]
+            operation = tensor.op
+            if operation.name not in self._operations:
+                return tensor
+            if operation.name not in anew:
+                inputs = [of_all(each) for each in operation.inputs]
+                anew[operation.name] = _again(operation, inputs)
+            return anew[operation.name][tensor.value_index]
+
+        with tf.name_scope("of_all_rows"):
+            return [of_all(value) for value in values]
+
+    def gradients(self, whole: tf.Tensor, up: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Tensors of the replica, each with the gradient of a value of all rows by it.
+
+        That by other tensors is the sum over the replicas of what flows back through these.
+
+        Args:
+            whole: What `of_all_rows` has given.
+            up: The gradient of what is differentiated by it.
+        """
+        parts = [part for part in self.parts if part.tensor.dtype.is_floating]
+        parts = list({id(part.tensor): part for part in parts}.values())
+        around = list({id(t): t for t in self.around if t.dtype.is_floating}.values())
+        totals = [self.of_all[id(part.tensor)] for part in parts]
+        by = tf.gradients(whole, [*totals, *around], up)
+        by = [g if g is None else tf.convert_to_tensor(g) for g in by]  # Of slices, too.
+        for part, gradient in zip(parts, by[: len(parts)], strict=True):
+            if gradient is not None:
+                total = self.of_all[id(part.tensor)]
+                yield part.tensor, _own(self._rows, part, total, gradient)
+        for tensor, gradient in zip(around, by[len(parts) :], strict=True):
+            if gradient is not None:
+                yield tensor, gradient * tf.cast(self._rows.share, gradient.dtype)
+
+
+def of_all_rows(
+    tensor: tf.Tensor, rows: Rows, exchange: Exchange, *, averages: bool = False
+) -> tf.Tensor | None:
+    """What a tensor is of all rows; None where the average by rows of the replicas' is that.
+
+    Args:
+        tensor: Of a graph, or computed eagerly: then nobody knows of what, and it is None.
+        rows: Of the replica's shard.
+        exchange: Sums a tensor over the replicas.
+        averages: Whether to compute that average too.
+
+    Raises:
+        NotCompilable: XLA compiles the graph, in which replicas cannot meet.
+        Unseen: Nobody can tell.
+    """
+    if not hasattr(tensor, "op"):
+        return None
+    analysis = Analysis(rows)
+    if not analysis.is_of_rows(tensor) or (analysis.is_average and not averages):
+        return None
+    return analysis.of_all_rows([tensor], exchange)[0]
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def _tensors(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return [each for each in inputs if each.dtype not in (tf.resource, tf.variant)]
+
+
+def _untransposed(tensor: tf.Tensor) -> tf.Tensor:
+    """What a matrix is the transpose of, if it is one."""
+    if tensor.op.type != "Transpose" or tensor.shape.rank != 2:
+        return tensor
+    order = tf.get_static_value(tensor.op.inputs[1])
+    return tensor.op.inputs[0] if order is not None and list(order) == [1, 0] else tensor
+
+
+def _together(rows: Rows, part: Part, exchange: Exchange) -> tf.Tensor:
+    """What all replicas have of something, of what each has."""
+
+    def summed(value: tf.Tensor) -> tf.Tensor:
+        total = exchange(value)
+        if total is None:
+            raise Unseen("inside a tf.function, a branch or a loop")
+        return total
+
+    tensor, dtype = part.tensor, part.tensor.dtype
+    if part.how == "shape":
+        count = summed(tf.cast(tensor[:1], tf.int64) * tf.cast(rows.present, tf.int64))
+        return tf.concat([tf.cast(count, dtype), tensor[1:]], axis=0)
+    tensor = _summable(tensor)
+    if part.how == "rows":
+        before, after, own = _place(rows, tensor)
+        around = [[before, after], *([0, 0] for _ in tensor.shape[1:])]
+        return tf.cast(summed(tf.pad(own, around)), dtype)
+    if part.how == "mean":
+        tensor = tensor * tf.cast(rows.share, tensor.dtype)
+    if part.how in ("sum", "mean"):
+        if rows.may_be_absent:
+            tensor = tf.where(rows.present, tensor, tf.zeros_like(tensor))
+        return tf.cast(summed(tensor), dtype)
+    is_own = tf.reshape(_is_own(rows), [-1, *[1] * len(tensor.shape)])
+    each = summed(tf.where(is_own, tensor[tf.newaxis], tf.zeros_like(tensor)))
+    have = tf.range(rows.replicas) < rows.present_replicas  # The first ones.
+    extreme: Callable[..., Any] = tf.reduce_max if part.how == "max" else tf.reduce_min
+    return tf.cast(extreme(tf.boolean_mask(each, have), axis=0), dtype)
+
+
+def _own(rows: Rows, part: Part, total: tf.Tensor, up: tf.Tensor) -> tf.Tensor:
+    """The gradient by a replica's part of something, of that by what all replicas have."""
+    if part.how == "rows":
+        before, _, own = _place(rows, part.tensor)
+        mine = up[before : before + tf.shape(own)[0]]
+        missing = tf.shape(part.tensor)[0] - tf.shape(own)[0]
+        return tf.pad(mine, [[0, missing], *([0, 0] for _ in up.shape[1:])])
+    if part.how == "mean":
+        up = up * tf.cast(rows.share, up.dtype)
+    elif part.how != "sum":
+        up = up * tf.cast(tf.equal(part.tensor, total), up.dtype)
+    return tf.where(rows.present, up, tf.zeros_like(up)) if rows.may_be_absent else up
+
+
+def _is_own(rows: Rows) -> tf.Tensor:
+    """bool, (replicas,): true at this replica's place."""
+    context: Any = tf.distribute.get_replica_context()
+    return tf.equal(tf.range(rows.replicas), context.replica_id_in_sync_group)
+
+
+def _place(rows: Rows, tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """How many entries stand before and after a replica's among those of all, and its own."""
+    context: Any = tf.distribute.get_replica_context()
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+    total = tf.cast(rows.total, tf.int32)
+    real = tf.cast(rows.real, tf.int32)
+    each, more = total // rows.replicas, total % rows.replicas
+    times = tf.shape(tensor)[0] // tf.maximum(real, 1)  # Time steps of a row, say.
+    before = (each * replica + tf.minimum(replica, more)) * times
+    own = tensor[: real * times]
+    return before, total * times - before - real * times, own
+
+
+def _summable(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor in a dtype that travels between replicas, and does not overflow on the way."""
+    if tensor.dtype == tf.bool or tensor.dtype.is_integer:
+        # TensorFlow keeps small integers on the host, and sums none on other devices.
+        return tf.cast(tensor, tf.int64)
+    return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
+
+
+def _again(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What an operation gives for other inputs."""
+    function = getattr(tf.raw_ops, operation.type, None)
+    if function is None:
+        raise Unseen(f"by an operation {operation.type}")
+    arguments = list(operation.op_def.input_arg)
+    attributes = [each.name for each in operation.op_def.attr]
+    names = [name for name in inspect.signature(function).parameters if name != "name"]
+    given = {name: operation.get_attr(name) for name in names if name in attributes}
+    waiting = list(inputs)
+    # Python calls some by other names than the definition, which has them in the same order.
+    free = [name for name in names if name not in given]
+    implied = {n for a in arguments for n in (a.type_attr, a.number_attr, a.type_list_attr)}
+    renamed = [name for name in attributes if name not in given and name not in implied]
+    for name, attribute in zip(free[len(arguments) :], renamed, strict=False):
+        given[name] = operation.get_attr(attribute)
+    for name, argument in zip(free, arguments, strict=False):
+        if argument.number_attr or argument.type_list_attr:
+            attribute = operation.get_attr(argument.number_attr or argument.type_list_attr)
+            count = attribute if argument.number_attr else len(attribute)
+            given[name] = [waiting.pop(0) for _ in range(count)]
+        else:
+            given[name] = waiting.pop(0)
+    try:
+        made = function(**given)
+    except (TypeError, ValueError) as error:
+        raise Unseen("by operations made for as many rows as a replica has") from error
+    outputs: list[tf.Tensor] = tf.nest.flatten(made)
+    return outputs

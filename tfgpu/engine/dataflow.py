@@ -1,0 +1,315 @@
+"""How a tensor of a replica's graph comes of its rows: whether at all, and by what operations.
+
+A replica's code is written for one device, and nothing but its graph tells whether a number in it
+is a mean over rows, a sum, or a count of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from tfgpu.engine.shards import Rows
+
+
+class Data(NamedTuple):
+    """A tensor that a replica has of its rows.
+
+    Attributes:
+        tensor: The tensor.
+        has_rows: Whether its first dimension is of rows, or of values of them.
+        in_order: Whether there is as much of each row, in the order of the rows.
+        complete: Whether there is as much of each row.
+    """
+
+    tensor: tf.Tensor
+    has_rows: bool
+    in_order: bool = True
+    complete: bool = True
+
+
+DIVISIONS = {"DivNoNan", "RealDiv"}
+# What adds up the rows that it is given.
+SUMS = {"BatchMatMulV2", "Einsum", "L2Loss", "MatMul", "Sum"}
+# Operations whose graph is another.
+CALLS = {
+    *("Case", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessCase"),
+    *("StatelessIf", "StatelessWhile", "While"),
+}
+# Reductions, whose second input says over which axes.
+_REDUCTIONS = {"All", "Any", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum"}
+# Operations whose first dimension is another than that of what they are given.
+_REARRANGING = {"ExpandDims", "Pack", "Reshape", "Tile", "Transpose"}
+
+
+def is_reduced_over_rows(values: Any, real: int) -> bool:
+    """Whether nothing of the data reaches a tensor but by a reduction over the rows.
+
+    Tells values of classes from those of rows where they happen to be as many; eagerly nobody can.
+    """
+    if not hasattr(values, "op"):
+        return False
+    waiting, seen, reduced = [values], set(), False
+    while waiting:
+        op = waiting.pop().op
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        over_first = op.type in _REDUCTIONS and _takes_in_first(*op.inputs)
+        if over_first or (op.type == "MatMul" and op.get_attr("transpose_a")):
+            if _leads_with_rows(op.inputs[0], real):
+                reduced = True
+                continue
+        elif op.type in ("Const", "ReadVariableOp", "ResourceGather", "Shape"):
+            continue
+        elif all(source.dtype in (tf.resource, tf.variant) for source in op.inputs):
+            return False  # A placeholder, or what an iterator gives.
+        waiting.extend(op.inputs)
+    return reduced
+
+
+def _leads_with_rows(tensor: Any, real: int) -> bool:
+    """Whether the first dimension of a tensor is that of rows, and not of what was put together."""
+    length = tensor.shape[0] if tensor.shape.rank else 0
+    if length is not None and (not length or length % real):
+        return False
+    while tensor is not None:
+        if tensor.op.type in _REARRANGING:
+            return False
+        like = (each for each in tensor.op.inputs if each.shape.rank == tensor.shape.rank)
+        tensor = next((each for each in like if each.shape[0] == length), None)
+    return True
+
+
+def _takes_in_first(values: Any, axes: Any) -> bool:
+    """Whether a reduction over these axes, where they are known, takes in the first dimension."""
+    static, rank = tf.get_static_value(axes), values.shape.rank
+    if static is None or not rank:
+        return False
+    return any(int(axis) % rank == 0 for axis in static.reshape(-1))
+
+
+def reads(tensor: tf.Tensor, handle: tf.Tensor) -> bool:
+    """Whether a tensor is made of the value of the variable with this handle."""
+    waiting, seen = [tensor], set()
+    while waiting:
+        operation = waiting.pop().op
+        if operation.name in seen:
+            continue
+        seen.add(operation.name)
+        if operation.type == "ReadVariableOp" and operation.inputs[0] is handle:
+            return True
+        waiting.extend(operation.inputs)
+    return False
+
+
+def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
+    """Whether a tensor depends on more than variables and constants: on rows, or their number.
+
+    Args:
+        tensor: Of a graph; of any other it is not known, and so it does.
+        counting: Whether the number of rows counts, too.
+    """
+    if not hasattr(tensor, "op"):
+        return True
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if each.op.name in seen:
+            continue
+        seen.add(each.op.name)
+        if each.op.type in ("Const", "ReadVariableOp", "ResourceGather"):
+            continue
+        if each.op.type in ("Shape", "Size") and not counting:
+            continue
+        # A placeholder, or what an iterator gives.
+        if all(source.dtype in (tf.resource, tf.variant) for source in each.op.inputs):
+            if hasattr(outside(each), "numpy"):
+                continue  # A constant that was made outside of any graph.
+            return True
+        waiting.extend(each.op.inputs)
+    return False
+
+
+def divided_by(factor: Any) -> list[Any]:
+    """What a factor divides by."""
+    if factor.op.type in DIVISIONS:
+        return [factor.op.inputs[1]]
+    return list(factor.op.inputs) if factor.op.type in ("Inv", "Reciprocal") else []
+
+
+def is_count(tensor: Any) -> bool:
+    """Whether a tensor depends on how many rows there are, and on nothing else of them."""
+    depends = depends_on_data
+    return bool(tensor.shape.rank == 0 and depends(tensor) and not depends(tensor, counting=False))
+
+
+def is_rows(tensor: Any, rows: Rows) -> bool:
+    """Whether a constant is the number of rows at hand, where that is static."""
+    real, value = tf.get_static_value(rows.real), tf.get_static_value(tensor)
+    return real is not None and value is not None and value.ndim == 0 and value == real
+
+
+def carries_rows(tensor: Any, rows: Rows) -> bool:
+    """Whether a dimension of a tensor grows with the rows, as far as can be told."""
+    if rows.are_counted_by(tensor):
+        return True
+    return bool(tensor.shape.rank and None in tensor.shape.as_list())
+
+
+# ---- rows that are all of a replica's, and nothing else --------------------------------------
+
+# Operations that do to each row what they do to the others, and leave rows in their order.
+_ROW_BY_ROW = {
+    *("Abs", "Add", "AddN", "AddV2", "BiasAdd", "Cast", "Ceil", "ClipByValue", "Cos", "DivNoNan"),
+    *("Elu", "Equal", "Erf", "Exp", "Expm1", "Fill", "Floor", "FloorDiv", "FloorMod", "Greater"),
+    *("GreaterEqual", "Identity", "IsFinite", "IsInf", "IsNan", "LeakyRelu", "Less", "LessEqual"),
+    *("Log", "Log1p", "LogSoftmax", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum"),
+    *("Mul", "MulNoNan", "Neg", "NotEqual", "OneHot", "OnesLike", "Pow", "RealDiv", "Relu"),
+    *("Relu6", "Reshape", "Round", "Rsqrt", "Select", "SelectV2", "Selu", "Sigmoid", "Sign"),
+    *("Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Square", "SquaredDifference"),
+    *("Squeeze", "StopGradient", "Sub", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
+    # Of these only where their first dimension is that of rows.
+    *("ArgMax", "ArgMin", "AvgPool", "AvgPool3D", "BatchMatMulV2", "ConcatV2", "Conv2D", "Conv3D"),
+    *("DepthwiseConv2dNative", "Einsum", "ExpandDims", "GatherV2", "MatMul", "MaxPool"),
+    *("MaxPool3D", "Pack", "ResourceGather", "StridedSlice", *_REDUCTIONS),
+}
+# Operations that make other rows of those that they are given, or number them.
+_MAKING_ROWS = {
+    *("Cumprod", "Cumsum", "CumulativeLogsumexp", "MirrorPad", "Pad", "PadV2", "Range", "Slice"),
+    *("TensorScatterAdd", "TensorScatterUpdate", "Tile", "TopKV2", "Unique", "UniqueV2"),
+}
+
+
+def has_rows(tensor: Any, rows: Rows) -> bool:
+    """Whether a tensor is made of data and a dimension of it grows with the rows."""
+    if not carries_rows(tensor, rows):
+        return False
+    return None in tensor.shape or tensor.shape.rank is None or depends_on_data(tensor)
+
+
+def are_all_rows(
+    tensor: Any,
+    rows: Rows,
+    data: Mapping[int, Data],
+    *,
+    in_order: bool = False,
+    missing: bool = False,
+    statistics: bool = False,
+) -> bool:
+    """Whether a tensor has in its first dimension what is made of each row, and of no other thing.
+
+    Args:
+        tensor: Of a graph; `has_rows` is true of it.
+        rows: Of the replica's shard.
+        data: What it has of its batch, by identity.
+        in_order: Whether it has to be one for each row, in their order; else something of each may
+            stand in any place.
+        missing: Whether rows may be missing, as under a mask of them.
+        statistics: Whether they may have been normalized, say by what is made of all of them.
+    """
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if (known := data_of(each, data)) is not None:
+            fits = (known.in_order or not in_order) and (known.complete or missing)
+            if not (known.has_rows and fits):
+                return False
+            continue
+        if each.shape.rank is None or each.shape[0] is not None and not rows.are_counted_by(each):
+            return False
+        given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
+        of_rows = [t for t in given if has_rows(t, rows)]
+        if not of_rows:
+            if each.op.type != "Fill":
+                return False  # Something else, such as what a slice leaves of a queue.
+        elif not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
+            return False
+        # Made of all of them: a mean that is subtracted, or their number, by which is divided.
+        others = (t for t in given if t.dtype.is_floating and not any(t is row for row in of_rows))
+        if not statistics and any(map(depends_on_data, others)):
+            return False
+        waiting.extend(of_rows)
+    return True
+
+
+def outside(tensor: Any) -> Any:
+    """What a placeholder of a graph stands for in the graph around it; None for anything else."""
+    captures = getattr(tensor.graph, "captures", ()) if tensor.op.type == "Placeholder" else ()
+    return next((outer for outer, inner in captures if inner is tensor), None)
+
+
+def data_of(tensor: Any, data: Mapping[int, Data]) -> Data | None:
+    """What is known of a tensor in `data`, or of what it stands for in a graph around its own."""
+    while tensor is not None and hasattr(tensor, "op"):
+        if id(tensor) in data:
+            return data[id(tensor)]
+        around = outside(tensor)
+        if around is None and tensor.op.type == "Placeholder" and tensor.shape.rank:
+            return Data(tensor, has_rows=True)  # An argument of a function.
+        tensor = around
+    return None
+
+
+def _keeps_rows(made: Any, of_rows: list[Any], *, in_order: bool, missing: bool) -> bool:
+    """Whether an operation leaves rows apart that stand in the first dimension of its inputs."""
+    kind, operation = made.op.type, made.op
+    if in_order and kind not in _ROW_BY_ROW or kind in _MAKING_ROWS:
+        return False
+    unknown = [tuple(t.shape).count(None) for t in (made, *of_rows)]
+    if unknown[0] > max(unknown[1:]):
+        return False  # Of pairs of rows.
+    if kind in ("MatMul", "ConcatV2", "GatherV2", "ExpandDims", "Pack", "StridedSlice"):
+        return bool(_KEEPING[kind](operation, of_rows, in_order, missing))
+    if kind in _REDUCTIONS or kind in ("ArgMax", "ArgMin"):
+        axes = tf.get_static_value(operation.inputs[1])
+        return axes is not None and not _takes_in_first(operation.inputs[0], operation.inputs[1])
+    return True
+
+
+def _is_first(axis: Any, rank: int) -> bool:
+    """Whether an axis, where it is known, is the first; unknown, it may be."""
+    static = tf.get_static_value(axis) if tf.is_tensor(axis) else axis
+    return static is None or int(static) % max(rank, 1) == 0
+
+
+def _concat_keeps(operation: Any, of_rows: list[Any], in_order: bool, _: bool) -> bool:
+    *parts, axis = operation.inputs
+    if not _is_first(axis, parts[0].shape.rank or 1):
+        return True
+    return not in_order and len(of_rows) == len(parts)
+
+
+def _gather_keeps(operation: Any, of_rows: list[Any], in_order: bool, missing: bool) -> bool:
+    values, indices, axis = operation.inputs
+    chosen = any(values is each for each in of_rows)
+    if not chosen or not _is_first(axis, values.shape.rank or 1):
+        return True
+    while indices.op.type in ("Reshape", "Squeeze", "Identity", "Cast"):
+        indices = indices.op.inputs[0]
+    return missing and not in_order and indices.op.type == "Where"  # By a mask of rows.
+
+
+def _slice_keeps(operation: Any, *_: Any) -> bool:
+    def first(name: str) -> bool:
+        return bool(operation.get_attr(name) & 1)
+
+    steps = tf.get_static_value(operation.inputs[3])
+    whole = first("begin_mask") and first("end_mask") and steps is not None and steps[0] == 1
+    return first("ellipsis_mask") or (whole and not first("new_axis_mask"))
+
+
+_KEEPING: dict[str, Any] = {
+    "ConcatV2": _concat_keeps,
+    "ExpandDims": lambda op, *_: not _is_first(op.inputs[1], (op.inputs[0].shape.rank or 0) + 1),
+    "GatherV2": _gather_keeps,
+    "MatMul": lambda op, of_rows, *_: not any(op.inputs[1] is each for each in of_rows),
+    "Pack": lambda op, *_: not _is_first(op.get_attr("axis"), op.outputs[0].shape.rank or 1),
+    "StridedSlice": _slice_keeps,
+}
