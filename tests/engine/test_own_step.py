@@ -281,7 +281,7 @@ def test_reductions_in_a_step_are_those_of_all_rows(mirrored2, loss):
     np.testing.assert_allclose(logs[1], logs[0], **TOLERANCE)
 
 
-@pytest.mark.filterwarnings("ignore:A step (minimises|assigns)")
+@pytest.mark.filterwarnings("ignore:A step (minimises|assigns|returns)")
 def test_a_loss_in_a_function_of_its_own_is_said_to_be_averaged_by_rows(mirrored2):
     model = build(mirrored2, weighing(tfgpu.Model, tf.function(by_weight)))
     with pytest.warns(UserWarning, match="which cannot meet there"):

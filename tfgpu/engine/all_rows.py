@@ -13,8 +13,8 @@ What a layer puts out counts as rows, though it may have normalized them by thos
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,22 +25,22 @@ from tfgpu.engine.dataflow import (
     SUMS,
     are_all_rows,
     data_of,
+    draws,
+    einsum_of_rows,
     has_rows,
     is_rows,
     outside,
 )
 from tfgpu.engine.local_copies import NotCompilable, have_met, is_compiling
+from tfgpu.engine.parts import Exchange, Part, Unseen, own_gradient, together
 from tfgpu.engine.shards import Rows
-
-Exchange = Callable[[tf.Tensor], "tf.Tensor | None"]
-"""Sums a tensor over the replicas; None where they cannot meet."""
 
 MOST_OPERATIONS = 400
 """How many operations are computed anew at most; more are a network, and no loss or statistic."""
 
 # How replicas put together what these operations make of rows.
 _HOW = {
-    **dict.fromkeys(SUMS, "sum"),
+    **dict.fromkeys(SUMS - {"BatchMatMulV2"}, "sum"),
     **dict.fromkeys(("Bincount", "DenseBincount", "ScatterNd", "UnsortedSegmentSum"), "sum"),
     **{"Mean": "mean", "Max": "max", "Any": "max", "Min": "min", "All": "min"},
 }
@@ -54,23 +54,6 @@ _LINEAR = {
 _PRODUCTS = {"BatchMatMulV2", "Einsum", "MatMul", "Mul"}
 
 
-class Unseen(Exception):
-    """Nobody can tell what a value is of the rows; says why, to follow "made of rows"."""
-
-
-class Part(NamedTuple):
-    """What a replica has of something that is of all rows.
-
-    Attributes:
-        tensor: The replica's.
-        how: What the replicas do with theirs: "sum", average by rows ("mean"), "max", "min", put
-            one after the other ("rows"), or add up the first number ("shape").
-    """
-
-    tensor: tf.Tensor
-    how: str
-
-
 class Analysis:
     """What is seen of some tensors of a replica's graph.
 
@@ -78,6 +61,7 @@ class Analysis:
         rows: Of the replica's shard.
         unsettled: Copies of variables that have a value of this replica's own.
         most: How many operations may be computed anew.
+        differentiated: Whether gradients flow through what is computed anew.
 
     Attributes:
         parts: What they are made of that is of rows.
@@ -86,7 +70,12 @@ class Analysis:
     """
 
     def __init__(
-        self, rows: Rows, unsettled: Sequence[tf.Variable] = (), *, most: int = MOST_OPERATIONS
+        self,
+        rows: Rows,
+        unsettled: Sequence[tf.Variable] = (),
+        *,
+        most: int = MOST_OPERATIONS,
+        differentiated: bool = False,
     ):
         self.parts: list[Part] = []
         self.around: list[tf.Tensor] = []
@@ -94,6 +83,7 @@ class Analysis:
         self._rows = rows
         self._unsettled = unsettled
         self._most = most
+        self._differentiated = differentiated
         # What a layer averages may have been normalized by the rows of its replica.
         self._in_layer = current.within_layers > 0
         self._of_rows: dict[int, bool] = {}
@@ -109,6 +99,9 @@ class Analysis:
             Unseen: By what, nobody can tell.
         """
         found = self._of_rows.get(id(tensor))
+        total = self._rows.total
+        if current.static and isinstance(total, int) and total % self._rows.replicas:
+            raise Unseen("of which replicas have different numbers, as ones of Python's")
         if found is None:
             try:
                 found = self._is_of_rows(tensor)
@@ -130,8 +123,6 @@ class Analysis:
         given = data_of(tensor, current.data)
         if given is not None and not given.has_rows and tensor.shape.rank == 0:
             return False  # All replicas have it.
-        if "Random" in kind:
-            raise Unseen("and of random numbers")
         if kind in ("Shape", "Size") and has_rows(inputs[0], rows):
             if self._are_all_rows(inputs[0], missing=True):
                 return self._is_part(tensor, "shape" if kind == "Shape" else "sum")
@@ -141,7 +132,11 @@ class Analysis:
         if given is not None or has_rows(tensor, rows):
             if self._are_all_rows(tensor, in_order=True):
                 return self._is_part(tensor, "rows")
-        elif kind in _HOW and self._is_reduction(kind, inputs):
+            if given is not None:
+                raise Unseen("of which some were chosen, or there are several of each")
+        elif draws(operation) or id(tensor) in current.drawn:
+            raise Unseen("and of random numbers")
+        elif kind in _HOW and self._is_reduction(operation, inputs):
             return self._is_part(tensor, _HOW[kind])
         if not inputs or given is not None:
             return self._is_of_captured_rows(tensor)
@@ -159,11 +154,16 @@ class Analysis:
             raise Unseen("by more operations than a loss or a statistic has")
         return True
 
-    def _is_reduction(self, kind: str, inputs: Sequence[tf.Tensor]) -> bool:
+    def _is_reduction(self, operation: Any, inputs: Sequence[tf.Tensor]) -> bool:
         """Whether what reduces `inputs` reduces rows, and what it gives can be put together."""
+        kind = operation.type
+        if self._differentiated and _HOW[kind] in ("max", "min"):
+            return False  # Of what is equally large each has its part of the gradient.
         if kind == "MatMul":
             inputs = [_untransposed(each) for each in inputs]
         of_rows = [each for each in inputs if has_rows(each, self._rows)]
+        if kind == "Einsum" and einsum_of_rows(operation, of_rows) != "summed":
+            return False
         which = {"missing": kind != "Mean", "statistics": kind == "Mean" and self._in_layer}
         return bool(of_rows) and all(self._are_all_rows(t, **which) for t in of_rows)
 
@@ -193,11 +193,21 @@ class Analysis:
     def _is_sum(self, tensor: tf.Tensor) -> bool:
         """Whether a tensor is a sum over rows."""
         alone = Analysis(self._rows, self._unsettled)
-        return (
-            alone.is_of_rows(tensor)
-            and alone.is_linear
-            and all(part.how == "sum" for part in alone.parts)
-        )
+        try:
+            return (
+                alone.is_of_rows(tensor)
+                and alone.is_linear
+                and all(part.how == "sum" for part in alone.parts)
+                and all(map(alone._adds_sums, alone._operations.values()))
+            )
+        except Unseen:
+            return False
+
+    def _adds_sums(self, operation: tf.Operation) -> bool:
+        """Whether an operation adds nothing to sums that is none itself."""
+        if operation.type in ("Add", "AddN", "AddV2", "Sub"):
+            return all(self._of_rows.get(id(each), False) for each in operation.inputs)
+        return operation.type not in ("ConcatV2", "Pack", "Pad", "PadV2")
 
     def _is_number(self, tensor: tf.Tensor) -> bool:
         """Whether a tensor is the number of rows, or a multiple of it."""
@@ -208,7 +218,11 @@ class Analysis:
             counts = alone.is_of_rows(tensor)
         except Unseen:
             return False
-        sizes = all(part.how == "shape" or part.tensor.op.type == "Size" for part in alone.parts)
+        sizes = all(
+            part.tensor.op.type in ("Shape", "Size")
+            and alone._are_all_rows(part.tensor.op.inputs[0])
+            for part in alone.parts
+        )
         return counts and sizes and all(map(alone._keeps_number, alone._operations.values()))
 
     def _keeps_number(self, operation: tf.Operation) -> bool:
@@ -257,7 +271,7 @@ class Analysis:
             raise NotCompilable("The replicas exchange what is no mean over rows in the step")
         try:
             for part in {id(each.tensor): each for each in self.parts}.values():
-                self.of_all[id(part.tensor)] = _together(self._rows, part, exchange)
+                self.of_all[id(part.tensor)] = together(self._rows, part, exchange)
         except RuntimeError as error:
             if "merge_call" not in str(error):
                 raise
@@ -296,7 +310,7 @@ class Analysis:
         for part, gradient in zip(parts, by[: len(parts)], strict=True):
             if gradient is not None:
                 total = self.of_all[id(part.tensor)]
-                yield part.tensor, _own(self._rows, part, total, gradient)
+                yield part.tensor, own_gradient(self._rows, part, total, gradient)
         for tensor, gradient in zip(around, by[len(parts) :], strict=True):
             if gradient is not None:
                 yield tensor, gradient * tf.cast(self._rows.share, gradient.dtype)
@@ -319,10 +333,31 @@ def of_all_rows(
     """
     if not hasattr(tensor, "op"):
         return None
-    analysis = Analysis(rows)
+    analysis = Analysis(rows, differentiated=True)
     if not analysis.is_of_rows(tensor) or (analysis.is_average and not averages):
         return None
     return analysis.of_all_rows([tensor], exchange)[0]
+
+
+def each_of_all_rows(
+    tensors: Sequence[Any], rows: Rows, exchange: Exchange
+) -> list[tf.Tensor | None]:
+    """Tensors with a value a row, for all rows of the batch, in their order.
+
+    Args:
+        tensors: What is not made of rows stays as it is; None stays None.
+        rows: Of the replica's shard.
+        exchange: Sums a tensor over the replicas.
+
+    Raises:
+        NotCompilable: XLA compiles the graph, in which replicas cannot meet.
+        Unseen: Nobody can tell what one of them is made of.
+    """
+    analysis, given = Analysis(rows, differentiated=True), [t for t in tensors if t is not None]
+    for tensor in given:
+        analysis.is_of_rows(tensor)
+    found = iter(analysis.of_all_rows(given, exchange))
+    return [None if tensor is None else next(found) for tensor in tensors]
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -340,80 +375,10 @@ def _untransposed(tensor: tf.Tensor) -> tf.Tensor:
     return tensor.op.inputs[0] if order is not None and list(order) == [1, 0] else tensor
 
 
-def _together(rows: Rows, part: Part, exchange: Exchange) -> tf.Tensor:
-    """What all replicas have of something, of what each has."""
-
-    def summed(value: tf.Tensor) -> tf.Tensor:
-        total = exchange(value)
-        if total is None:
-            raise Unseen("inside a tf.function, a branch or a loop")
-        return total
-
-    tensor, dtype = part.tensor, part.tensor.dtype
-    if part.how == "shape":
-        count = summed(tf.cast(tensor[:1], tf.int64) * tf.cast(rows.present, tf.int64))
-        return tf.concat([tf.cast(count, dtype), tensor[1:]], axis=0)
-    tensor = _summable(tensor)
-    if part.how == "rows":
-        before, after, own = _place(rows, tensor)
-        around = [[before, after], *([0, 0] for _ in tensor.shape[1:])]
-        return tf.cast(summed(tf.pad(own, around)), dtype)
-    if part.how == "mean":
-        tensor = tensor * tf.cast(rows.share, tensor.dtype)
-    if part.how in ("sum", "mean"):
-        if rows.may_be_absent:
-            tensor = tf.where(rows.present, tensor, tf.zeros_like(tensor))
-        return tf.cast(summed(tensor), dtype)
-    is_own = tf.reshape(_is_own(rows), [-1, *[1] * len(tensor.shape)])
-    each = summed(tf.where(is_own, tensor[tf.newaxis], tf.zeros_like(tensor)))
-    have = tf.range(rows.replicas) < rows.present_replicas  # The first ones.
-    extreme: Callable[..., Any] = tf.reduce_max if part.how == "max" else tf.reduce_min
-    return tf.cast(extreme(tf.boolean_mask(each, have), axis=0), dtype)
-
-
-def _own(rows: Rows, part: Part, total: tf.Tensor, up: tf.Tensor) -> tf.Tensor:
-    """The gradient by a replica's part of something, of that by what all replicas have."""
-    if part.how == "rows":
-        before, _, own = _place(rows, part.tensor)
-        mine = up[before : before + tf.shape(own)[0]]
-        missing = tf.shape(part.tensor)[0] - tf.shape(own)[0]
-        return tf.pad(mine, [[0, missing], *([0, 0] for _ in up.shape[1:])])
-    if part.how == "mean":
-        up = up * tf.cast(rows.share, up.dtype)
-    elif part.how != "sum":
-        up = up * tf.cast(tf.equal(part.tensor, total), up.dtype)
-    return tf.where(rows.present, up, tf.zeros_like(up)) if rows.may_be_absent else up
-
-
-def _is_own(rows: Rows) -> tf.Tensor:
-    """bool, (replicas,): true at this replica's place."""
-    context: Any = tf.distribute.get_replica_context()
-    return tf.equal(tf.range(rows.replicas), context.replica_id_in_sync_group)
-
-
-def _place(rows: Rows, tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """How many entries stand before and after a replica's among those of all, and its own."""
-    context: Any = tf.distribute.get_replica_context()
-    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-    total = tf.cast(rows.total, tf.int32)
-    real = tf.cast(rows.real, tf.int32)
-    each, more = total // rows.replicas, total % rows.replicas
-    times = tf.shape(tensor)[0] // tf.maximum(real, 1)  # Time steps of a row, say.
-    before = (each * replica + tf.minimum(replica, more)) * times
-    own = tensor[: real * times]
-    return before, total * times - before - real * times, own
-
-
-def _summable(tensor: tf.Tensor) -> tf.Tensor:
-    """A tensor in a dtype that travels between replicas, and does not overflow on the way."""
-    if tensor.dtype == tf.bool or tensor.dtype.is_integer:
-        # TensorFlow keeps small integers on the host, and sums none on other devices.
-        return tf.cast(tensor, tf.int64)
-    return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
-
-
 def _again(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """What an operation gives for other inputs."""
+    if "_gradient_op_type" in operation.node_def.attr:
+        raise Unseen("by a function with a gradient of its own")
     function = getattr(tf.raw_ops, operation.type, None)
     if function is None:
         raise Unseen(f"by an operation {operation.type}")

@@ -23,11 +23,12 @@ import tensorflow as tf
 
 from tfgpu.engine import branches
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.all_rows import Analysis, Unseen
+from tfgpu.engine.all_rows import Analysis
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.current import current
 from tfgpu.engine.dataflow import reads
 from tfgpu.engine.local_copies import NotCompilable, exchange, is_compiling, is_seed
+from tfgpu.engine.parts import Unseen
 from tfgpu.engine.shards import Rows
 
 
@@ -51,7 +52,7 @@ def _of_all_rows(
     if isinstance(variable, private.SyncOnReadVariable):
         _mind_metrics(variable, value, rows)
         return value, False
-    if not by_itself or is_seed(variable):
+    if not by_itself or is_seed(variable) or current.averaging:
         return value, False
     slices = value if isinstance(value, tf.IndexedSlices) else None
     tensors = [slices.values, slices.indices] if slices else [tf.convert_to_tensor(value)]

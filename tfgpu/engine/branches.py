@@ -9,8 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgpu.engine.all_rows import Analysis, Unseen
+from tfgpu.engine.all_rows import Analysis
 from tfgpu.engine.current import current
+from tfgpu.engine.parts import Unseen
 from tfgpu.engine.shards import Rows
 
 _BRANCHES = {"If": ("then_branch", "else_branch"), "While": ("cond", "body")}

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.dataflow import Data, are_all_rows, has_rows
+from tfgpu.engine.dataflow import Data, are_all_rows, chooses_rows, has_rows
 from tfgpu.engine.shards import Rows
 from tfgpu.engine.temporary import ThreadState
 
@@ -34,6 +34,8 @@ class Current(ThreadState):
         static: Whether the tensors of the batch say how many rows they have.
         unrecorded: Whether the step has stopped the recording of a tape.
         differentiating: Whether one of them computes gradients.
+        drawn: In a step: seeds that are a replica's own, by identity.
+        averaging: Whether a layer is called whose statistics are averaged, whatever they are.
         assigned_in: The same of variables that are assigned.
         undeclared: The identities of variables whose `aggregation` nobody has chosen, such as an
             optimizer's.
@@ -61,6 +63,8 @@ class Current(ThreadState):
     unrecorded = False
     differentiating = False
     updated_in: dict[str, str] = {}  # noqa: RUF012
+    drawn: Mapping[int, tf.Tensor] = MappingProxyType({})
+    averaging = False
     assigned_in: dict[str, str] = {}  # noqa: RUF012
     undeclared: frozenset[int] = frozenset()
     own_code = False
@@ -86,7 +90,7 @@ def step_notes(static: bool = False) -> contextlib.AbstractContextManager[None]:
     Args:
         static: Whether the tensors of the batch say how many rows they have.
     """
-    notes: dict[str, Any] = {"by_rows": {}, "data": {}, "whole": {}, "parts": {}}
+    notes: dict[str, Any] = {"by_rows": {}, "data": {}, "drawn": {}, "whole": {}, "parts": {}}
     return current.having(**notes, static=static, unrecorded=False, noting=True)
 
 
@@ -138,11 +142,15 @@ def note_outputs(inputs: Any, outputs: Any) -> None:
         return
     complete = all(are_all_rows(leaf, rows, current.data) for leaf in given)
     in_order = complete and all(are_all_rows(t, rows, current.data, in_order=True) for t in given)
-    known = {
-        id(leaf): Data(leaf, has_rows=True, in_order=in_order, complete=complete)
-        for leaf in made
-        if leaf.shape.rank and leaf.shape[0] in (None, real)
-    }
+    most = max(tuple(leaf.shape or ()).count(None) for leaf in given)
+    known = {}
+    for leaf in made:
+        # Of pairs of rows there are more dimensions that nobody knows.
+        if not leaf.shape.rank or tuple(leaf.shape).count(None) > most:
+            continue
+        if leaf.shape[0] in (None, real):
+            chosen = chooses_rows(leaf, current.data)
+            known[id(leaf)] = Data(leaf, True, in_order and not chosen, complete and not chosen)
     current.data = {**known, **current.data}
 
 

@@ -164,24 +164,51 @@ def carries_rows(tensor: Any, rows: Rows) -> bool:
 
 # Operations that do to each row what they do to the others, and leave rows in their order.
 _ROW_BY_ROW = {
-    *("Abs", "Add", "AddN", "AddV2", "BiasAdd", "Cast", "Ceil", "ClipByValue", "Cos", "DivNoNan"),
-    *("Elu", "Equal", "Erf", "Exp", "Expm1", "Fill", "Floor", "FloorDiv", "FloorMod", "Greater"),
-    *("GreaterEqual", "Identity", "IsFinite", "IsInf", "IsNan", "LeakyRelu", "Less", "LessEqual"),
-    *("Log", "Log1p", "LogSoftmax", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum"),
-    *("Mul", "MulNoNan", "Neg", "NotEqual", "OneHot", "OnesLike", "Pow", "RealDiv", "Relu"),
-    *("Relu6", "Reshape", "Round", "Rsqrt", "Select", "SelectV2", "Selu", "Sigmoid", "Sign"),
-    *("Sin", "Softmax", "Softplus", "Softsign", "Sqrt", "Square", "SquaredDifference"),
-    *("Squeeze", "StopGradient", "Sub", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
+    *("Abs", "Acos", "Add", "AddN", "AddV2", "Asin", "Atan", "Atan2", "BiasAdd", "Bitcast"),
+    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Invert", "LeftShift", "RightShift"),
+    *(
+        "CheckNumerics",
+        "ClipByValue",
+        "ComplexAbs",
+        "Cos",
+        "Cosh",
+        "DivNoNan",
+        "Elu",
+        "EnsureShape",
+    ),
+    *("Equal", "Erf", "Erfc", "Exp", "Expm1", "Floor", "FloorDiv", "FloorMod", "Greater"),
+    *("GreaterEqual", "Identity", "Inv", "IsFinite", "IsInf", "IsNan", "LeakyRelu", "Less"),
+    *("LessEqual", "Lgamma", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum"),
+    *("Minimum", "Mul", "MulNoNan", "Neg", "NotEqual", "OnesLike", "PlaceholderWithDefault", "Pow"),
+    *("PreventGradient", "RealDiv", "Reciprocal", "Relu", "Relu6", "Rint", "Round", "Rsqrt"),
+    *("Select", "SelectV2", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+    *("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "Sqrt", "Square"),
+    *("SquaredDifference", "StopGradient", "Sub", "Tan", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
     # Of these only where their first dimension is that of rows.
-    *("ArgMax", "ArgMin", "AvgPool", "AvgPool3D", "BatchMatMulV2", "ConcatV2", "Conv2D", "Conv3D"),
-    *("DepthwiseConv2dNative", "Einsum", "ExpandDims", "GatherV2", "MatMul", "MaxPool"),
-    *("MaxPool3D", "Pack", "ResourceGather", "StridedSlice", *_REDUCTIONS),
+    *("AvgPool", "AvgPool3D", "BroadcastTo", "Conv2D", "Conv3D", "DepthwiseConv2dNative"),
+    *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "Reshape", "ResourceGather", "Squeeze"),
 }
-# Operations that make other rows of those that they are given, or number them.
-_MAKING_ROWS = {
-    *("Cumprod", "Cumsum", "CumulativeLogsumexp", "MirrorPad", "Pad", "PadV2", "Range", "Slice"),
-    *("TensorScatterAdd", "TensorScatterUpdate", "Tile", "TopKV2", "Unique", "UniqueV2"),
+# The same, of inputs that say of what shape something is, or where in it.
+_SHAPED = {
+    *("BroadcastTo", "ConcatV2", "ExpandDims", "Fill", "GatherV2", "OneHot", "Pad", "PadV2"),
+    *("Reshape", "Slice", "Split", "SplitV", "StridedSlice", "Tile", "Transpose", "ArgMax"),
+    *("ArgMin", *_REDUCTIONS),
 }
+_CHOOSING = {"DynamicPartition", "Unique", "UniqueV2", "Where"}
+
+
+def draws(operation: Any) -> bool:
+    """Whether an operation gives what is another thing each time: random numbers, or Python's."""
+    names = (each.name for each in operation.op_def.attr)
+    if operation.op_def.is_stateful and "seed" in names:
+        return True
+    return operation.type in ("EagerPyFunc", "PyFunc", "PyFuncStateless", "RngReadAndSkip")
+
+
+def _draws_rows(tensor: Any) -> bool:
+    """Whether there are random numbers for each row, of which each replica has its own."""
+    random = draws(tensor.op) or "StatelessRandom" in tensor.op.type
+    return random and bool(tensor.shape.rank) and tensor.shape[0] is None
 
 
 def has_rows(tensor: Any, rows: Rows) -> bool:
@@ -222,21 +249,75 @@ def are_all_rows(
             if not (known.has_rows and fits):
                 return False
             continue
+        if _draws_rows(each):
+            continue
         if each.shape.rank is None or each.shape[0] is not None and not rows.are_counted_by(each):
             return False
         given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
         of_rows = [t for t in given if has_rows(t, rows)]
-        if not of_rows:
-            if each.op.type != "Fill":
-                return False  # Something else, such as what a slice leaves of a queue.
-        elif not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
+        # Without any it is something else, such as what a slice leaves of a queue.
+        if not of_rows or not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
             return False
-        # Made of all of them: a mean that is subtracted, or their number, by which is divided.
-        others = (t for t in given if t.dtype.is_floating and not any(t is row for row in of_rows))
-        if not statistics and any(map(depends_on_data, others)):
+        if not statistics and _has_statistics(each, given, of_rows):
             return False
         waiting.extend(of_rows)
     return True
+
+
+def mixes_rows(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> bool:
+    """Whether what a tensor has of a row is made of other rows, too, as far as can be seen.
+
+    Args:
+        tensor: Of a graph, with rows in its first dimension.
+        rows: Of the replica's shard.
+        data: What it has of its batch, by identity.
+    """
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or data_of(each, data) is not None or each.op.type in CALLS:
+            continue
+        seen.add(id(each))
+        given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
+        of_rows = [t for t in given if has_rows(t, rows)]
+        if of_rows and (_pairs_rows(each, of_rows) or _has_statistics(each, given, of_rows)):
+            return True
+        waiting.extend(of_rows)
+    return False
+
+
+def _pairs_rows(made: Any, of_rows: list[Any]) -> bool:
+    """Whether an operation makes something of each pair of rows."""
+    if made.op.type == "MatMul" and any(made.op.inputs[1] is each for each in of_rows):
+        return True
+    unknown = [tuple(t.shape or ()).count(None) for t in (made, *of_rows)]
+    return len(of_rows) > 1 and unknown[0] > max(unknown[1:])
+
+
+def _has_statistics(made: Any, given: list[Any], of_rows: list[Any]) -> bool:
+    """Whether numbers of all rows, such as a mean or their count, are made one with each row."""
+    for each in given:
+        if any(each is row for row in of_rows):
+            continue
+        is_shape = made.op.type in _SHAPED and each.dtype.is_integer
+        if depends_on_data(each, counting=not is_shape):
+            return True
+    return False
+
+
+def chooses_rows(made: Any, data: Mapping[int, Data]) -> bool:
+    """Whether some rows have been chosen for a tensor, as by a mask of them."""
+    seen: set[int] = set()
+    waiting = [made]
+    while waiting and len(seen) < 200:
+        each = waiting.pop()
+        if id(each) in seen or data_of(each, data) is not None:
+            continue
+        seen.add(id(each))
+        if each.op.type in _CHOOSING:
+            return True
+        waiting.extend(t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant))
+    return False
 
 
 def outside(tensor: Any) -> Any:
@@ -260,17 +341,14 @@ def data_of(tensor: Any, data: Mapping[int, Data]) -> Data | None:
 def _keeps_rows(made: Any, of_rows: list[Any], *, in_order: bool, missing: bool) -> bool:
     """Whether an operation leaves rows apart that stand in the first dimension of its inputs."""
     kind, operation = made.op.type, made.op
-    if in_order and kind not in _ROW_BY_ROW or kind in _MAKING_ROWS:
+    if _pairs_rows(made, of_rows):
         return False
-    unknown = [tuple(t.shape).count(None) for t in (made, *of_rows)]
-    if unknown[0] > max(unknown[1:]):
-        return False  # Of pairs of rows.
-    if kind in ("MatMul", "ConcatV2", "GatherV2", "ExpandDims", "Pack", "StridedSlice"):
+    if kind in _KEEPING:
         return bool(_KEEPING[kind](operation, of_rows, in_order, missing))
     if kind in _REDUCTIONS or kind in ("ArgMax", "ArgMin"):
         axes = tf.get_static_value(operation.inputs[1])
         return axes is not None and not _takes_in_first(operation.inputs[0], operation.inputs[1])
-    return True
+    return kind in _ROW_BY_ROW
 
 
 def _is_first(axis: Any, rank: int) -> bool:
@@ -302,14 +380,56 @@ def _slice_keeps(operation: Any, *_: Any) -> bool:
 
     steps = tf.get_static_value(operation.inputs[3])
     whole = first("begin_mask") and first("end_mask") and steps is not None and steps[0] == 1
-    return first("ellipsis_mask") or (whole and not first("new_axis_mask"))
+    if first("ellipsis_mask"):
+        places, rank = operation.inputs[1].shape[0], operation.inputs[0].shape.rank
+        return places is not None and rank is not None and rank >= places
+    return whole and not first("new_axis_mask")
+
+
+def _transpose_keeps(operation: Any, *_: Any) -> bool:
+    order = tf.get_static_value(operation.inputs[1])
+    return order is not None and order[0] == 0
+
+
+def _split_keeps(operation: Any, *_: Any) -> bool:
+    axis = operation.inputs[0 if operation.type == "Split" else 2]
+    return not _is_first(axis, operation.outputs[0].shape.rank or 1)
+
+
+def einsum_of_rows(operation: Any, of_rows: list[Any]) -> str | None:
+    """What becomes of rows in the first dimension of operands: "kept" first, "summed", or None."""
+    operands, _, result = operation.get_attr("equation").decode().partition("->")
+    labels = operands.split(",")
+    first = {
+        label[:1]
+        for label, each in zip(labels, operation.inputs, strict=True)
+        if any(each is row for row in of_rows)
+    }
+    if len(first) != 1 or "." in operands:
+        return None
+    (label,) = first
+    if label not in result:
+        return "summed"
+    return "kept" if result.startswith(label) else None
+
+
+def _of_rank(least: int) -> Any:
+    def keeps(operation: Any, of_rows: list[Any], *_: Any) -> bool:
+        return all((each.shape.rank or 0) >= least for each in of_rows)
+
+    return keeps
 
 
 _KEEPING: dict[str, Any] = {
+    **dict.fromkeys(("LogSoftmax", "Softmax"), _of_rank(2)),
+    **dict.fromkeys(("BatchMatMulV2", "MatrixDiagPart", "MatrixDiagPartV3"), _of_rank(3)),
+    **dict.fromkeys(("Split", "SplitV"), _split_keeps),
+    "Einsum": lambda op, of_rows, *_: einsum_of_rows(op, of_rows) == "kept",
+    "Transpose": _transpose_keeps,
+    "Unpack": lambda op, *_: not _is_first(op.get_attr("axis"), op.inputs[0].shape.rank or 1),
     "ConcatV2": _concat_keeps,
     "ExpandDims": lambda op, *_: not _is_first(op.inputs[1], (op.inputs[0].shape.rank or 0) + 1),
     "GatherV2": _gather_keeps,
-    "MatMul": lambda op, of_rows, *_: not any(op.inputs[1] is each for each in of_rows),
     "Pack": lambda op, *_: not _is_first(op.get_attr("axis"), op.outputs[0].shape.rank or 1),
     "StridedSlice": _slice_keeps,
 }

@@ -137,16 +137,22 @@ class Replicas:
             self._metrics.meet()
         except NeedsStep:
             self.replica_step.metrics_with_step = True
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError) as error:
             if self._static or not has_static_rows(self._hidden):
                 raise
-            return self._traced_with_static_rows(function, *args)
+            return self._traced_with_static_rows(error, function, *args)
         return function(*args)
 
-    def _traced_with_static_rows(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The same for code that may ask for the number of rows as one of Python's."""
+    def _traced_with_static_rows(
+        self, error: Exception, function: Callable[..., Any], *args: Any
+    ) -> Any:
+        """The same for code that may have asked for the number of rows as one of Python's."""
         self._static = True
-        result = self.traced(function, *args)
+        try:
+            result = self.traced(function, *args)
+        except Exception:
+            self._static = False
+            raise error from None
         replicas = self._strategy.num_replicas_in_sync
         warnings.warn(
             f"{self._name} of {type(self._model).__name__} works only where the number of rows is "

@@ -100,8 +100,9 @@ class _OneReplica(private.DefaultContext):
             # The gradient of a sum over replicas is one itself.
             return sums, lambda *up: self.all_reduce(reduce_op, list(up), options)
 
-        flat = tf.nest.flatten(value)
-        return tf.nest.pack_sequence_as(value, tf.nest.flatten(reduced(*flat)))
+        totals = tf.nest.flatten(reduced(*tf.nest.flatten(value)))
+        _current.met = {**_current.met, **{id(total): total for total in totals}}
+        return tf.nest.pack_sequence_as(value, totals)
 
 
 @contextlib.contextmanager
@@ -398,9 +399,13 @@ def _install() -> None:
             seed = draw(self, *args, **kwargs)
         if hasattr(self, "tfgpu_drawn"):
             self.tfgpu_drawn = True
-        if not _current.replica or current.updating:
+        if current.updating:
             return seed  # An update is the same on each replica.
-        return seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
+        if _current.replica:
+            seed = seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
+        if current.shared is not None:
+            current.drawn = {**current.drawn, id(seed): seed}
+        return seed
 
     def minding(assign: Any) -> Any:
         @functools.wraps(assign)
@@ -441,12 +446,15 @@ def _install() -> None:
         @functools.wraps(reduce)
         def reduced(self: Any, reduce_op: Any, value: Any, options: Any = None) -> Any:
             rows = current.shared
-            if rows is None or not rows.may_be_absent or current.exchanging:
-                return reduce(self, reduce_op, value, options)
             name = str(getattr(reduce_op, "name", reduce_op)).upper()
+            # Decided by what is the same on each replica: that one is absent is not.
+            if rows is None or current.exchanging or (name != "MEAN" and not rows.may_be_absent):
+                return reduce(self, reduce_op, value, options)
 
             def own(leaf: Any) -> Any:
                 leaf = tf.convert_to_tensor(leaf)
+                if not rows.may_be_absent:
+                    return leaf
                 return tf.where(rows.present, leaf, tf.zeros_like(leaf))
 
             def mean(leaf: Any) -> Any:

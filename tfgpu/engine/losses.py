@@ -22,16 +22,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine import all_rows
+from tfgpu.engine import all_rows, parts
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.current import counts_by_rows, current, note_outputs
-from tfgpu.engine.dataflow import depends_on_data
+from tfgpu.engine.dataflow import depends_on_data, mixes_rows
 from tfgpu.engine.shards import Rows
 
 _BY_WEIGHT = "mean_with_sample_weight"
@@ -114,7 +115,7 @@ def additional(loss: Any, total: Any) -> Any:
     return total * times
 
 
-def of_all_rows(value: Any, exchange: all_rows.Exchange, *, averages: bool = False) -> Any:
+def of_all_rows(value: Any, exchange: parts.Exchange, *, averages: bool = False) -> Any:
     """A number that replicas have made of their rows, such that its mean by rows is that of all.
 
     Args:
@@ -127,7 +128,7 @@ def of_all_rows(value: Any, exchange: all_rows.Exchange, *, averages: bool = Fal
         return value
     try:
         whole = all_rows.of_all_rows(value, rows, exchange, averages=averages)
-    except all_rows.Unseen as reason:
+    except parts.Unseen as reason:
         warnings.warn(
             f"A loss or metric is made of rows {reason}, and {rows.replicas} replicas share the "
             "batch: the replicas' numbers are averaged by rows, as is right for means over rows.",
@@ -135,6 +136,28 @@ def of_all_rows(value: Any, exchange: all_rows.Exchange, *, averages: bool = Fal
         )
         return value
     return value if whole is None else whole
+
+
+def _mixes_rows(values: Any) -> bool:
+    """Whether there is a value a row that is made of other rows too, such as pairs of them."""
+    rows = current.shared
+    if rows is None or not hasattr(values, "op") or not values.shape.rank:
+        return False
+    return rows.are_counted_by(values) and mixes_rows(values, rows, current.data)
+
+
+def _each_of_all_rows(values: Sequence[Any], exchange: parts.Exchange) -> list[Any] | None:
+    rows = current.shared
+    assert rows is not None
+    try:
+        return all_rows.each_of_all_rows(values, rows, exchange)
+    except parts.Unseen as reason:
+        warnings.warn(
+            f"A loss or metric is made for each row of others, too, and {reason}, and "
+            f"{rows.replicas} replicas share the batch: each takes its own rows alone.",
+            stacklevel=2,
+        )
+        return None
 
 
 # ---- the losses of `compile` ----------------------------------------------------------------
@@ -281,6 +304,14 @@ def _install() -> None:
     ) -> Any:
         counted, exchange = values, current.exchange
         if current.shared is not None and exchange is not None:
+            given = [values, sample_weight, mask]
+            given = [v if v is None else tf.convert_to_tensor(v) for v in given]
+            mixed = reduction not in (None, "none") and _mixes_rows(given[0])
+            whole = _each_of_all_rows(given, exchange) if mixed else None
+            if whole is not None:
+                values, sample_weight, mask = whole
+                value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
+                return counts_by_rows(value)
             values = of_all_rows(values, exchange, averages=sample_weight is not None)
             if sample_weight is not None and len(tf.convert_to_tensor(values).shape) == 0:
                 counted = sample_weight  # By whose rows it is multiplied.
@@ -310,7 +341,12 @@ def _install() -> None:
             rows = current.shared
             if rows is not None and sample_weight is None:
                 given = tf.convert_to_tensor(values)
-                if not (rows.are_counted_by(given) or (numbers_alone and len(given.shape))):
+                if current.exchange is not None and _mixes_rows(given):
+                    whole = _each_of_all_rows([given], current.exchange)
+                    if whole is not None:
+                        values = whole[0]
+                        sample_weight = tf.fill(tf.shape(values)[:1], rows.share)
+                elif not (rows.are_counted_by(given) or (numbers_alone and len(given.shape))):
                     sample_weight = rows.share
                     _mind_loops(self, rows)
                     if current.exchange is not None:
@@ -323,7 +359,8 @@ def _install() -> None:
     def noted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if current.shared is None:
             return call_layer(self, *args, **kwargs)
-        with current.having(within_layers=current.within_layers + 1):
+        averaging = current.averaging or isinstance(self, keras.layers.BatchNormalization)
+        with current.having(within_layers=current.within_layers + 1, averaging=averaging):
             outputs = call_layer(self, *args, **kwargs)
         note_outputs((args, kwargs), outputs)
         return outputs

@@ -26,10 +26,11 @@ import keras
 import tensorflow as tf
 
 from tfgpu.engine.all_reduce import sum_over_replicas
-from tfgpu.engine.all_rows import Analysis, Unseen
-from tfgpu.engine.current import counts_by_rows, current
-from tfgpu.engine.dataflow import CALLS, DIVISIONS, divided_by, is_count, is_rows
+from tfgpu.engine.all_rows import Analysis
+from tfgpu.engine.current import counts_by_rows, current, note_data
+from tfgpu.engine.dataflow import CALLS, DIVISIONS, divided_by, draws, is_count, is_rows, mixes_rows
 from tfgpu.engine.local_copies import current_writes, exchange, have_met
+from tfgpu.engine.parts import Unseen
 from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
 from tfgpu.engine.shards import Rows
 
@@ -157,7 +158,7 @@ def _origin(gradient: Any, known: set[int]) -> str:
                 found = "own"
             continue
         inputs = [each for each in tensor.op.inputs if each.dtype not in (tf.resource, tf.variant)]
-        if not inputs or "Random" in tensor.op.type:
+        if not inputs or draws(tensor.op) or id(tensor) in current.drawn:
             found = "own"  # Of the data, or random numbers.
         waiting.extend(inputs)
     if found == "whole":
@@ -199,7 +200,8 @@ def _counted(loss: Any, up: Any, rows: Rows) -> list[_Loss]:
     if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
         return [_Loss(loss, up)]
     ups = tf.ones_like(loss) if up is None else tf.convert_to_tensor(up)
-    if loss.shape.rank != 0 and rows.are_counted_by(loss):
+    mixed = up is None and hasattr(loss, "op") and mixes_rows(loss, rows, current.data)
+    if loss.shape.rank != 0 and rows.are_counted_by(loss) and not mixed:
         share = rows.share if up is not None and _is_mean(ups, rows) else rows.present
         return [_Loss(loss, ups * tf.cast(share, ups.dtype))]
     by_rows = _Loss(loss, ups * tf.cast(rows.share, ups.dtype))
@@ -207,13 +209,14 @@ def _counted(loss: Any, up: Any, rows: Rows) -> list[_Loss]:
         if id(loss) not in current.by_rows:
             _say_of_eager()
         return [by_rows]
-    analysis = Analysis(rows, unsettled())
+    analysis = Analysis(rows, unsettled(), differentiated=True)
     try:
         if not analysis.is_of_rows(loss) or analysis.is_average:
             return [by_rows]
         if current.unrecorded:
             raise Unseen("in a step that stops the recording of a tape")
         (whole,) = analysis.of_all_rows([loss], meeting)
+        ups = tf.ones_like(whole) if up is None else ups
         return [_Loss(*each) for each in analysis.gradients(whole, ups)]
     except Unseen as reason:
         warnings.warn(
@@ -269,8 +272,9 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
                 unconnected_gradients,
             )
         if not at:
-            return found
+            return note_data(found)
         of_flat = tf.nest.flatten(found)
+        note_data([each for place, each in enumerate(of_flat) if place not in at])
         parts = _of_own_rows(dense([of_flat[place] for place in at]))
         try:
             whole = combined(context, parts, [flat[place] for place in at])

@@ -20,9 +20,10 @@ import tensorflow as tf
 from keras import tree
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.all_rows import Unseen, of_all_rows
+from tfgpu.engine.all_rows import of_all_rows
 from tfgpu.engine.dataflow import depends_on_data
 from tfgpu.engine.local_copies import exchange
+from tfgpu.engine.parts import Unseen
 from tfgpu.engine.shards import Rows
 
 
@@ -42,7 +43,7 @@ def results_by_rows(results: Any, rows: Rows, context: Any) -> Any:
             leaf = tf.convert_to_tensor(leaf)
         if not isinstance(leaf, tf.Tensor):
             return leaf
-        whole = _of_all_rows(leaf, rows, context)
+        whole = _of_all_rows(leaf, name, rows, context)
         if leaf.dtype.is_floating:
             leaf = leaf if whole is None else whole
             part = leaf * tf.cast(rows.share * rows.replicas, leaf.dtype)
@@ -68,13 +69,19 @@ def results_by_rows(results: Any, rows: Rows, context: Any) -> Any:
     }
 
 
-def _of_all_rows(leaf: tf.Tensor, rows: Rows, context: Any) -> tf.Tensor | None:
+def _of_all_rows(leaf: tf.Tensor, name: str, rows: Rows, context: Any) -> tf.Tensor | None:
     """What a result is of all rows; None where that is its average, or nobody can tell."""
     if leaf.dtype == tf.string or rows.are_counted_by(leaf):
         return None
     try:
         return of_all_rows(leaf, rows, functools.partial(exchange, context))
-    except Unseen:
+    except Unseen as reason:
+        if leaf.dtype.is_floating:
+            warnings.warn(
+                f"A step returns {name}, which is made of rows {reason}, and {rows.replicas} "
+                "replicas share the batch: it is averaged by rows.",
+                stacklevel=2,
+            )
         return None
 
 

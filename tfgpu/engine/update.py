@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.current import current
+from tfgpu.engine.dataflow import draws
 from tfgpu.engine.local_copies import is_compiling, keeping_former
 from tfgpu.engine.temporary import in_place_of
 
@@ -154,10 +155,10 @@ def alike(optimizer: Any) -> Iterator[None]:
         return
     made = itertools.islice(graph.get_operations(), before, None)
     for operation in made:
-        if "Random" in operation.type and operation.op_def.is_stateful:
+        if draws(operation):
             raise ValueError(
                 f"The optimizer {optimizer.name!r}, or a schedule or constraint, draws random "
-                f"numbers by {operation.type} of TensorFlow, which are others on each replica, so "
+                f"numbers by {operation.type}, which are others on each replica, so "
                 "that their weights would part. Draw them by keras.random with a SeedGenerator, "
                 "or by tf.random.stateless_*, which are the same."
             )
