@@ -70,7 +70,7 @@ def fit(folder, model=None, *, epochs=EPOCHS, callbacks=(), augment=(), **argume
         validation_data=evaluation_batches(EXAMPLES, batch_size=BATCH),
         shuffle=False,
         verbose=0,
-        callbacks=[*callbacks, board],
+        callbacks=[board, *callbacks],
     )
     return model, board
 
