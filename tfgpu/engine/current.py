@@ -134,7 +134,7 @@ def note_outputs(inputs: Any, outputs: Any) -> None:
     rows = current.rows
     if rows is None:
         return
-    real = rows.real if isinstance(rows.real, int) else None
+    real = rows.real if isinstance(rows.real, int) and not rows.hidden else None
     given = [leaf for leaf in tree.flatten(inputs) if isinstance(leaf, tf.Tensor)]
     given = [leaf for leaf in given if hasattr(leaf, "op") and has_rows(leaf, rows)]
     made = [leaf for leaf in tree.flatten(outputs) if isinstance(leaf, tf.Tensor)]

@@ -359,7 +359,8 @@ class ReplicaStep:
 
 def rows_of(shard: Shard, context: Any) -> Rows:
     """The row counts of a replica's shard."""
-    return Rows(shard.real, shard.total, context.num_replicas_in_sync)
+    hidden = current.noting and not current.static and not tf.executing_eagerly()
+    return Rows(shard.real, shard.total, context.num_replicas_in_sync, hidden)
 
 
 def begun(
@@ -370,8 +371,7 @@ def begun(
 
     def read() -> Any:
         with tf.name_scope("device_map"):
-            data = shard.data if device_map is None else device_map(shard.data, resident)
-        return note_data(data)
+            return note_data(device_map(shard.data, resident) if device_map else shard.data)
 
     return context, rows_of(shard, context), read
 

@@ -42,11 +42,14 @@ class Rows:
         real: Rows here that count: 0 where this replica computes on another's row.
         total: Rows of the global batch.
         replicas: Of the strategy.
+        hidden: Whether the tensors of the batch do not say how many rows they have, so that what
+            says how long it is has none: that is decided alike on replicas of 3 and of 2 rows.
     """
 
     real: Count
     total: Count
     replicas: int
+    hidden: bool = False
 
     @property
     def may_be_absent(self) -> bool:
@@ -83,7 +86,7 @@ class Rows:
         length, real = values.shape[0], tf.get_static_value(self.real)
         if length is None:
             return True
-        if real is None or length % max(int(real), 1):
+        if self.hidden or real is None or length % max(int(real), 1):
             return False
         return not is_reduced_over_rows(values, max(int(real), 1))
 
