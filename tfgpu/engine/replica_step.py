@@ -371,7 +371,7 @@ def begun(
 
     def read() -> Any:
         with tf.name_scope("device_map"):
-            return note_data(device_map(shard.data, resident) if device_map else shard.data)
+            return note_data(shard.data if device_map is None else device_map(shard.data, resident))
 
     return context, rows_of(shard, context), read
 
