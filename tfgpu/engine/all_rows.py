@@ -30,6 +30,8 @@ from tfgpu.engine.dataflow import (
     has_rows,
     is_rows,
     outside,
+    reads_one_of,
+    value_inputs,
 )
 from tfgpu.engine.local_copies import NotCompilable, have_met, is_compiling
 from tfgpu.engine.parts import Exchange, Part, Unseen, own_gradient, together
@@ -113,10 +115,10 @@ class Analysis:
 
     def _is_of_rows(self, tensor: tf.Tensor) -> bool:
         operation, rows = tensor.op, self._rows
-        kind, inputs = operation.type, _tensors(operation.inputs)
+        kind, inputs = operation.type, value_inputs(operation)
         if kind in ("Const", "VarHandleOp") or have_met(tensor) or id(tensor) in current.whole:
             return False
-        if kind == "ReadVariableOp" and not self._is_unsettled(operation):
+        if kind == "ReadVariableOp" and not reads_one_of(tensor, self._unsettled):
             return False
         if kind == "ReadVariableOp" or id(tensor) in current.by_rows:
             return self._is_part(tensor, "mean")
@@ -175,11 +177,6 @@ class Analysis:
             raise Unseen("and is no float")
         self.parts.append(Part(tensor, how))
         return True
-
-    def _is_unsettled(self, read: tf.Operation) -> bool:
-        """Whether a variable is read that this replica has given a value of its own."""
-        graph: Any = read.graph
-        return any(read.inputs[0] is graph.capture(copy.handle) for copy in self._unsettled)
 
     def _is_of_captured_rows(self, tensor: tf.Tensor) -> bool:
         """The same of what has no inputs: a tensor of the graph around this one, or the data."""
@@ -241,7 +238,7 @@ class Analysis:
         return all(map(self._is_linear, self._operations.values()))
 
     def _is_linear(self, operation: tf.Operation) -> bool:
-        kind, inputs = operation.type, _tensors(operation.inputs)
+        kind, inputs = operation.type, value_inputs(operation)
         of_rows = [self._of_rows.get(id(each), False) for each in inputs]
         if kind in _PRODUCTS:
             return sum(of_rows) == 1
@@ -309,8 +306,7 @@ class Analysis:
         by = [g if g is None else tf.convert_to_tensor(g) for g in by]  # Of slices, too.
         for part, gradient in zip(parts, by[: len(parts)], strict=True):
             if gradient is not None:
-                total = self.of_all[id(part.tensor)]
-                yield part.tensor, own_gradient(self._rows, part, total, gradient)
+                yield part.tensor, own_gradient(self._rows, part, gradient)
         for tensor, gradient in zip(around, by[len(parts) :], strict=True):
             if gradient is not None:
                 yield tensor, gradient * tf.cast(self._rows.share, gradient.dtype)
@@ -361,10 +357,6 @@ def each_of_all_rows(
 
 
 # ---- parts -------------------------------------------------------------------------------------
-
-
-def _tensors(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    return [each for each in inputs if each.dtype not in (tf.resource, tf.variant)]
 
 
 def _untransposed(tensor: tf.Tensor) -> tf.Tensor:

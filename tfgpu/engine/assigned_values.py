@@ -26,7 +26,7 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine.all_rows import Analysis
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.current import current
-from tfgpu.engine.dataflow import reads
+from tfgpu.engine.dataflow import is_made_of, reads_one_of, under
 from tfgpu.engine.local_copies import NotCompilable, exchange, is_compiling, is_seed
 from tfgpu.engine.parts import Unseen
 from tfgpu.engine.shards import Rows
@@ -107,19 +107,12 @@ def _mind_metrics(variable: Any, value: Any, rows: Rows) -> None:
     tensor = value if hasattr(value, "op") else None
     if tensor is None or variable.aggregation != tf.VariableAggregation.SUM:
         return
-    graph: Any = tensor.graph
-    handle = graph.capture(private.own_copy(variable).handle)
-
-    def is_state(each: Any) -> bool:
-        while each.op.type in ("Cast", "Identity", "Reshape"):
-            each = each.op.inputs[0]
-        return each.op.type == "ReadVariableOp" and each.op.inputs[0] is handle
-
-    terms = tensor
-    while terms.op.type in ("Cast", "Identity"):
-        terms = terms.op.inputs[0]
-    added = terms.op.type in ("Add", "AddV2") and any(map(is_state, terms.op.inputs))
-    if added or not reads(tensor, handle):
+    state = private.own_copy(variable)
+    total = under(tensor, "Cast", "Identity")
+    terms = total.op.inputs if total.op.type in ("Add", "AddV2") else ()
+    terms = [under(term, "Cast", "Identity", "Reshape") for term in terms]
+    added = any(reads_one_of(term, [state]) for term in terms)
+    if added or not is_made_of(tensor, state):
         return
     warnings.warn(
         f"A metric assigns to {variable.name!r} what is not its value and something more, and "
@@ -133,9 +126,7 @@ def _mind_static_counts(variable: Any, value: tf.Tensor, rows: Rows) -> None:
     """Warns of a number that is added and is as large as a replica has rows: it may count them."""
     if value.op.type != "AddV2":
         return
-    added: Any = value.op.inputs[1]
-    while added.op.type == "Cast":
-        added = added.op.inputs[0]
+    added = under(value.op.inputs[1], "Cast")
     number, real = tf.get_static_value(added), tf.get_static_value(rows.real)
     if number is not None and not number.ndim and real is not None and number == real > 1:
         warnings.warn(

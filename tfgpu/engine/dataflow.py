@@ -6,7 +6,8 @@ is a mean over rows, a sum, or a count of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
@@ -92,18 +93,42 @@ def _takes_in_first(values: Any, axes: Any) -> bool:
     return any(int(axis) % rank == 0 for axis in static.reshape(-1))
 
 
-def reads(tensor: tf.Tensor, handle: tf.Tensor) -> bool:
-    """Whether a tensor is made of the value of the variable with this handle."""
+def value_inputs(operation: Any) -> list[Any]:
+    """The inputs of an operation that are values, and no handles of variables."""
+    return [each for each in operation.inputs if each.dtype not in (tf.resource, tf.variant)]
+
+
+def under(tensor: Any, *kinds: str) -> Any:
+    """What a tensor was before operations of these kinds, of their first input each."""
+    while tensor.op.type in kinds:
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def reads_one_of(tensor: tf.Tensor, copies: Sequence[tf.Variable]) -> bool:
+    """Whether a tensor is the value of one of these variables, as it was read."""
+    graph: Any = tensor.graph
+    read = tensor.op.type == "ReadVariableOp"
+    return read and any(tensor.op.inputs[0] is graph.capture(copy.handle) for copy in copies)
+
+
+def _made_of(tensor: Any, stops: Callable[[Any], bool]) -> Iterator[Any]:
+    """A tensor and all that it is made of, each once; not what is behind a tensor that stops."""
     waiting, seen = [tensor], set()
     while waiting:
-        operation = waiting.pop().op
-        if operation.name in seen:
+        each = waiting.pop()
+        if id(each) in seen:
             continue
-        seen.add(operation.name)
-        if operation.type == "ReadVariableOp" and operation.inputs[0] is handle:
-            return True
-        waiting.extend(operation.inputs)
-    return False
+        seen.add(id(each))
+        yield each
+        if not stops(each):
+            waiting.extend(each.op.inputs)
+
+
+def is_made_of(tensor: tf.Tensor, variable: tf.Variable) -> bool:
+    """Whether a tensor is made of the value of a variable."""
+    made_of = _made_of(tensor, stops=lambda each: False)
+    return any(reads_one_of(each, [variable]) for each in made_of)
 
 
 def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
@@ -115,23 +140,14 @@ def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
     """
     if not hasattr(tensor, "op"):
         return True
-    waiting, seen = [tensor], set()
-    while waiting:
-        each = waiting.pop()
-        if each.op.name in seen:
-            continue
-        seen.add(each.op.name)
-        if each.op.type in ("Const", "ReadVariableOp", "ResourceGather"):
-            continue
-        if each.op.type in ("Shape", "Size") and not counting:
-            continue
-        # A placeholder, or what an iterator gives.
-        if all(source.dtype in (tf.resource, tf.variant) for source in each.op.inputs):
-            if hasattr(outside(each), "numpy"):
-                continue  # A constant that was made outside of any graph.
-            return True
-        waiting.extend(each.op.inputs)
-    return False
+    ends = ["Const", "ReadVariableOp", "ResourceGather", *([] if counting else ["Shape", "Size"])]
+
+    def is_data(each: Any) -> bool:
+        # A placeholder, or what an iterator gives; and no constant made outside of any graph.
+        given = each.op.type not in ends and not value_inputs(each.op)
+        return given and not hasattr(outside(each), "numpy")
+
+    return any(map(is_data, _made_of(tensor, stops=lambda each: each.op.type in ends)))
 
 
 def divided_by(factor: Any) -> list[Any]:
@@ -166,24 +182,16 @@ def carries_rows(tensor: Any, rows: Rows) -> bool:
 _ROW_BY_ROW = {
     *("Abs", "Acos", "Add", "AddN", "AddV2", "Asin", "Atan", "Atan2", "BiasAdd", "Bitcast"),
     *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Invert", "LeftShift", "RightShift"),
-    *(
-        "CheckNumerics",
-        "ClipByValue",
-        "ComplexAbs",
-        "Cos",
-        "Cosh",
-        "DivNoNan",
-        "Elu",
-        "EnsureShape",
-    ),
+    *("CheckNumerics", "ClipByValue", "ComplexAbs", "Cos", "Cosh", "DivNoNan", "Elu"),
+    *("EnsureShape", "Sinh", "Softplus", "Softsign", "SquaredDifference", "StopGradient", "Sub"),
     *("Equal", "Erf", "Erfc", "Exp", "Expm1", "Floor", "FloorDiv", "FloorMod", "Greater"),
     *("GreaterEqual", "Identity", "Inv", "IsFinite", "IsInf", "IsNan", "LeakyRelu", "Less"),
     *("LessEqual", "Lgamma", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum"),
     *("Minimum", "Mul", "MulNoNan", "Neg", "NotEqual", "OnesLike", "PlaceholderWithDefault", "Pow"),
     *("PreventGradient", "RealDiv", "Reciprocal", "Relu", "Relu6", "Rint", "Round", "Rsqrt"),
-    *("Select", "SelectV2", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+    *("Select", "SelectV2", "Selu", "Sigmoid", "Sign", "Sin"),
     *("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "Sqrt", "Square"),
-    *("SquaredDifference", "StopGradient", "Sub", "Tan", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
+    *("Tan", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
     # Of these only where their first dimension is that of rows.
     *("AvgPool", "AvgPool3D", "BroadcastTo", "Conv2D", "Conv3D", "DepthwiseConv2dNative"),
     *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "Reshape", "ResourceGather", "Squeeze"),
@@ -253,7 +261,7 @@ def are_all_rows(
             continue
         if each.shape.rank is None or each.shape[0] is not None and not rows.are_counted_by(each):
             return False
-        given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
+        given = value_inputs(each.op)
         of_rows = [t for t in given if has_rows(t, rows)]
         # Without any it is something else, such as what a slice leaves of a queue.
         if not of_rows or not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
@@ -278,7 +286,7 @@ def mixes_rows(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> bool:
         if id(each) in seen or data_of(each, data) is not None or each.op.type in CALLS:
             continue
         seen.add(id(each))
-        given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
+        given = value_inputs(each.op)
         of_rows = [t for t in given if has_rows(t, rows)]
         if of_rows and (_pairs_rows(each, of_rows) or _has_statistics(each, given, of_rows)):
             return True
@@ -307,17 +315,8 @@ def _has_statistics(made: Any, given: list[Any], of_rows: list[Any]) -> bool:
 
 def chooses_rows(made: Any, data: Mapping[int, Data]) -> bool:
     """Whether some rows have been chosen for a tensor, as by a mask of them."""
-    seen: set[int] = set()
-    waiting = [made]
-    while waiting and len(seen) < 200:
-        each = waiting.pop()
-        if id(each) in seen or data_of(each, data) is not None:
-            continue
-        seen.add(id(each))
-        if each.op.type in _CHOOSING:
-            return True
-        waiting.extend(t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant))
-    return False
+    near = itertools.islice(_made_of(made, stops=lambda t: data_of(t, data) is not None), 200)
+    return any(each.op.type in _CHOOSING for each in near)
 
 
 def outside(tensor: Any) -> Any:
@@ -369,9 +368,8 @@ def _gather_keeps(operation: Any, of_rows: list[Any], in_order: bool, missing: b
     chosen = any(values is each for each in of_rows)
     if not chosen or not _is_first(axis, values.shape.rank or 1):
         return True
-    while indices.op.type in ("Reshape", "Squeeze", "Identity", "Cast"):
-        indices = indices.op.inputs[0]
-    return missing and not in_order and indices.op.type == "Where"  # By a mask of rows.
+    chosen_by = under(indices, "Reshape", "Squeeze", "Identity", "Cast")
+    return missing and not in_order and chosen_by.op.type == "Where"  # By a mask of rows.
 
 
 def _slice_keeps(operation: Any, *_: Any) -> bool:

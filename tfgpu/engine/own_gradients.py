@@ -28,7 +28,17 @@ import tensorflow as tf
 from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.all_rows import Analysis
 from tfgpu.engine.current import counts_by_rows, current, note_data
-from tfgpu.engine.dataflow import CALLS, DIVISIONS, divided_by, draws, is_count, is_rows, mixes_rows
+from tfgpu.engine.dataflow import (
+    CALLS,
+    DIVISIONS,
+    divided_by,
+    draws,
+    is_count,
+    is_rows,
+    mixes_rows,
+    reads_one_of,
+    value_inputs,
+)
 from tfgpu.engine.local_copies import current_writes, exchange, have_met
 from tfgpu.engine.parts import Unseen
 from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
@@ -154,21 +164,16 @@ def _origin(gradient: Any, known: set[int]) -> str:
         if not hasattr(tensor, "op"):
             return "own"  # Computed eagerly: nobody knows of what.
         if tensor.op.type in _OF_ALL:
-            if tensor.op.type == "ReadVariableOp" and _is_own_value(tensor):
+            if reads_one_of(tensor, unsettled()):
                 found = "own"
             continue
-        inputs = [each for each in tensor.op.inputs if each.dtype not in (tf.resource, tf.variant)]
+        inputs = value_inputs(tensor.op)
         if not inputs or draws(tensor.op) or id(tensor) in current.drawn:
             found = "own"  # Of the data, or random numbers.
         waiting.extend(inputs)
     if found == "whole":
         known |= seen
     return found
-
-
-def _is_own_value(read: tf.Tensor) -> bool:
-    graph: Any = read.graph
-    return any(read.op.inputs[0] is graph.capture(copy.handle) for copy in unsettled())
 
 
 def _of_own_rows(gradients: Sequence[Any]) -> list[Any]:

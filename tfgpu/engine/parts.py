@@ -68,8 +68,14 @@ def _of_dense_gradient(tensor: tf.Tensor) -> Any:
     return tf.identity(tensor), tf.convert_to_tensor
 
 
-def own_gradient(rows: Rows, part: Part, total: tf.Tensor, up: tf.Tensor) -> tf.Tensor:
-    """The gradient by a replica's part of something, of that by what all replicas have."""
+def own_gradient(rows: Rows, part: Part, up: tf.Tensor) -> tf.Tensor:
+    """The gradient by a replica's part of something, of that by what all replicas have.
+
+    Args:
+        rows: Of the replica's shard.
+        part: No extreme, of which several replicas may have one.
+        up: The gradient by what all replicas have.
+    """
     if part.how == "rows":
         before, _, own = _place(rows, part.tensor)
         mine = up[before : before + tf.shape(own)[0]]
@@ -77,8 +83,6 @@ def own_gradient(rows: Rows, part: Part, total: tf.Tensor, up: tf.Tensor) -> tf.
         return tf.pad(mine, [[0, missing], *([0, 0] for _ in up.shape[1:])])
     if part.how == "mean":
         up = up * tf.cast(rows.share, up.dtype)
-    elif part.how != "sum":
-        up = up * tf.cast(tf.equal(part.tensor, total), up.dtype)
     return tf.where(rows.present, up, tf.zeros_like(up)) if rows.may_be_absent else up
 
 
