@@ -81,6 +81,7 @@ def build(model: keras.Model, batches: Batches) -> None:
 
 
 def digest(run: Mapping[str, Any]) -> str:
+    """What the checkpoints of a training are known by."""
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,6 +95,11 @@ def refusal(other: OtherRunError, run: Mapping[str, Any]) -> RequestError:
 
 
 def check_steps(checkpoint: Checkpoint, steps_per_epoch: int) -> None:
+    """Refuses a checkpoint of epochs of another length.
+
+    Raises:
+        RequestError: Names both.
+    """
     found = checkpoint.state["steps_per_epoch"]
     if found != steps_per_epoch:
         raise RequestError(

@@ -122,7 +122,7 @@ def _kind(value: Any) -> str:
 
 def callbacks_behind(model: keras.Model, callback: Any) -> list[str]:
     """The classes of callbacks with state that are called after a callback."""
-    given = _given_callbacks(model)
+    given = model.tfgpu_given_callbacks
     behind = given[given.index(callback) + 1 :] if callback in given else []
     return [type(each).__name__ for each in _callbacks_of(model).values() if each in behind]
 
@@ -263,18 +263,10 @@ def _metrics_of(model: keras.Model) -> dict[str, keras.Variable]:
     return {f"metrics/{i}": v for i, v in enumerate(model.metrics_variables)}
 
 
-def _given_callbacks(model: keras.Model) -> list[Any]:
-    """The callbacks of this `fit`, in the order in which they are called."""
-    given = model.tfgpu_callbacks or []
-    if isinstance(given, keras.callbacks.CallbackList):
-        given = given.callbacks
-    return list(given) if isinstance(given, list | tuple) else [given]
-
-
 def _callbacks_of(model: keras.Model) -> dict[str, Any]:
     """The other callbacks of this `fit` that have state to save, by a name."""
     named: dict[str, Any] = {}
-    for callback in _given_callbacks(model):
+    for callback in model.tfgpu_given_callbacks:
         if isinstance(callback, Resumable) or _counters(callback):
             name = type(callback).__name__.lstrip("_")
             same = sum(other.partition(".")[0] == name for other in named)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -74,6 +74,11 @@ class Current(ThreadState):
     declared = False
     within = 0
     updating = False
+
+    def note(self, kind: str, tensors: Iterable[tf.Tensor]) -> None:
+        """Notes tensors of a kind, such as `whole`, by identity."""
+        known = {id(tensor): tensor for tensor in tensors}
+        setattr(self, kind, {**getattr(self, kind), **known})
 
     @property
     def shared(self) -> Rows | None:
@@ -158,5 +163,5 @@ def counts_by_rows(loss: Any) -> tf.Tensor:
     """`loss` itself, of which is noted that the average by rows of the replicas' is that of all."""
     loss = tf.convert_to_tensor(loss)
     if current.shared is not None and loss.shape.rank == 0:
-        current.by_rows = {**current.by_rows, id(loss): loss}
+        current.note("by_rows", [loss])
     return loss

@@ -207,10 +207,16 @@ _CHOOSING = {"DynamicPartition", "Unique", "UniqueV2", "Where"}
 
 def draws(operation: Any) -> bool:
     """Whether an operation gives what is another thing each time: random numbers, or Python's."""
-    names = (each.name for each in operation.op_def.attr)
-    if operation.op_def.is_stateful and "seed" in names:
-        return True
-    return operation.type in ("EagerPyFunc", "PyFunc", "PyFuncStateless", "RngReadAndSkip")
+    python = operation.type in ("EagerPyFunc", "PyFunc", "PyFuncStateless", "RngReadAndSkip")
+    return python or has_seeds(operation.node_def)
+
+
+def has_seeds(node: Any) -> bool:
+    """Whether a node of a graph draws random numbers, of which each operation has a sequence.
+
+    Those with a state have their seeds as attributes; others take them as inputs.
+    """
+    return "seed" in node.attr and "seed2" in node.attr
 
 
 def _draws_rows(tensor: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.compiled_loop import CompiledLoop
 from tfgpu.engine.current import step_notes
+from tfgpu.engine.dataflow import has_seeds
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
@@ -330,8 +332,7 @@ def draws_by_operations(traced: Any) -> bool:
     """Whether a concrete function draws random numbers of which each operation has a sequence."""
     graph = traced.graph.as_graph_def()
     nodes = [graph.node, *(function.node_def for function in graph.library.function)]
-    # Those with a state have their seeds so; others take them as inputs.
-    return any("seed" in node.attr and "seed2" in node.attr for group in nodes for node in group)
+    return any(map(has_seeds, itertools.chain(*nodes)))
 
 
 def of_rows(element: Any, rows: int | None) -> Any:

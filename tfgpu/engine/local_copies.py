@@ -404,7 +404,7 @@ def _install() -> None:
         if _current.replica:
             seed = seed + tf.cast(tf.stack([_current.replica * _SPREAD, 0]), seed.dtype)
         if current.shared is not None:
-            current.drawn = {**current.drawn, id(seed): seed}
+            current.note("drawn", [seed])
         return seed
 
     def minding(assign: Any) -> Any:

@@ -74,6 +74,14 @@ class ReplicaTrainer(private.TrainerHooks):
             # Of a callback that has continued this training; the next one is another.
             private.initial_epoch.set(self, None)
 
+    @property
+    def tfgpu_given_callbacks(self) -> list[Any]:
+        """The callbacks of this `fit`, in the order in which they are called."""
+        given = self.tfgpu_callbacks or []
+        if isinstance(given, keras.callbacks.CallbackList):
+            given = given.callbacks
+        return list(given) if isinstance(given, list | tuple) else [given]
+
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Keras' `evaluate`; keeps nothing of the data."""
         batches, within = self.tfgpu_batches, self.tfgpu_kind

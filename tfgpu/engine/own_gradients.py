@@ -283,7 +283,7 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
         parts = _of_own_rows(dense([of_flat[place] for place in at]))
         try:
             whole = combined(context, parts, [flat[place] for place in at])
-            current.whole = {**current.whole, **{id(each): each for each in whole}}
+            current.note("whole", whole)
         except RuntimeError as error:
             if "merge_call" not in str(error):
                 raise
@@ -295,7 +295,7 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
                 stacklevel=2,
             )
             whole = parts
-            current.parts = {**current.parts, **{id(part): part for part in parts}}
+            current.note("parts", parts)
         for place, each in zip(at, whole, strict=True):
             of_flat[place] = _as_it_was(of_flat[place], each)
         return tf.nest.pack_sequence_as(sources, of_flat)

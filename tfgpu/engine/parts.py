@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfgpu.engine.shards import Rows
+from tfgpu.engine.shards import Rows, rows_before
 
 Exchange = Callable[[tf.Tensor], "tf.Tensor | None"]
 """Sums a tensor over the replicas; None where they cannot meet."""
@@ -98,9 +98,8 @@ def _place(rows: Rows, tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tens
     replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
     total = tf.cast(rows.total, tf.int32)
     real = tf.cast(rows.real, tf.int32)
-    each, more = total // rows.replicas, total % rows.replicas
     times = tf.shape(tensor)[0] // tf.maximum(real, 1)  # Time steps of a row, say.
-    before = (each * replica + tf.minimum(replica, more)) * times
+    before = rows_before(total, replica, rows.replicas) * times
     own = tensor[: real * times]
     return before, total * times - before - real * times, own
 

@@ -151,12 +151,12 @@ def shard_of(batch: Any, *, replica: Count, replicas: int) -> Shard:
     each, more = rows // replicas, rows % replicas
     if isinstance(rows, int) and isinstance(replica, int):
         real = each + (replica < more)
-        start: Count = min(each * replica + min(replica, more), max(rows - 1, 0))
+        start: Count = min(rows_before(rows, replica, replicas), max(rows - 1, 0))
         stop: Count = start + max(real, 1)
     else:
         replica = tf.cast(replica, tf.int32)
         real = each + tf.cast(replica < more, tf.int32)
-        start = tf.minimum(each * replica + tf.minimum(replica, more), tf.maximum(rows - 1, 0))
+        start = tf.minimum(rows_before(rows, replica, replicas), tf.maximum(rows - 1, 0))
         stop = start + tf.maximum(real, 1)
 
     def cut(leaf: Any) -> Any:
@@ -180,6 +180,13 @@ def shard_of(batch: Any, *, replica: Count, replicas: int) -> Shard:
         return leaf[start:stop]
 
     return Shard(tree.map_structure(cut, batch), real, rows)
+
+
+def rows_before(rows: Count, replica: Count, replicas: int) -> Count:
+    """How many of a batch's rows are those of the replicas before one: the first take one more."""
+    each, more = rows // replicas, rows % replicas
+    least = min if isinstance(rows, int) and isinstance(replica, int) else tf.minimum
+    return each * replica + least(replica, more)
 
 
 def _uneven(replicas: int, what: str) -> str:

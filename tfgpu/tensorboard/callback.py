@@ -169,9 +169,7 @@ class TensorBoard(private.TensorBoardHooks):
     def _mark(self) -> str:
         """What tells the files of this training from others; "" for one that is not backed up."""
         if not self._marks:
-            given = getattr(self.model, "tfgpu_callbacks", None)
-            callbacks = getattr(given, "callbacks", given)
-            callbacks = callbacks if isinstance(callbacks, list | tuple) else ()
+            callbacks = getattr(self.model, "tfgpu_given_callbacks", ())
             places = (getattr(callback, "backup_dir", None) for callback in callbacks)
             place = next((place for place in places if place is not None), None)
             # The same in a process that is killed before it has read the backup.

@@ -162,10 +162,7 @@ class PerformanceMeter:
         return sum(map(to_float, parts)) * strategy.num_replicas_in_sync / len(parts)
 
     def _saving(self) -> float:
-        callbacks = getattr(self.model, "tfgpu_callbacks", None) or ()
-        callbacks = getattr(callbacks, "callbacks", callbacks)
-        if not isinstance(callbacks, list | tuple):
-            callbacks = (callbacks,)
+        callbacks = getattr(self.model, "tfgpu_given_callbacks", ())
         return sum(getattr(callback, "save_seconds", 0.0) for callback in callbacks)
 
     def _peak_of_replicas(self) -> float:
