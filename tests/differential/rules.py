@@ -151,6 +151,24 @@ RULES = [
         ("history/val_activity",),
     ),
     Rule(
+        "one update too many",
+        "Stock Keras counts a batch for the step that finds the end of training data of unknown "
+        "size, in the losses per output, whose count does not depend on the data.",
+        lambda case, replicas: case.outputs in ("dict", "list") and _begins_too_many(case),
+        ("history/p_loss", "history/q_loss"),
+    ),
+    Rule(
+        "one update too many",
+        "Stock Keras counts a batch for the step that finds the end of validation data of unknown "
+        "size, in the losses per output, whose count does not depend on the data.",
+        lambda case, replicas: (
+            case.outputs in ("dict", "list")
+            and case.validation == "unknown"
+            and not _asks_first(case)
+        ),
+        ("history/val_p_loss", "history/val_q_loss"),
+    ),
+    Rule(
         "partial batches in losses per output",
         "Stock Keras weighs a partial batch like a whole one in the losses per output.",
         lambda case, replicas: case.outputs in ("dict", "list") and _partial(case),

@@ -160,3 +160,19 @@ def test_a_metric_counts_the_batches_of_unknown_data_that_are_there():
     logs = model.evaluate(data, verbose=0, return_dict=True)
     assert history["batches"] == history["val_batches"] == [5, 5]
     assert logs["batches"] == 5
+
+
+@runs_out
+def test_the_loss_of_an_output_is_over_the_batches_of_unknown_data_that_are_there():
+    inputs = keras.Input((X.shape[1],))
+    outputs = {name: keras.layers.Dense(Y.shape[1], name=name)(inputs) for name in ("p", "q")}
+    model = tfgpu.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), {"p": "mse", "q": "mse"})
+    x, y = X[:20], Y[:20]
+    data = dataset(x, y, batch_size=5).filter(lambda x, y: True)
+    data = data.map(lambda x, y: (x, {"p": y, "q": y}))
+    history = model.fit(data, validation_data=data, epochs=1, shuffle=False, verbose=0).history
+    for name, predicted in model.predict(x, verbose=0).items():
+        right = np.mean((predicted - y) ** 2)
+        for found in (history[f"{name}_loss"], history[f"val_{name}_loss"]):
+            np.testing.assert_allclose(found, [right], rtol=1e-5)
