@@ -88,7 +88,7 @@ DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 # real browser, where there is one. Those of export cannot be installed beside TensorFlow 2.19.
 TEST_BUT_EXPORT = [
     "pytest>=8.2.0",
-    "pytest-xdist>=3.6.1",
+    "pytest-xdist>=3.7.0",
     "selenium>=4.30.0",
     # The notebook, run from top to bottom.
     "ipykernel>=6.29.5",

@@ -23,6 +23,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 _devices_made = False
 
+# Processes get whole files. The longest come first: the last would leave the others idle.
+_LONGEST = {
+    *("test_backup_and_restore.py", "test_bench.py", "test_export.py", "test_train_results.py"),
+    "test_tune.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 def _two_devices():
     global _devices_made

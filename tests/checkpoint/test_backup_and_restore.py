@@ -47,13 +47,11 @@ def test_two_replicas_resume_to_the_bit(tmp_path, mirrored2, streaming):
     assert same(whole, cut) and logs == cut_logs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
-        pytest.param(
-            lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
-            marks=pytest.mark.slow,
-        ),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
         lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
     ],
     ids=["average", "accumulation"],
@@ -228,6 +226,7 @@ def test_a_learning_rate_that_a_callback_lowered_is_no_other_training(tmp_path, 
     assert train(tmp_path, one, model=model, more=[Lower()])[2].resumed_from == 9
 
 
+@pytest.mark.slow
 def test_the_average_that_is_in_the_model_is_known_to_be_there(tmp_path, one):
     given = {
         "optimizer": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9),

@@ -129,6 +129,7 @@ def test_a_variable_that_the_model_does_not_lead_to_is_named_once(tmp_path, one)
     assert "of_the_module" in said and "attribute of the model" in said
 
 
+@pytest.mark.slow
 def test_a_variable_that_the_first_step_makes_is_spoken_of(tmp_path):
     class Late(keras.layers.Layer):
         count = None

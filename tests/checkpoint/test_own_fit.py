@@ -37,6 +37,7 @@ def test_a_rate_that_hangs_on_the_one_before_is_set_once_an_epoch(tmp_path, one)
     assert same(whole, cut)
 
 
+@pytest.mark.slow
 def test_files_of_every_few_batches_are_those_of_a_whole_training(tmp_path, one):
     def saves(folder):
         return keras.callbacks.ModelCheckpoint(
@@ -61,7 +62,7 @@ def test_files_of_every_few_batches_are_those_of_a_whole_training(tmp_path, one)
     assert cut == whole
 
 
-@pytest.mark.parametrize("executions", [1, 5])
+@pytest.mark.parametrize("executions", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_training_that_begins_with_a_later_epoch_keeps_its_place_in_the_data(
     tmp_path, one, executions
 ):

@@ -259,6 +259,13 @@ def test_each_operation_of_randaugment_is_drawn_as_often():
 # ---- all of them ----------------------------------------------------------------------------
 
 
+# Compiling the fourteen operations of randaugment takes longer than all others together.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name == "randaugment" else ())
+    for name in augmentations.of_images()
+]
+
+
 def arguments(name, *, images=IMAGES):
     transformation = augmentations.of_images()[name]
     drawn = np.random.default_rng(1).random((COUNT, transformation.numbers)).astype(np.float32)
@@ -268,7 +275,7 @@ def arguments(name, *, images=IMAGES):
     return transformation.function, [tf.constant(each) for each in given]
 
 
-@pytest.mark.parametrize("name", augmentations.of_images())
+@pytest.mark.parametrize("name", NAMES)
 def test_xla_gives_the_same(name):
     function, given = arguments(name)
     plain = tf.function(function)(*given)
@@ -303,7 +310,7 @@ def test_augmentations_are_found_by_name():
 # ---- shares of a batch ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(augmentations.of_images()))
+@pytest.mark.parametrize("name", NAMES)
 def test_an_example_has_the_same_bits_whatever_share_of_the_batch_it_is_in(name):
     one = augmentations.of_images()[name]
     images, drawn = tf.constant(IMAGES), tf.constant(draws(one.numbers))

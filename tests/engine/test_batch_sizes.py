@@ -63,7 +63,7 @@ def rows_traced(model):
     return found
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_recurrent_steps_know_the_rows_of_arrays_and_compute_what_keras_does(mirrored2, replicas):
     x, y = arrays()
     strategy = mirrored2 if replicas == 2 else tf.distribute.get_strategy()

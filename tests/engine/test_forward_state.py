@@ -265,6 +265,7 @@ class Codebook(L.Layer):
         return values + ops.stop_gradient(chosen @ self.codes - values)
 
 
+@pytest.mark.slow
 def test_a_codebook_of_moving_averages_as_one_device(way):
     models, losses = [], []
     for cls, (strategy, jit_compile) in ((keras.Model, (one_device(), False)), (tfgpu.Model, way)):

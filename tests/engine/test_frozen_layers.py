@@ -76,6 +76,7 @@ def test_freezing_keeps_the_averages(ends):
     assert_as_stock(*on_both(ends, OPTIMIZERS["ema"], train))
 
 
+@pytest.mark.slow
 def test_accumulation_with_frozen_layers_updates_as_stock(ends):
     def make():
         return keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=2)

@@ -48,16 +48,18 @@ def test_a_mask_that_reaches_the_loss(mirrored2, reduction, rows):
     assert_as_stock((mirrored2, False), tagger(), sentences(rows), 4, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
-@pytest.mark.parametrize("rank", [slow(1), 2])
+@pytest.mark.parametrize("rank", [1, 2])
 def test_a_mask_and_sample_weights(mirrored2, reduction, rank):
     settings = {"loss": cross_entropy(reduction=reduction), "rate": 0.5}
     data = sentences(9, rank)
     assert_as_stock((mirrored2, False), tagger(), data, 4, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
-@pytest.mark.parametrize("rows", [slow(8), 9])
+@pytest.mark.parametrize("rows", [8, 9])
 def test_a_mask_and_an_added_loss(mirrored2, reduction, rows):
     settings = {"loss": cross_entropy(reduction=reduction), "rate": 0.5}
     assert_as_stock((mirrored2, False), tagger(True), sentences(rows), 4, **settings)

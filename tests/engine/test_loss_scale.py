@@ -142,18 +142,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "mirrored"),
-    [
-        ("averaging", True),
-        *(
-            pytest.param(kind, mirrored, marks=pytest.mark.slow)
-            for kind in OPTIMIZERS
-            for mirrored in (False, True)
-            if (kind, mirrored) != ("averaging", True)
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_xla_updates_without_a_branch_what_it_updates_with_one(monkeypatch, kind, mirrored):
     def train(branch):
         monkeypatch.setattr(update, "_can_take_back", (lambda _: False) if branch else can)

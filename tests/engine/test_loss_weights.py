@@ -106,6 +106,7 @@ def test_the_loss_of_each_output(way):
     assert_as_stock(way, two_outputs, data, 4, **settings)
 
 
+@pytest.mark.slow
 def test_the_loss_of_each_output_counts_partial_batches_by_rows(way):
     # Stock Keras counts them like whole ones.
     x, y, _ = weighted_steps(9, 2)

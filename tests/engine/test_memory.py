@@ -104,6 +104,7 @@ def test_evaluating_many_data_sets_traces_once(strategy, steps_per_execution):
     assert traces(model.test_function) == 1
 
 
+@pytest.mark.slow
 def test_evaluating_many_resident_data_sets_traces_as_often_as_two(strategy):
     """The first of another size may trace anew; those after it do not."""
     model, counts = pixels(strategy), []

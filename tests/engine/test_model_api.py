@@ -441,6 +441,7 @@ def test_exports_to_saved_model(tmp_path):
     np.testing.assert_allclose(saved.serve(X), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras Tuner's.
 def test_keras_tuner_searches(tmp_path):
     keras_tuner = pytest.importorskip("keras_tuner")

@@ -31,6 +31,7 @@ def test_wrapping_optimizers_with_either_replicas_and_either_compiler(place, nam
     assert_as_stock(*on_both(place, OPTIMIZERS[name]))
 
 
+@pytest.mark.slow
 def test_several_steps_an_execution_give_the_numbers_of_stock(ends):
     def train(run):
         run.model.steps_per_execution = 3
@@ -53,9 +54,8 @@ def test_any_optimizer_under_a_loss_scale_gives_the_numbers_of_stock(mirrored2, 
     assert_as_stock(*on_both(place, make))
 
 
-@pytest.mark.parametrize(
-    "name", ["lookahead", *(slow(name) for name in ("centralized", "excluding", "ema"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lookahead", "centralized", "excluding", "ema"])
 def test_a_loss_scale_with_xla_gives_the_numbers_of_stock(ends, name):
     def make():
         return keras.optimizers.LossScaleOptimizer(OPTIMIZERS[name](), initial_scale=8.0)

@@ -215,7 +215,7 @@ def test_batch_statistics_leave_out_a_replica_without_rows(mirrored2):
     np.testing.assert_allclose(norm.moving_variance.numpy(), 0.5, **TOLERANCE)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_mirrored_strategy_of_one_device_runs_a_step_as_one_device_does(jit_compile):
     def trained(cls, strategy):
         class CallsSuper(cls):

@@ -287,6 +287,7 @@ def test_an_update_that_hangs_on_the_value_of_a_loss(mirrored2):
     assert_trains_alike(mirrored2, minimising(by_compute_loss, skipping))
 
 
+@pytest.mark.slow
 def test_a_jacobian_of_weights(mirrored2):
     def of_two(model, x, y, y_pred):
         loss = each(y, y_pred)

@@ -104,6 +104,7 @@ def test_the_same_seed_draws_the_same(way):
     np.testing.assert_array_equal(*losses)
 
 
+@pytest.mark.slow
 def test_one_model_compiled_and_trained_twice_from_one_seed_draws_the_same(way):
     strategy, jit_compile = way
     model = build(tfgpu.Model, strategy, noise_alone, jit_compile, rate=0.0)

@@ -96,6 +96,7 @@ def test_the_forward_pass_is_computed_again_and_not_kept():
     assert convolutions(model.tfgpu_segments) == 5 + (5 - last) and last < 5
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_the_others_train():
     def build(*, policy):
         model = residual(policy=policy)
@@ -111,6 +112,7 @@ def test_frozen_layers_stay_and_the_others_train():
     assert np.abs(again.layers[-1].kernel.numpy() - start.layers[-1].kernel.numpy()).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_evaluation_and_files_are_those_of_the_model_itself(tmp_path):
     model = trained(one_device(), remat=True, xla=False)
     model.save_weights(tmp_path / "model.weights.h5")

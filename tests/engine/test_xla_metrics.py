@@ -28,6 +28,7 @@ class Text(keras.metrics.Metric):
         return self.count.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "right"), [(Distinct, np.sum(Y[:, 0] > 0)), (Text, len(Y))], ids=["unique", "text"]
 )

@@ -277,7 +277,9 @@ def test_a_probability_that_is_not_a_number_stays_in_the_comparison():
 # ---- mixed precision -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("mixed_float16", marks=pytest.mark.slow), "mixed_bfloat16"]
+)
 def test_a_model_of_mixed_precision_is_exported_under_float32(place, tmp_path, precision):
     keras.config.set_dtype_policy(precision)
     model = build_model()
@@ -307,6 +309,7 @@ def refused(capsys, place, *argv):
     return refusal(capsys, export.main, f"--run_dir={place / 'run'}", *argv)
 
 
+@pytest.mark.slow
 def test_a_model_that_augments_is_exported_for_inference(place, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SECONDS", 0.05)  # How fast they are does not matter here.
     keras.utils.set_random_seed(0)

@@ -73,7 +73,7 @@ def test_workers_that_share_cores_have_the_threads_of_one_process(cores, process
 @pytest.mark.parametrize(
     ("arguments", "environment", "threads"),
     [
-        ("virtual_devices=2", {}, None),
+        pytest.param("virtual_devices=2", {}, None, marks=pytest.mark.slow),
         pytest.param("small_steps=True", {}, 1, marks=pytest.mark.slow),
         pytest.param(
             *("intra_op_threads=3", {"TF_NUM_INTRAOP_THREADS": "5"}, 3), marks=pytest.mark.slow

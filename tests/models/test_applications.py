@@ -23,7 +23,7 @@ MORE = {
 }
 # A family, and how its preprocessing is called in Keras' code.
 FAMILIES = [
-    ("ResNet50", "caffe"),
+    pytest.param("ResNet50", "caffe", marks=pytest.mark.slow),
     pytest.param("DenseNet121", "torch", marks=pytest.mark.slow),
     ("MobileNetV2", "tf"),
 ]
@@ -60,6 +60,7 @@ def test_a_network_gets_pixels_as_it_expects_them(name, mode):
     np.testing.assert_allclose(ours(pixels), stock(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_network_that_brings_its_preprocessing_gets_the_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
     ours = applications.application("EfficientNetB0")(image_shape=(32, 32, 3), num_classes=4)

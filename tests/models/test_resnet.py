@@ -144,7 +144,9 @@ def test_logits_are_float32_under_mixed_precision(build, added):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Of Keras.
-@pytest.mark.parametrize("build", [resnet50, resnet20, wide_resnet])
+@pytest.mark.parametrize(
+    "build", [pytest.param(resnet50, marks=pytest.mark.slow), resnet20, wide_resnet]
+)
 def test_plain_keras_reads_them(build, tmp_path):
     model = build(image_shape=(32, 32, 1), num_classes=3, width=0.25)
     path = tmp_path / "model.keras"

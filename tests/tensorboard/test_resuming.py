@@ -78,7 +78,7 @@ def backed_up(folder, backup, *behind):
         )
 
 
-@pytest.mark.parametrize("other", ["", "below"])
+@pytest.mark.parametrize("other", [pytest.param("", marks=pytest.mark.slow), "below"])
 def test_resuming_leaves_the_files_of_other_trainings_alone(tmp_path, other):
     with contextlib.suppress(Killed):
         backed_up(tmp_path / "logs", tmp_path / "backup", KillAt(14))

@@ -139,6 +139,7 @@ def test_a_report_that_cannot_be_written_takes_nothing_from_the_run(run, capsys)
     assert "warning: no report was written: --out=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sampling_the_hardware_leaves_the_bits_alone(run):
     often, never = run(hardware_interval=0.01), run(hardware_interval="off")
     assert often.result["hardware"]["samples"] > 5 and never.result["hardware"] is None

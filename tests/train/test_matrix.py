@@ -19,7 +19,6 @@ SOME = {
     "mirrored": [
         ["float32", False, 4, "streaming"],
         ["mixed_float16", True, 16, "resident"],
-        ["mixed_bfloat16", True, 1, "streaming"],
     ],
 }
 TABLE = [

@@ -58,6 +58,7 @@ def test_two_replicas_give_the_run_of_one(run):
     assert two.result["test_loss"] == pytest.approx(one.result["test_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_executions_of_another_size_give_the_same_run(run):
     assert run(steps_per_execution=100, tensorboard="none").values == run().values
 
@@ -132,6 +133,7 @@ def test_the_average_is_validated_tested_and_saved(run, devices):
     assert evaluate_validation(this)["loss"] == pytest.approx(this.result["val_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_restores_the_best_average(run):
     this = run(
         ema_momentum=0.5, early_stopping=2, epochs=60, learning_rate=0.9, lr_schedule="constant"
@@ -141,12 +143,14 @@ def test_early_stopping_restores_the_best_average(run):
     assert evaluate_validation(this)["loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulation_and_clipping_train(run):
     this = run(gradient_accumulation_steps=4, clip_norm=1, optimizer="adamw")
     assert this.result["steps"] == 21
     assert this.metrics[-1]["loss"] < this.metrics[0]["loss"]
 
 
+@pytest.mark.slow
 def test_accumulating_every_batch_is_one_batch_an_epoch(run):
     settings = {"validation_fraction": 0, "epochs": 2, "momentum": 0, "augment": "none"}
     whole = run(batch_size=60, **settings)

@@ -203,10 +203,6 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
     assert config.learning_rate == best["values"]["rate"]
     assert config.batch_size == best["values"]["batch"]
 
-    # A trial, though not the first of its process, is the run that `train` makes of its settings.
-    last = search_dir / found[-1]["directory"]
-    assert weights(last) == weights(repeated(last, tmp_path / "alone"))
-
     # Another time there is nothing to do.
     before = (search_dir / "oracle.json").stat().st_mtime_ns
     assert "holds this search, finished" in end(search(final_seeds=1, tensorboard="default"))
@@ -235,6 +231,14 @@ def test_a_search_from_beginning_to_end(search, tmp_path, tensorflow):
         assert hparams["learning_rate"].number_value == pytest.approx(trial["values"]["rate"])
         (score,) = events.Tensors("result/val_accuracy")
         assert tensorflow.make_ndarray(score.tensor_proto) == pytest.approx(trial["val_accuracy"])
+
+
+@pytest.mark.slow
+def test_a_trial_though_not_the_first_of_its_process_is_the_run_of_its_settings(search, tmp_path):
+    end(search())
+    search_dir = tmp_path / "search"
+    last = search_dir / trials(search_dir)[-1]["directory"]
+    assert weights(last) == weights(repeated(last, tmp_path / "alone"))
 
 
 @pytest.mark.slow
