@@ -261,6 +261,17 @@ def test_an_optimizer_that_the_model_does_not_hold_sees_the_summed_gradient(
     assert_same_weights(stock, model)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_on_a_mirrored_strategy_of_one_device_it_makes_its_variables(eager):
+    stock = clipped(one_device(), keras.Model, "dict of lists", True)
+    place = tf.distribute.MirroredStrategy(["CPU:0"])
+    model = clipped(place, tfgpu.Model, "dict of lists", False)
+    model.run_eagerly = eager
+    for each in (stock, model):
+        fit(each)
+    assert_same_weights(stock, model)
+
+
 # What a branch gives, nobody sees through.
 @pytest.mark.filterwarnings("ignore:A step (minimises|returns) .*made of rows inside a tf.function")
 @pytest.mark.parametrize("where", ["class", "object"])

@@ -25,6 +25,7 @@ from tfgpu.engine.dataflow import (
     SUMS,
     are_all_rows,
     data_of,
+    depends_on_data,
     draws,
     einsum_of_rows,
     has_rows,
@@ -64,6 +65,7 @@ class Analysis:
         unsettled: Copies of variables that have a value of this replica's own.
         most: How many operations may be computed anew.
         differentiated: Whether gradients flow through what is computed anew.
+        within: The analysis that this one is a part of.
 
     Attributes:
         parts: What they are made of that is of rows.
@@ -78,6 +80,7 @@ class Analysis:
         *,
         most: int = MOST_OPERATIONS,
         differentiated: bool = False,
+        within: Analysis | None = None,
     ):
         self.parts: list[Part] = []
         self.around: list[tf.Tensor] = []
@@ -89,8 +92,12 @@ class Analysis:
         # What a layer averages may have been normalized by the rows of its replica.
         self._in_layer = current.within_layers > 0
         self._of_rows: dict[int, bool] = {}
+        # By tensor: whether it is a sum over rows, and whether it is their number.
+        self._sums: dict[int, bool] = {} if within is None else within._sums
+        self._numbers: dict[int, bool] = {} if within is None else within._numbers
         self._operations: dict[str, tf.Operation] = {}
-        self._kept: list[tf.Tensor] = []  # So that no other gets the identity of one.
+        # So that no other gets the identity of one.
+        self._kept: list[tf.Tensor] = [] if within is None else within._kept
 
     # ---- what is seen --------------------------------------------------------------------
 
@@ -166,6 +173,8 @@ class Analysis:
         of_rows = [each for each in inputs if has_rows(each, self._rows)]
         if kind == "Einsum" and einsum_of_rows(operation, of_rows) != "summed":
             return False
+        if any(depends_on_data(t) for t in inputs if all(t is not each for each in of_rows)):
+            return False  # A statistic of this replica's rows, say.
         which = {"missing": kind != "Mean", "statistics": kind == "Mean" and self._in_layer}
         return bool(of_rows) and all(self._are_all_rows(t, **which) for t in of_rows)
 
@@ -189,16 +198,19 @@ class Analysis:
 
     def _is_sum(self, tensor: tf.Tensor) -> bool:
         """Whether a tensor is a sum over rows."""
-        alone = Analysis(self._rows, self._unsettled)
-        try:
-            return (
-                alone.is_of_rows(tensor)
-                and alone.is_linear
-                and all(part.how == "sum" for part in alone.parts)
-                and all(map(alone._adds_sums, alone._operations.values()))
-            )
-        except Unseen:
-            return False
+        if id(tensor) not in self._sums:
+            alone = Analysis(self._rows, self._unsettled, within=self)
+            try:
+                self._sums[id(tensor)] = (
+                    alone.is_of_rows(tensor)
+                    and alone.is_linear
+                    and all(part.how == "sum" for part in alone.parts)
+                    and all(map(alone._adds_sums, alone._operations.values()))
+                )
+            except Unseen:
+                self._sums[id(tensor)] = False
+            self._kept.append(tensor)
+        return self._sums[id(tensor)]
 
     def _adds_sums(self, operation: tf.Operation) -> bool:
         """Whether an operation adds nothing to sums that is none itself."""
@@ -210,17 +222,23 @@ class Analysis:
         """Whether a tensor is the number of rows, or a multiple of it."""
         if current.static and is_rows(tensor, self._rows):
             return True
-        alone = Analysis(self._rows)
-        try:
-            counts = alone.is_of_rows(tensor)
-        except Unseen:
-            return False
+        if id(tensor) not in self._numbers:
+            alone = Analysis(self._rows, self._unsettled, within=self)
+            try:
+                self._numbers[id(tensor)] = alone.is_of_rows(tensor) and alone._counts()
+            except Unseen:
+                self._numbers[id(tensor)] = False
+            self._kept.append(tensor)
+        return self._numbers[id(tensor)]
+
+    def _counts(self) -> bool:
+        """Whether all that has been seen is the number of rows, or a multiple of it."""
         sizes = all(
             part.tensor.op.type in ("Shape", "Size")
-            and alone._are_all_rows(part.tensor.op.inputs[0])
-            for part in alone.parts
+            and self._are_all_rows(part.tensor.op.inputs[0])
+            for part in self.parts
         )
-        return counts and sizes and all(map(alone._keeps_number, alone._operations.values()))
+        return sizes and all(map(self._keeps_number, self._operations.values()))
 
     def _keeps_number(self, operation: tf.Operation) -> bool:
         if operation.type == "StridedSlice":
@@ -302,7 +320,9 @@ class Analysis:
         parts = list({id(part.tensor): part for part in parts}.values())
         around = list({id(t): t for t in self.around if t.dtype.is_floating}.values())
         totals = [self.of_all[id(part.tensor)] for part in parts]
-        by = tf.gradients(whole, [*totals, *around], up)
+        # Of what one of them is made of another the caller's tape knows.
+        each = [*totals, *around]
+        by = tf.gradients(whole, each, up, stop_gradients=each)
         by = [g if g is None else tf.convert_to_tensor(g) for g in by]  # Of slices, too.
         for part, gradient in zip(parts, by[: len(parts)], strict=True):
             if gradient is not None:

@@ -83,10 +83,12 @@ def of_all_rows(
     Raises:
         RuntimeError: The replicas cannot meet where they are.
     """
-    gradients, rows = dense(gradients), current.rows
+    if current.shared is None:
+        return list(gradients)
+    gradients, rows = dense(gradients), current.shared
     known: set[int] = set()
     origins = [_origin(gradient, known) for gradient in gradients]
-    if rows is None or all(origin == "whole" for origin in origins):
+    if all(origin == "whole" for origin in origins):
         return gradients
     unseen = []
 
@@ -262,7 +264,7 @@ def _gradient_of_all_rows(gradient: Callable[..., Any]) -> Callable[..., Any]:
         output_gradients: Any = None,
         unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
     ) -> Any:
-        flat, rows, context = tf.nest.flatten(sources), current.rows, current.own_context
+        flat, rows, context = tf.nest.flatten(sources), current.shared, current.own_context
         if context is None or rows is None or current.updating or current.differentiating:
             return gradient(self, target, sources, output_gradients, unconnected_gradients)
         # Of inputs, say, each replica has the gradients by its own rows.

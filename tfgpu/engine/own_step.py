@@ -74,21 +74,16 @@ class OwnStep:
             )
 
     def _step_alone(self, data: Any) -> Any:
-        with (
-            on_local_copies(tf.distribute.get_replica_context()),
-            current.having(alone=True),
-        ):
+        context = tf.distribute.get_replica_context()
+        own = context if tf.distribute.has_strategy() else None
+        with on_local_copies(context), current.having(alone=True, own_context=own):
             return self._step(data)
 
     def __call__(self, shard: Shard, device_map: Any, resident: Sequence[tf.Tensor]) -> Any:
         """Runs the step on a replica's rows."""
         context, rows, read = begun(shard, device_map, resident)
-        # A strategy's optimizer that has to make its variables first needs the strategy for it.
-        ready = not tf.distribute.has_strategy() or all(
-            o.built for o in update.held_by(self._model)
-        )
-        if rows.replicas == 1 and ready:
-            return self._alone(read())
+        if rows.replicas == 1 and (found := self._run_alone(batch := read())) is not None:
+            return found[0]
 
         def step(writes: Writes | None) -> Any:
             meet = functools.partial(_exchange, context)
@@ -98,10 +93,24 @@ class OwnStep:
                 branches.checked(rows),
                 current.having(own_code=True, undeclared=self._of_optimizers()),
             ):
-                return self._step(read())
+                return self._step(read() if rows.replicas > 1 else batch)
 
         results = settled(context, rows, step)
         return own_outputs(results, rows) if self._name == "predict_step" else results
+
+    def _run_alone(self, batch: Any) -> list[Any] | None:
+        """What the step gives on one device, in a list; None where it needs the strategy.
+
+        An optimizer of a strategy that has to make its variables first needs the strategy for it.
+        """
+        if not tf.distribute.has_strategy():
+            return [self._alone(batch)]
+        if self._model.run_eagerly or not all(o.built for o in update.held_by(self._model)):
+            return None
+        try:
+            return [self._alone(batch)]
+        except _NotBuilt:  # It lies where nobody looks before; nothing has been run yet.
+            return None
 
     def _of_optimizers(self) -> frozenset[int]:
         optimizers = update.held_by(self._model)
@@ -125,6 +134,10 @@ class OwnStep:
             loss = functools.partial(_loss, model.compute_loss)
             stack.enter_context(in_place_of(model, compute_loss=loss))
             yield
+
+
+class _NotBuilt(Exception):
+    """An optimizer has to make its variables, which it can in the strategy's context alone."""
 
 
 def _exchange(context: Any, value: tf.Tensor) -> tf.Tensor | None:
@@ -194,6 +207,8 @@ def _apply(optimizer: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any)
     """Stands in for `apply` of an optimizer, whatever else one of the user's takes."""
     context, updating = current.own_context, current.having(updating=True, own_code=False)
     if current.alone and not current.updating:
+        if context is not None and not getattr(optimizer, "built", True):
+            raise _NotBuilt
         with updating, update.prepared(optimizer):
             return apply(*args, **kwargs)
     if context is None or current.updating:
