@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine.dataflow import Data, are_all_rows, chooses_rows, has_rows
+from tfgpu.engine.dataflow import Data
 from tfgpu.engine.shards import Rows
 from tfgpu.engine.temporary import ThreadState
 
@@ -132,31 +132,6 @@ def note_data(batch: Any) -> Any:
                 known[id(part)] = Data(part, part is flat, in_order=False, complete=False)
     current.data = {**current.data, **known}
     return batch
-
-
-def note_outputs(inputs: Any, outputs: Any) -> None:
-    """Notes what a layer has put out, in any structure, as far as it has rows."""
-    rows = current.rows
-    if rows is None:
-        return
-    real = rows.real if isinstance(rows.real, int) and not rows.hidden else None
-    given = [leaf for leaf in tree.flatten(inputs) if isinstance(leaf, tf.Tensor)]
-    given = [leaf for leaf in given if hasattr(leaf, "op") and has_rows(leaf, rows)]
-    made = [leaf for leaf in tree.flatten(outputs) if isinstance(leaf, tf.Tensor)]
-    if not given:
-        return
-    complete = all(are_all_rows(leaf, rows, current.data) for leaf in given)
-    in_order = complete and all(are_all_rows(t, rows, current.data, in_order=True) for t in given)
-    most = max(tuple(leaf.shape or ()).count(None) for leaf in given)
-    known = {}
-    for leaf in made:
-        # Of pairs of rows there are more dimensions that nobody knows.
-        if not leaf.shape.rank or tuple(leaf.shape).count(None) > most:
-            continue
-        if leaf.shape[0] in (None, real):
-            chosen = chooses_rows(leaf, current.data)
-            known[id(leaf)] = Data(leaf, True, in_order and not chosen, complete and not chosen)
-    current.data = {**known, **current.data}
 
 
 def counts_by_rows(loss: Any) -> tf.Tensor:

@@ -41,7 +41,7 @@ CALLS = {
     *("StatelessIf", "StatelessWhile", "While"),
 }
 # Reductions, whose second input says over which axes.
-_REDUCTIONS = {"All", "Any", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum"}
+REDUCTIONS = {"All", "Any", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum"}
 # Operations whose first dimension is another than that of what they are given.
 _REARRANGING = {"ExpandDims", "Pack", "Reshape", "Tile", "Transpose"}
 
@@ -59,7 +59,7 @@ def is_reduced_over_rows(values: Any, real: int) -> bool:
         if op.name in seen:
             continue
         seen.add(op.name)
-        over_first = op.type in _REDUCTIONS and _takes_in_first(*op.inputs)
+        over_first = op.type in REDUCTIONS and _takes_in_first(*op.inputs)
         if over_first or (op.type == "MatMul" and op.get_attr("transpose_a")):
             if _leads_with_rows(op.inputs[0], real):
                 reduced = True
@@ -112,7 +112,7 @@ def reads_one_of(tensor: tf.Tensor, copies: Sequence[tf.Variable]) -> bool:
     return read and any(tensor.op.inputs[0] is graph.capture(copy.handle) for copy in copies)
 
 
-def _made_of(tensor: Any, stops: Callable[[Any], bool]) -> Iterator[Any]:
+def made_of(tensor: Any, stops: Callable[[Any], bool]) -> Iterator[Any]:
     """A tensor and all that it is made of, each once; not what is behind a tensor that stops."""
     waiting, seen = [tensor], set()
     while waiting:
@@ -127,8 +127,7 @@ def _made_of(tensor: Any, stops: Callable[[Any], bool]) -> Iterator[Any]:
 
 def is_made_of(tensor: tf.Tensor, variable: tf.Variable) -> bool:
     """Whether a tensor is made of the value of a variable."""
-    made_of = _made_of(tensor, stops=lambda each: False)
-    return any(reads_one_of(each, [variable]) for each in made_of)
+    return any(reads_one_of(each, [variable]) for each in made_of(tensor, stops=lambda _: False))
 
 
 def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
@@ -147,7 +146,7 @@ def depends_on_data(tensor: tf.Tensor, *, counting: bool = True) -> bool:
         given = each.op.type not in ends and not value_inputs(each.op)
         return given and not hasattr(outside(each), "numpy")
 
-    return any(map(is_data, _made_of(tensor, stops=lambda each: each.op.type in ends)))
+    return any(map(is_data, made_of(tensor, stops=lambda each: each.op.type in ends)))
 
 
 def divided_by(factor: Any) -> list[Any]:
@@ -179,7 +178,7 @@ def carries_rows(tensor: Any, rows: Rows) -> bool:
 # ---- rows that are all of a replica's, and nothing else --------------------------------------
 
 # Operations that do to each row what they do to the others, and leave rows in their order.
-_ROW_BY_ROW = {
+ELEMENTWISE = {
     *("Abs", "Acos", "Add", "AddN", "AddV2", "Asin", "Atan", "Atan2", "BiasAdd", "Bitcast"),
     *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Invert", "LeftShift", "RightShift"),
     *("CheckNumerics", "ClipByValue", "ComplexAbs", "Cos", "Cosh", "DivNoNan", "Elu"),
@@ -189,18 +188,21 @@ _ROW_BY_ROW = {
     *("LessEqual", "Lgamma", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum"),
     *("Minimum", "Mul", "MulNoNan", "Neg", "NotEqual", "OnesLike", "PlaceholderWithDefault", "Pow"),
     *("PreventGradient", "RealDiv", "Reciprocal", "Relu", "Relu6", "Rint", "Round", "Rsqrt"),
-    *("Select", "SelectV2", "Selu", "Sigmoid", "Sign", "Sin"),
-    *("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "Sqrt", "Square"),
+    *("Select", "SelectV2", "Selu", "Sigmoid", "Sign", "Sin", "Sqrt", "Square"),
     *("Tan", "Tanh", "Xdivy", "Xlogy", "ZerosLike"),
+}
+_ROW_BY_ROW = ELEMENTWISE | {
+    *("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"),
     # Of these only where their first dimension is that of rows.
     *("AvgPool", "AvgPool3D", "BroadcastTo", "Conv2D", "Conv3D", "DepthwiseConv2dNative"),
-    *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "Reshape", "ResourceGather", "Squeeze"),
+    *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "RandomShuffle", "Reshape", "ResourceGather"),
+    "Squeeze",
 }
 # The same, of inputs that say of what shape something is, or where in it.
 _SHAPED = {
     *("BroadcastTo", "ConcatV2", "ExpandDims", "Fill", "GatherV2", "OneHot", "Pad", "PadV2"),
     *("Reshape", "Slice", "Split", "SplitV", "StridedSlice", "Tile", "Transpose", "ArgMax"),
-    *("ArgMin", *_REDUCTIONS),
+    *("ArgMin", *REDUCTIONS),
 }
 _CHOOSING = {"DynamicPartition", "Unique", "UniqueV2", "Where"}
 
@@ -217,6 +219,17 @@ def has_seeds(node: Any) -> bool:
     Those with a state have their seeds as attributes; others take them as inputs.
     """
     return "seed" in node.attr and "seed2" in node.attr
+
+
+def is_shuffle(indices: Any) -> bool:
+    """Whether indices are random, and of nothing else: they put rows in another order.
+
+    Rows that a replica shuffles stay its own: there is no order that is that of one device.
+    """
+    if depends_on_data(indices, counting=False):
+        return False
+    near = made_of(indices, stops=lambda each: each.op.type == "Shape")
+    return any(draws(each.op) or "StatelessRandom" in each.op.type for each in near)
 
 
 def _draws_rows(tensor: Any) -> bool:
@@ -268,39 +281,18 @@ def are_all_rows(
         if each.shape.rank is None or each.shape[0] is not None and not rows.are_counted_by(each):
             return False
         given = value_inputs(each.op)
+        given = given[:1] if each.op.type == "GatherV2" and is_shuffle(given[1]) else given
         of_rows = [t for t in given if has_rows(t, rows)]
         # Without any it is something else, such as what a slice leaves of a queue.
         if not of_rows or not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
             return False
-        if not statistics and _has_statistics(each, given, of_rows):
+        if not statistics and has_statistics(each, given, of_rows):
             return False
         waiting.extend(of_rows)
     return True
 
 
-def mixes_rows(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> bool:
-    """Whether what a tensor has of a row is made of other rows, too, as far as can be seen.
-
-    Args:
-        tensor: Of a graph, with rows in its first dimension.
-        rows: Of the replica's shard.
-        data: What it has of its batch, by identity.
-    """
-    waiting, seen = [tensor], set()
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen or data_of(each, data) is not None or each.op.type in CALLS:
-            continue
-        seen.add(id(each))
-        given = value_inputs(each.op)
-        of_rows = [t for t in given if has_rows(t, rows)]
-        if of_rows and (_pairs_rows(each, of_rows) or _has_statistics(each, given, of_rows)):
-            return True
-        waiting.extend(of_rows)
-    return False
-
-
-def _pairs_rows(made: Any, of_rows: list[Any]) -> bool:
+def pairs_rows(made: Any, of_rows: list[Any]) -> bool:
     """Whether an operation makes something of each pair of rows."""
     if made.op.type == "MatMul" and any(made.op.inputs[1] is each for each in of_rows):
         return True
@@ -308,20 +300,27 @@ def _pairs_rows(made: Any, of_rows: list[Any]) -> bool:
     return len(of_rows) > 1 and unknown[0] > max(unknown[1:])
 
 
-def _has_statistics(made: Any, given: list[Any], of_rows: list[Any]) -> bool:
-    """Whether numbers of all rows, such as a mean or their count, are made one with each row."""
+def has_statistics(made: Any, given: list[Any], of_rows: list[Any], *, counts: bool = True) -> bool:
+    """Whether numbers of all rows, such as a mean, are made one with each row.
+
+    Args:
+        made: What an operation gives.
+        given: What it is given, as values.
+        of_rows: Those of these that have rows.
+        counts: Whether the number of rows is one, too.
+    """
     for each in given:
         if any(each is row for row in of_rows):
             continue
         is_shape = made.op.type in _SHAPED and each.dtype.is_integer
-        if depends_on_data(each, counting=not is_shape):
+        if depends_on_data(each, counting=counts and not is_shape):
             return True
     return False
 
 
 def chooses_rows(made: Any, data: Mapping[int, Data]) -> bool:
     """Whether some rows have been chosen for a tensor, as by a mask of them."""
-    near = itertools.islice(_made_of(made, stops=lambda t: data_of(t, data) is not None), 200)
+    near = itertools.islice(made_of(made, stops=lambda t: data_of(t, data) is not None), 200)
     return any(each.op.type in _CHOOSING for each in near)
 
 
@@ -346,11 +345,11 @@ def data_of(tensor: Any, data: Mapping[int, Data]) -> Data | None:
 def _keeps_rows(made: Any, of_rows: list[Any], *, in_order: bool, missing: bool) -> bool:
     """Whether an operation leaves rows apart that stand in the first dimension of its inputs."""
     kind, operation = made.op.type, made.op
-    if _pairs_rows(made, of_rows):
+    if pairs_rows(made, of_rows):
         return False
     if kind in _KEEPING:
         return bool(_KEEPING[kind](operation, of_rows, in_order, missing))
-    if kind in _REDUCTIONS or kind in ("ArgMax", "ArgMin"):
+    if kind in REDUCTIONS or kind in ("ArgMax", "ArgMin"):
         axes = tf.get_static_value(operation.inputs[1])
         return axes is not None and not _takes_in_first(operation.inputs[0], operation.inputs[1])
     return kind in _ROW_BY_ROW
@@ -372,7 +371,7 @@ def _concat_keeps(operation: Any, of_rows: list[Any], in_order: bool, _: bool) -
 def _gather_keeps(operation: Any, of_rows: list[Any], in_order: bool, missing: bool) -> bool:
     values, indices, axis = operation.inputs
     chosen = any(values is each for each in of_rows)
-    if not chosen or not _is_first(axis, values.shape.rank or 1):
+    if not chosen or not _is_first(axis, values.shape.rank or 1) or is_shuffle(indices):
         return True
     chosen_by = under(indices, "Reshape", "Squeeze", "Identity", "Cast")
     return missing and not in_order and chosen_by.op.type == "Where"  # By a mask of rows.

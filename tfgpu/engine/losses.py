@@ -25,14 +25,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine import all_rows, parts
+from tfgpu.engine import all_rows, layer_calls, parts
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.current import counts_by_rows, current, note_outputs
-from tfgpu.engine.dataflow import depends_on_data, mixes_rows
+from tfgpu.engine.current import counts_by_rows, current
+from tfgpu.engine.dataflow import depends_on_data
+from tfgpu.engine.row_axis import mixing
 from tfgpu.engine.shards import Rows
 
 _BY_WEIGHT = "mean_with_sample_weight"
@@ -143,7 +143,7 @@ def _mixes_rows(values: Any) -> bool:
     rows = current.shared
     if rows is None or not hasattr(values, "op") or not values.shape.rank:
         return False
-    return rows.are_counted_by(values) and mixes_rows(values, rows, current.data)
+    return rows.are_counted_by(values) and bool(mixing(values, rows, current.data))
 
 
 def _each_of_all_rows(values: Sequence[Any], exchange: parts.Exchange) -> list[Any] | None:
@@ -292,7 +292,6 @@ def _install() -> None:
     """Makes functions of Keras mind `current`; outside of steps they stay as they are."""
     reduce, scale = private.reduce_weighted_values.function, private.scale_loss.function
     unscale, call = private.unscale_loss.function, private.call_loss.function
-    call_layer = private.call_layer.function
 
     @functools.wraps(reduce)
     def sharded_reduce(
@@ -355,17 +354,7 @@ def _install() -> None:
 
         return counted_update
 
-    @functools.wraps(call_layer)
-    def noted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.shared is None:
-            return call_layer(self, *args, **kwargs)
-        averaging = current.averaging or isinstance(self, keras.layers.BatchNormalization)
-        with current.having(within_layers=current.within_layers + 1, averaging=averaging):
-            outputs = call_layer(self, *args, **kwargs)
-        note_outputs((args, kwargs), outputs)
-        return outputs
-
-    private.call_layer.replace(noted_call)
+    layer_calls.install()
     for update, numbers_alone in ((private.mean_update, False), (private.sum_update, True)):
         update.replace(counted(update.function, numbers_alone=numbers_alone))
     private.call_loss.replace(counted_call)

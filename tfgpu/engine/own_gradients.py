@@ -35,13 +35,13 @@ from tfgpu.engine.dataflow import (
     draws,
     is_count,
     is_rows,
-    mixes_rows,
     reads_one_of,
     value_inputs,
 )
 from tfgpu.engine.local_copies import current_writes, exchange, have_met
 from tfgpu.engine.parts import Unseen
 from tfgpu.engine.replica_step import dense, from_exchange, to_exchange
+from tfgpu.engine.row_axis import mixing
 from tfgpu.engine.shards import Rows
 
 MOST_OPERATIONS = 60
@@ -207,7 +207,7 @@ def _counted(loss: Any, up: Any, rows: Rows) -> list[_Loss]:
     if not isinstance(loss, tf.Tensor) or not loss.dtype.is_floating:
         return [_Loss(loss, up)]
     ups = tf.ones_like(loss) if up is None else tf.convert_to_tensor(up)
-    mixed = up is None and hasattr(loss, "op") and mixes_rows(loss, rows, current.data)
+    mixed = up is None and hasattr(loss, "op") and mixing(loss, rows, current.data)
     if loss.shape.rank != 0 and rows.are_counted_by(loss) and not mixed:
         share = rows.share if up is not None and _is_mean(ups, rows) else rows.present
         return [_Loss(loss, ups * tf.cast(share, ups.dtype))]

@@ -86,6 +86,20 @@ def own_gradient(rows: Rows, part: Part, up: tf.Tensor) -> tf.Tensor:
     return tf.where(rows.present, up, tf.zeros_like(up)) if rows.may_be_absent else up
 
 
+def own_rows(rows: Rows, tensor: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+    """Those of a replica's rows out of something of all.
+
+    Args:
+        rows: Of the replica's shard.
+        tensor: What the replica has of them, whose rows stay where they do not count.
+        whole: What that is of all rows, in their order.
+    """
+    before, _, own = _place(rows, tensor)
+    count = tf.shape(own)[0]
+    mine = tf.concat([whole[before : before + count], tensor[count:]], axis=0)
+    return tf.ensure_shape(mine, tensor.shape)
+
+
 def _is_own(rows: Rows) -> tf.Tensor:
     """bool, (replicas,): true at this replica's place."""
     context: Any = tf.distribute.get_replica_context()

@@ -30,6 +30,7 @@ from tfgpu.engine.all_reduce import sum_over_replicas
 from tfgpu.engine.assigned_values import writes_of
 from tfgpu.engine.assignments import Writes
 from tfgpu.engine.current import counting, current, note_data
+from tfgpu.engine.layer_calls import note_predictions
 from tfgpu.engine.local_copies import NotCompilable, exchange, for_xla, on_local_copies
 from tfgpu.engine.overrides import has_keras_metrics, is_own
 from tfgpu.engine.shards import Rows, Shard
@@ -213,7 +214,7 @@ class ReplicaStep:
             with tf.name_scope("forward"), tape:
                 segments = model.tfgpu_segments if training else None
                 y_pred = segments(x) if segments else _call(model, x, training=training)
-                note_data(y_pred)
+                note_predictions(y_pred)
                 compute_loss = functools.partial(private.compute_loss, model)
                 given = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
                 loss = sharded_loss(
@@ -268,7 +269,7 @@ class ReplicaStep:
                 tf.name_scope("metrics"),
                 current.having(exchange=functools.partial(exchange, context)),
             ):
-                note_data(outcome.y_pred)
+                note_predictions(outcome.y_pred)
                 tracker = private.loss_tracker(model)
                 if tracker is not None:
                     tracker.update_state(outcome.loss, sample_weight=rows.real)

@@ -1,0 +1,166 @@
+"""What layers are given and put out, in a step of several replicas.
+
+What a layer puts out counts as rows, one for each row that it was given: where it takes something
+of other rows, such as their mean, these are those of its replica, which is said.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tfgpu.engine import all_rows, parts
+from tfgpu.engine import keras_internals as private
+from tfgpu.engine.current import current, note_data
+from tfgpu.engine.dataflow import (
+    Data,
+    are_all_rows,
+    chooses_rows,
+    data_of,
+    has_rows,
+    made_of,
+)
+from tfgpu.engine.row_axis import PAIRS, REVERSAL, STATISTICS, mixing
+from tfgpu.engine.shards import Rows
+
+# Other rows that stand in the place of a row, as many as before.
+_IN_ITS_PLACE = {STATISTICS, REVERSAL, "Cumprod", "Cumsum", "CumulativeLogsumexp", "Roll"}
+
+
+def _noted(call: Any) -> Any:
+    """Stands in for `Layer.__call__`."""
+
+    @functools.wraps(call)
+    def noted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = current.shared
+        if rows is None:
+            return call(self, *args, **kwargs)
+        meet = current.exchange
+        if current.own_code and not current.within_layers and meet is not None:
+            mine = functools.partial(_own_rows, rows, meet)
+            args, kwargs = tree.map_structure(mine, (args, kwargs))
+        normalizes = isinstance(self, keras.layers.BatchNormalization)
+        averaging = current.averaging or normalizes
+        with current.having(within_layers=current.within_layers + 1, averaging=averaging):
+            outputs = call(self, *args, **kwargs)
+        _note_outputs(self, rows, (args, kwargs), outputs, minded=not normalizes)
+        return outputs
+
+    return noted_call
+
+
+def _tensors(structure: Any) -> Iterator[tf.Tensor]:
+    for leaf in tree.flatten(structure):
+        if isinstance(leaf, tf.Tensor) and hasattr(leaf, "op"):
+            yield leaf
+
+
+def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: bool) -> None:
+    """Notes what a layer has put out, in any structure, as far as it has rows.
+
+    Args:
+        layer: The layer.
+        rows: Of the replica's shard.
+        inputs: Its arguments.
+        outputs: What it gave.
+        minded: Whether to say where they are made of other rows, too.
+    """
+    real = rows.real if isinstance(rows.real, int) and not rows.hidden else None
+    data = current.data
+    given = [leaf for leaf in _tensors(inputs) if has_rows(leaf, rows)]
+    if not given or any(mixing(leaf, rows, data, counts=False) == PAIRS for leaf in given):
+        return  # Of pairs of rows it is seen through what the layer does.
+    complete = all(are_all_rows(leaf, rows, data) for leaf in given)
+    in_order = complete and all(are_all_rows(leaf, rows, data, in_order=True) for leaf in given)
+    most = max(tuple(leaf.shape or ()).count(None) for leaf in given)
+    known = {}
+    for leaf in _tensors(outputs):
+        # Of pairs of rows there are more dimensions that nobody knows.
+        if not leaf.shape.rank or tuple(leaf.shape).count(None) > most:
+            continue
+        if leaf.shape[0] not in (None, real):
+            continue
+        mixed = mixing(leaf, rows, data, counts=False) if minded else None
+        if mixed == PAIRS:
+            continue
+        if mixed is not None:
+            _warn(f"Layer {layer.name!r} makes what it puts out for a row", mixed, rows)
+        chosen = chooses_rows(leaf, data)
+        known[id(leaf)] = Data(leaf, True, in_order and not chosen, complete and not chosen)
+    current.data = {**known, **data}
+
+
+def note_predictions(y_pred: Any) -> None:
+    """Notes what a model has put out, as far as it has rows, and nobody has noted it yet.
+
+    Args:
+        y_pred: In any structure; what XLA has compiled gives tensors of its own.
+    """
+    rows, data = current.shared, current.data
+    if rows is None:
+        return
+    for leaf in tree.flatten(y_pred):
+        if isinstance(leaf, tf.Tensor) and hasattr(leaf, "op"):
+            elsewhere = rows.hidden and leaf.shape.rank and leaf.shape[0] is not None
+            if elsewhere or mixing(leaf, rows, data, counts=False) == PAIRS:
+                continue
+        note_data(leaf)
+
+
+def _own_rows(rows: Rows, exchange: parts.Exchange, leaf: Any) -> Any:
+    """What a step gives to a model, such that its rows are those that one device gives.
+
+    Args:
+        rows: Of the replica's shard.
+        exchange: Sums a tensor over the replicas.
+        leaf: An argument of the model.
+    """
+    if not isinstance(leaf, tf.Tensor) or not hasattr(leaf, "op") or not leaf.shape.rank:
+        return leaf
+    mixed = mixing(leaf, rows, current.data, counts=False) if has_rows(leaf, rows) else None
+    if mixed is None or mixed == PAIRS:
+        return leaf
+    if mixed not in _IN_ITS_PLACE or _is_put_together(leaf):
+        return _said(leaf, mixed, rows)
+    try:
+        whole = all_rows.each_of_all_rows([leaf], rows, exchange)[0]
+    except parts.Unseen:
+        return _said(leaf, mixed, rows)
+    return note_data(parts.own_rows(rows, leaf, whole))
+
+
+def _said(leaf: tf.Tensor, mixed: str, rows: Rows) -> tf.Tensor:
+    _warn("A step gives a model for a row what is made", mixed, rows)
+    current.data = {**current.data, id(leaf): Data(leaf, True, in_order=False, complete=False)}
+    return leaf
+
+
+def _near(leaf: tf.Tensor) -> Iterator[tf.Tensor]:
+    data = current.data
+    return made_of(leaf, stops=lambda each: data_of(each, data) is not None)
+
+
+def _is_put_together(leaf: tf.Tensor) -> bool:
+    """Whether rows stand one after the other in it that are several of each row."""
+    joined = (each.op for each in _near(leaf) if each.op.type == "ConcatV2")
+    return any(tf.get_static_value(each.inputs[-1]) == 0 for each in joined)
+
+
+def _warn(what: str, how: str, rows: Rows) -> None:
+    of = "statistics of the rows" if how == STATISTICS else f"other rows (by {how})"
+    warnings.warn(
+        f"{what} of {of}, and {rows.replicas} replicas share the batch: these are those of its "
+        "replica. A loss, a metric and what a step computes outside of layers is of all rows.",
+        stacklevel=2,
+    )
+
+
+def install() -> None:
+    """Has layers mind `current`; outside of steps they stay as they are."""
+    private.call_layer.replace(_noted(private.call_layer.function))
