@@ -49,7 +49,7 @@ OF_REPLICAS = {
 # time or stand for a name of Keras each.
 EVERY_CASE = {
     *("all_reduce", "batch_sizes", "compiled_loop", "keras_internals", "loss_scale"),
-    *("own_step_gradients", "rematerialization", "shards", "xla_metrics"),
+    *("own_step_gradients", "rematerialization", "row_axis", "shards", "xla_metrics"),
 }
 
 

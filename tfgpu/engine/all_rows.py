@@ -24,6 +24,7 @@ from tfgpu.engine.dataflow import (
     DIVISIONS,
     SUMS,
     are_all_rows,
+    blocks_of,
     data_of,
     depends_on_data,
     draws,
@@ -70,6 +71,8 @@ class Analysis:
     Attributes:
         parts: What they are made of that is of rows.
         around: What they are made of beside these, next to them.
+        is_normalized: Whether one of the parts is the mean of what has been made by statistics of
+            a replica's rows, in a layer: a variance, say.
         of_all: By its identity what each part is of all rows, once that was asked for.
     """
 
@@ -84,6 +87,7 @@ class Analysis:
     ):
         self.parts: list[Part] = []
         self.around: list[tf.Tensor] = []
+        self.is_normalized = False
         self.of_all: dict[int, tf.Tensor] = {}
         self._rows = rows
         self._unsettled = unsettled
@@ -141,12 +145,16 @@ class Analysis:
         if given is not None or has_rows(tensor, rows):
             if self._are_all_rows(tensor, in_order=True):
                 return self._is_part(tensor, "rows")
+            if blocks := blocks_of(tensor, self._rows, current.data):
+                return self._is_part(tensor, "rows", blocks)
             if given is not None:
                 raise Unseen("of which some were chosen, or there are several of each")
         elif draws(operation) or id(tensor) in current.drawn:
             raise Unseen("and of random numbers")
         elif kind in _HOW and self._is_reduction(operation, inputs):
             return self._is_part(tensor, _HOW[kind])
+        if kind.startswith("TensorList") and depends_on_data(tensor):
+            raise Unseen("inside a loop")
         if not inputs or given is not None:
             return self._is_of_captured_rows(tensor)
         if kind in DIVISIONS and self._is_number(inputs[1]) and self._is_sum(inputs[0]):
@@ -176,15 +184,19 @@ class Analysis:
         if any(depends_on_data(t) for t in inputs if all(t is not each for each in of_rows)):
             return False  # A statistic of this replica's rows, say.
         which = {"missing": kind != "Mean", "statistics": kind == "Mean" and self._in_layer}
-        return bool(of_rows) and all(self._are_all_rows(t, **which) for t in of_rows)
+        if not of_rows or not all(self._are_all_rows(t, **which) for t in of_rows):
+            return False
+        if which["statistics"] and not all(self._are_all_rows(t) for t in of_rows):
+            self.is_normalized = True
+        return True
 
     def _are_all_rows(self, tensor: tf.Tensor, **which: bool) -> bool:
         return are_all_rows(tensor, self._rows, current.data, **which)
 
-    def _is_part(self, tensor: tf.Tensor, how: str) -> bool:
+    def _is_part(self, tensor: tf.Tensor, how: str, blocks: int = 1) -> bool:
         if how == "mean" and not tensor.dtype.is_floating:
             raise Unseen("and is no float")
-        self.parts.append(Part(tensor, how))
+        self.parts.append(Part(tensor, how, blocks))
         return True
 
     def _is_of_captured_rows(self, tensor: tf.Tensor) -> bool:
@@ -201,12 +213,7 @@ class Analysis:
         if id(tensor) not in self._sums:
             alone = Analysis(self._rows, self._unsettled, within=self)
             try:
-                self._sums[id(tensor)] = (
-                    alone.is_of_rows(tensor)
-                    and alone.is_linear
-                    and all(part.how == "sum" for part in alone.parts)
-                    and all(map(alone._adds_sums, alone._operations.values()))
-                )
+                self._sums[id(tensor)] = alone.is_of_rows(tensor) and alone.is_sum
             except Unseen:
                 self._sums[id(tensor)] = False
             self._kept.append(tensor)
@@ -265,6 +272,15 @@ class Analysis:
         if kind == "Cast":
             return inputs[0].dtype.is_floating and operation.outputs[0].dtype.is_floating
         return kind in _LINEAR
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the sum of the replicas' values is that of all rows."""
+        return (
+            self.is_linear
+            and all(part.how == "sum" for part in self.parts)
+            and all(map(self._adds_sums, self._operations.values()))
+        )
 
     @property
     def is_average(self) -> bool:
@@ -356,7 +372,7 @@ def of_all_rows(
 
 
 def each_of_all_rows(
-    tensors: Sequence[Any], rows: Rows, exchange: Exchange
+    tensors: Sequence[Any], rows: Rows, exchange: Exchange, *, own: bool = False
 ) -> list[tf.Tensor | None]:
     """Tensors with a value a row, for all rows of the batch, in their order.
 
@@ -364,6 +380,7 @@ def each_of_all_rows(
         tensors: What is not made of rows stays as it is; None stays None.
         rows: Of the replica's shard.
         exchange: Sums a tensor over the replicas.
+        own: Whether a replica's are taken out of them again.
 
     Raises:
         NotCompilable: XLA compiles the graph, in which replicas cannot meet.
@@ -372,6 +389,8 @@ def each_of_all_rows(
     analysis, given = Analysis(rows, differentiated=True), [t for t in tensors if t is not None]
     for tensor in given:
         analysis.is_of_rows(tensor)
+    if own and any(part.blocks > 1 for part in analysis.parts):
+        raise Unseen("of which there are several of each")
     found = iter(analysis.of_all_rows(given, exchange))
     return [None if tensor is None else next(found) for tensor in tensors]
 

@@ -69,6 +69,8 @@ def _of_all_rows(
         # What a layer averages nobody reads before the step's end but the layer.
         averaged = seen.is_average and slices is None and variable.dtype.is_floating
         if averaged and (current.within_layers or not writes.is_in_its_graph):
+            if seen.is_normalized:
+                _warn(variable, rows, "by statistics of their own, such as a variance")
             return value, False
         whole = seen.of_all_rows(tensors, functools.partial(exchange, context))
         if slices is None and not whole[0].shape.is_compatible_with(tensors[0].shape):
@@ -111,15 +113,31 @@ def _mind_metrics(variable: Any, value: Any, rows: Rows) -> None:
     total = under(tensor, "Cast", "Identity")
     terms = total.op.inputs if total.op.type in ("Add", "AddV2") else ()
     terms = [under(term, "Cast", "Identity", "Reshape") for term in terms]
-    added = any(reads_one_of(term, [state]) for term in terms)
-    if added or not is_made_of(tensor, state):
+    own = [reads_one_of(term, [state]) for term in terms]
+    if any(own):
+        added = (term for term, is_own in zip(terms, own, strict=True) if not is_own)
+        if current.counted_by_rows or all(_adds_up(term, rows) for term in added):
+            return
+    elif not is_made_of(tensor, state):
         return
     warnings.warn(
-        f"A metric assigns to {variable.name!r} what is not its value and something more, and "
+        f"A metric assigns to {variable.name!r} what is not its value and a sum over rows, and "
         f"{rows.replicas} replicas, of which each has a value of its own, add these up. Compute it "
         "from a sum and a count, or give the variable aggregation='mean' or 'only_first_replica'.",
         stacklevel=2,
     )
+
+
+def _adds_up(term: tf.Tensor, rows: Rows) -> bool:
+    """Whether the replicas' numbers add up to that of all rows, as far as can be told."""
+    seen = Analysis(rows)
+    try:
+        of_rows = seen.is_of_rows(term)
+    except Unseen:
+        return True
+    # Of rows themselves, and of their number, it may be a sum that is made in another way.
+    known = all(part.how not in ("rows", "shape") for part in seen.parts)
+    return not of_rows or not known or seen.is_sum
 
 
 def _mind_static_counts(variable: Any, value: tf.Tensor, rows: Rows) -> None:

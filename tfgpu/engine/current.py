@@ -43,6 +43,7 @@ class Current(ThreadState):
         exchanging: Whether replicas exchange something of the engine's, and not of the user's code.
         updated_in: The names of the graphs in which an optimizer is at work, and its name.
         noting: Whether inside `step_notes`.
+        counted_by_rows: Whether a metric is given a number of the batch by the share of the rows.
         counted: Inside `sharded`: the rows that the metrics of outputs' losses count.
         declared: Whether the losses of `compile` are computed.
         within: How many losses are computed around what is computed now.
@@ -70,6 +71,7 @@ class Current(ThreadState):
     own_code = False
     exchanging = False
     noting = False
+    counted_by_rows = False
     counted: Any = None
     declared = False
     within = 0

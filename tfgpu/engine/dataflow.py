@@ -24,12 +24,14 @@ class Data(NamedTuple):
         has_rows: Whether its first dimension is of rows, or of values of them.
         in_order: Whether there is as much of each row, in the order of the rows.
         complete: Whether there is as much of each row.
+        blocks: How many times all rows stand in it, each time in their order; 0 if nobody knows.
     """
 
     tensor: tf.Tensor
     has_rows: bool
     in_order: bool = True
     complete: bool = True
+    blocks: int = 1
 
 
 DIVISIONS = {"DivNoNan", "RealDiv"}
@@ -195,14 +197,13 @@ _ROW_BY_ROW = ELEMENTWISE | {
     *("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"),
     # Of these only where their first dimension is that of rows.
     *("AvgPool", "AvgPool3D", "BroadcastTo", "Conv2D", "Conv3D", "DepthwiseConv2dNative"),
-    *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "RandomShuffle", "Reshape", "ResourceGather"),
-    "Squeeze",
+    *("MatMul", "MaxPool", "MaxPool3D", "OneHot", "RandomShuffle", "ResourceGather", "Squeeze"),
 }
 # The same, of inputs that say of what shape something is, or where in it.
 _SHAPED = {
     *("BroadcastTo", "ConcatV2", "ExpandDims", "Fill", "GatherV2", "OneHot", "Pad", "PadV2"),
     *("Reshape", "Slice", "Split", "SplitV", "StridedSlice", "Tile", "Transpose", "ArgMax"),
-    *("ArgMin", *REDUCTIONS),
+    *("ArgMin", "TopKV2", *REDUCTIONS),
 }
 _CHOOSING = {"DynamicPartition", "Unique", "UniqueV2", "Where"}
 
@@ -232,17 +233,19 @@ def is_shuffle(indices: Any) -> bool:
     return any(draws(each.op) or "StatelessRandom" in each.op.type for each in near)
 
 
-def _draws_rows(tensor: Any) -> bool:
-    """Whether there are random numbers for each row, of which each replica has its own."""
-    random = draws(tensor.op) or "StatelessRandom" in tensor.op.type
-    return random and bool(tensor.shape.rank) and tensor.shape[0] is None
+def _is_made_for_rows(tensor: Any) -> bool:
+    """Whether there is the same for each row, or random numbers that are a replica's own."""
+    kind = tensor.op.type
+    made = draws(tensor.op) or "StatelessRandom" in kind
+    made = made or (kind == "Fill" and not depends_on_data(tensor.op.inputs[1]))
+    return made and bool(tensor.shape.rank) and tensor.shape[0] is None
 
 
 def has_rows(tensor: Any, rows: Rows) -> bool:
     """Whether a tensor is made of data and a dimension of it grows with the rows."""
     if not carries_rows(tensor, rows):
         return False
-    return None in tensor.shape or tensor.shape.rank is None or depends_on_data(tensor)
+    return tensor.shape.rank is None or None in tensor.shape or depends_on_data(tensor)
 
 
 def are_all_rows(
@@ -276,7 +279,7 @@ def are_all_rows(
             if not (known.has_rows and fits):
                 return False
             continue
-        if _draws_rows(each):
+        if _is_made_for_rows(each):
             continue
         if each.shape.rank is None or each.shape[0] is not None and not rows.are_counted_by(each):
             return False
@@ -316,6 +319,31 @@ def has_statistics(made: Any, given: list[Any], of_rows: list[Any], *, counts: b
         if depends_on_data(each, counting=counts and not is_shape):
             return True
     return False
+
+
+def blocks_of(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> int:
+    """How many times all rows stand in a tensor, one time after the other; 0 if nobody knows.
+
+    Two views of each row that were put together, one below the other, are two.
+
+    Args:
+        tensor: Of a graph; `has_rows` is true of it.
+        rows: Of the replica's shard.
+        data: What it has of its batch, by identity.
+    """
+    known = data_of(tensor, data)
+    if known is not None:
+        return known.blocks if known.has_rows and known.complete else 0
+    given = value_inputs(tensor.op)
+    of_rows = [t for t in given if has_rows(t, rows)]
+    counts = [blocks_of(t, rows, data) for t in of_rows if not _is_made_for_rows(t)]
+    if tensor.op.type == "ConcatV2" and _is_first(given[-1], given[0].shape.rank or 1):
+        return len(counts) if counts == [1] * (len(given) - 1) else 0
+    counts = counts or [0]
+    kept = bool(of_rows) and _keeps_rows(tensor, of_rows, in_order=True, missing=False)
+    if not kept or len(set(counts)) > 1 or has_statistics(tensor, given, of_rows):
+        return 0
+    return counts[0]
 
 
 def chooses_rows(made: Any, data: Mapping[int, Data]) -> bool:
@@ -394,6 +422,15 @@ def _transpose_keeps(operation: Any, *_: Any) -> bool:
     return order is not None and order[0] == 0
 
 
+def _reshape_keeps(operation: Any, *_: Any) -> bool:
+    shape = operation.inputs[1]
+    length = shape.op.inputs[0] if shape.op.type == "Pack" else None
+    if length is None or length.op.type != "Prod" or length.op.inputs[0].op.type != "GatherV2":
+        return True
+    axes = tf.get_static_value(length.op.inputs[0].op.inputs[1])  # As of `tf.tensordot`.
+    return axes is None or 0 in axes
+
+
 def _split_keeps(operation: Any, *_: Any) -> bool:
     axis = operation.inputs[0 if operation.type == "Split" else 2]
     return not _is_first(axis, operation.outputs[0].shape.rank or 1)
@@ -424,10 +461,11 @@ def _of_rank(least: int) -> Any:
 
 
 _KEEPING: dict[str, Any] = {
-    **dict.fromkeys(("LogSoftmax", "Softmax"), _of_rank(2)),
+    **dict.fromkeys(("LogSoftmax", "Softmax", "TopKV2"), _of_rank(2)),
     **dict.fromkeys(("BatchMatMulV2", "MatrixDiagPart", "MatrixDiagPartV3"), _of_rank(3)),
     **dict.fromkeys(("Split", "SplitV"), _split_keeps),
     "Einsum": lambda op, of_rows, *_: einsum_of_rows(op, of_rows) == "kept",
+    "Reshape": _reshape_keeps,
     "Transpose": _transpose_keeps,
     "Unpack": lambda op, *_: not _is_first(op.get_attr("axis"), op.inputs[0].shape.rank or 1),
     "ConcatV2": _concat_keeps,

@@ -1,7 +1,8 @@
 """What layers are given and put out, in a step of several replicas.
 
 What a layer puts out counts as rows, one for each row that it was given: where it takes something
-of other rows, such as their mean, these are those of its replica, which is said.
+of other rows, such as their mean, these are those of its replica, which is said. What a model makes
+around its layers, and what a step gives to it, is computed of all rows.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from tfgpu.engine.current import current, note_data
 from tfgpu.engine.dataflow import (
     Data,
     are_all_rows,
+    blocks_of,
     chooses_rows,
     data_of,
     has_rows,
     made_of,
 )
+from tfgpu.engine.local_copies import exchange_here
 from tfgpu.engine.row_axis import PAIRS, REVERSAL, STATISTICS, mixing
 from tfgpu.engine.shards import Rows
 
 # Other rows that stand in the place of a row, as many as before.
 _IN_ITS_PLACE = {STATISTICS, REVERSAL, "Cumprod", "Cumsum", "CumulativeLogsumexp", "Roll"}
+
+_PUTS_OUT = "Layer {!r} makes what it puts out for a row"
 
 
 def _noted(call: Any) -> Any:
@@ -41,14 +46,18 @@ def _noted(call: Any) -> Any:
         rows = current.shared
         if rows is None:
             return call(self, *args, **kwargs)
-        meet = current.exchange
-        if current.own_code and not current.within_layers and meet is not None:
-            mine = functools.partial(_own_rows, rows, meet)
+        # Around the outermost one it is the code of a step, or of a model.
+        outermost = not current.within_layers
+        if outermost and current.own_code:
+            mine = functools.partial(_own_rows, rows, "A step gives a model for a row what is made")
             args, kwargs = tree.map_structure(mine, (args, kwargs))
         normalizes = isinstance(self, keras.layers.BatchNormalization)
         averaging = current.averaging or normalizes
         with current.having(within_layers=current.within_layers + 1, averaging=averaging):
             outputs = call(self, *args, **kwargs)
+        if outermost and not normalizes:
+            mine = functools.partial(_own_rows, rows, _PUTS_OUT.format(self.name))
+            outputs = tree.map_structure(mine, outputs)
         _note_outputs(self, rows, (args, kwargs), outputs, minded=not normalizes)
         return outputs
 
@@ -79,6 +88,8 @@ def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: 
     complete = all(are_all_rows(leaf, rows, data) for leaf in given)
     in_order = complete and all(are_all_rows(leaf, rows, data, in_order=True) for leaf in given)
     most = max(tuple(leaf.shape or ()).count(None) for leaf in given)
+    blocks = {blocks_of(leaf, rows, data) for leaf in given} if complete else {0}
+    as_given = blocks.pop() if len(blocks) == 1 else 0
     known = {}
     for leaf in _tensors(outputs):
         # Of pairs of rows there are more dimensions that nobody knows.
@@ -90,9 +101,12 @@ def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: 
         if mixed == PAIRS:
             continue
         if mixed is not None:
-            _warn(f"Layer {layer.name!r} makes what it puts out for a row", mixed, rows)
+            _warn(_PUTS_OUT.format(layer.name), mixed, rows)
         chosen = chooses_rows(leaf, data)
-        known[id(leaf)] = Data(leaf, True, in_order and not chosen, complete and not chosen)
+        times = blocks_of(leaf, rows, data) if _is_put_together(leaf) else as_given
+        known[id(leaf)] = Data(
+            *(leaf, True, in_order and not chosen and times == 1, complete and not chosen, times)
+        )
     current.data = {**known, **data}
 
 
@@ -113,13 +127,13 @@ def note_predictions(y_pred: Any) -> None:
         note_data(leaf)
 
 
-def _own_rows(rows: Rows, exchange: parts.Exchange, leaf: Any) -> Any:
-    """What a step gives to a model, such that its rows are those that one device gives.
+def _own_rows(rows: Rows, what: str, leaf: Any) -> Any:
+    """What a model is given, or puts out, such that its rows are those of one device.
 
     Args:
         rows: Of the replica's shard.
-        exchange: Sums a tensor over the replicas.
-        leaf: An argument of the model.
+        what: How a warning begins.
+        leaf: An argument of the model, or what it puts out.
     """
     if not isinstance(leaf, tf.Tensor) or not hasattr(leaf, "op") or not leaf.shape.rank:
         return leaf
@@ -127,16 +141,16 @@ def _own_rows(rows: Rows, exchange: parts.Exchange, leaf: Any) -> Any:
     if mixed is None or mixed == PAIRS:
         return leaf
     if mixed not in _IN_ITS_PLACE or _is_put_together(leaf):
-        return _said(leaf, mixed, rows)
+        return _said(what, leaf, mixed, rows)
     try:
-        whole = all_rows.each_of_all_rows([leaf], rows, exchange)[0]
+        whole = all_rows.each_of_all_rows([leaf], rows, exchange_here, own=True)[0]
     except parts.Unseen:
-        return _said(leaf, mixed, rows)
+        return _said(what, leaf, mixed, rows)
     return note_data(parts.own_rows(rows, leaf, whole))
 
 
-def _said(leaf: tf.Tensor, mixed: str, rows: Rows) -> tf.Tensor:
-    _warn("A step gives a model for a row what is made", mixed, rows)
+def _said(what: str, leaf: tf.Tensor, mixed: str, rows: Rows) -> tf.Tensor:
+    _warn(what, mixed, rows)
     current.data = {**current.data, id(leaf): Data(leaf, True, in_order=False, complete=False)}
     return leaf
 

@@ -200,6 +200,13 @@ def exchange(context: Any, value: Any) -> Any:
         return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def exchange_here(value: tf.Tensor) -> tf.Tensor:
+    """The same from wherever a replica's code is."""
+    context: Any = tf.distribute.get_replica_context()
+    total: tf.Tensor = exchange(getattr(context, "replica_context", context), value)
+    return total
+
+
 def have_met(tensor: Any) -> bool:
     """Whether a tensor is one that replicas have put together in this step."""
     return id(tensor) in _current.met

@@ -25,13 +25,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import tree
 
 from tfgpu.engine import all_rows, layer_calls, parts
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.current import counts_by_rows, current
+from tfgpu.engine.current import counts_by_rows, current, note_data
 from tfgpu.engine.dataflow import depends_on_data
+from tfgpu.engine.overrides import everywhere
 from tfgpu.engine.row_axis import mixing
 from tfgpu.engine.shards import Rows
 
@@ -97,12 +99,11 @@ def additional(loss: Any, total: Any) -> Any:
     rows = current.shared
     if rows is None or current.exchange is None:
         return total
-    if loss.shape.rank == 0:
-        whole = of_all_rows(loss, current.exchange)
-        return total if whole is loss else tf.cast(whole, total.dtype)
     times = tf.cast(rows.times_share, total.dtype)
     if loss.shape.rank is None:
         return total * tf.where(tf.rank(loss) > 0, times, tf.ones_like(times))
+    if not rows.are_counted_by(loss) or _mixes_rows(loss):
+        return of_all_rows(total, current.exchange)
     if loss.shape[0] is not None:
         here = tf.get_static_value(rows.real)
         if loss.shape[0] != here or not depends_on_data(loss):
@@ -116,16 +117,21 @@ def additional(loss: Any, total: Any) -> Any:
 
 
 def of_all_rows(value: Any, exchange: parts.Exchange, *, averages: bool = False) -> Any:
-    """A number that replicas have made of their rows, such that its mean by rows is that of all.
+    """What replicas have made of their rows, such that its mean by rows is that of all.
 
     Args:
-        value: The replica's: a loss, say, or one number a class.
+        value: The replica's: a loss, say, or one number a class; or a value a row, which where it
+            is made of other rows too is computed of all, and is this replica's again.
         exchange: Sums a tensor over the replicas.
         averages: Whether to compute a mean over all rows, too, which that would give in any case.
     """
     rows = current.shared
-    if rows is None or not isinstance(value, tf.Tensor) or rows.are_counted_by(value):
+    if rows is None or not isinstance(value, tf.Tensor):
         return value
+    if rows.are_counted_by(value):
+        mixed = _mixes_rows(value)
+        whole = _each_of_all_rows([value], exchange, own=True) if mixed else None
+        return value if whole is None else note_data(parts.own_rows(rows, value, whole[0]))
     try:
         whole = all_rows.of_all_rows(value, rows, exchange, averages=averages)
     except parts.Unseen as reason:
@@ -146,11 +152,13 @@ def _mixes_rows(values: Any) -> bool:
     return rows.are_counted_by(values) and bool(mixing(values, rows, current.data))
 
 
-def _each_of_all_rows(values: Sequence[Any], exchange: parts.Exchange) -> list[Any] | None:
+def _each_of_all_rows(
+    values: Sequence[Any], exchange: parts.Exchange, *, own: bool = False
+) -> list[Any] | None:
     rows = current.shared
     assert rows is not None
     try:
-        return all_rows.each_of_all_rows(values, rows, exchange)
+        return all_rows.each_of_all_rows(values, rows, exchange, own=own)
     except parts.Unseen as reason:
         warnings.warn(
             f"A loss or metric is made for each row of others, too, and {reason}, and "
@@ -184,8 +192,28 @@ class ShardedCompileLoss(private.CompileLoss):
             metric.update_state = functools.partial(_update_by_rows, metric.update_state)
 
 
+def mind_own_calls() -> None:
+    """Has a `__call__` that a class of losses defines itself count by all rows, too."""
+    everywhere(keras.losses.Loss, "__call__", _own_call)
+
+
+def _own_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for `__call__` of a class of losses, which Keras' own have of `Loss`."""
+    known = call.__module__.startswith(("keras.", "tfgpu."))
+
+    @functools.wraps(call)
+    def own_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss, exchange = call(self, *args, **kwargs), current.exchange
+        if known or current.shared is None or exchange is None or id(loss) in current.by_rows:
+            return loss
+        return counts_by_rows(of_all_rows(loss, exchange))
+
+    return own_call
+
+
 def adopt(compile_loss: Any) -> None:
     """Makes the losses of a compiled model count by rows; does nothing the second time."""
+    mind_own_calls()
     if type(compile_loss) is private.CompileLoss:
         compile_loss.__class__ = ShardedCompileLoss
         if compile_loss.built:
@@ -311,7 +339,8 @@ def _install() -> None:
                 values, sample_weight, mask = whole
                 value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
                 return counts_by_rows(value)
-            values = of_all_rows(values, exchange, averages=sample_weight is not None)
+            if not mixed:
+                values = of_all_rows(given[0], exchange, averages=sample_weight is not None)
             if sample_weight is not None and len(tf.convert_to_tensor(values).shape) == 0:
                 counted = sample_weight  # By whose rows it is multiplied.
         value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
@@ -350,7 +379,8 @@ def _install() -> None:
                     _mind_loops(self, rows)
                     if current.exchange is not None:
                         values = of_all_rows(given, current.exchange)
-            return update(self, values, sample_weight)
+            with current.having(counted_by_rows=True):
+                return update(self, values, sample_weight)
 
         return counted_update
 

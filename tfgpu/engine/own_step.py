@@ -123,6 +123,7 @@ class OwnStep:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
         model = self._model
         everywhere(private.class_with_apply, "apply", _minding)
+        losses.mind_own_calls()
         with contextlib.ExitStack() as stack:
             for optimizer in update.held_by(model):
                 if "apply" in vars(optimizer):

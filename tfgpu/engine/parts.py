@@ -24,10 +24,12 @@ class Part(NamedTuple):
         tensor: The replica's.
         how: What the replicas do with theirs: "sum", average by rows ("mean"), "max", "min", put
             one after the other ("rows"), or add up the first number ("shape").
+        blocks: Of rows: how many times all stand in it, one time after the other.
     """
 
     tensor: tf.Tensor
     how: str
+    blocks: int = 1
 
 
 def together(rows: Rows, part: Part, exchange: Exchange) -> tf.Tensor:
@@ -46,9 +48,8 @@ def together(rows: Rows, part: Part, exchange: Exchange) -> tf.Tensor:
         return tf.concat([tf.cast(count, dtype), tensor[1:]], axis=0)
     tensor = _summable(tensor)
     if part.how == "rows":
-        before, after, own = _place(rows, tensor)
-        around = [[before, after], *([0, 0] for _ in tensor.shape[1:])]
-        return tf.cast(summed(tf.pad(own, around)), dtype)
+        each = [_padded(rows, block) for block in _blocks(tensor, part.blocks)]
+        return tf.cast(summed(tf.concat(each, axis=0)), dtype)
     if part.how == "mean":
         tensor = tensor * tf.cast(rows.share, tensor.dtype)
     if part.how in ("sum", "mean"):
@@ -77,13 +78,30 @@ def own_gradient(rows: Rows, part: Part, up: tf.Tensor) -> tf.Tensor:
         up: The gradient by what all replicas have.
     """
     if part.how == "rows":
-        before, _, own = _place(rows, part.tensor)
-        mine = up[before : before + tf.shape(own)[0]]
-        missing = tf.shape(part.tensor)[0] - tf.shape(own)[0]
-        return tf.pad(mine, [[0, missing], *([0, 0] for _ in up.shape[1:])])
+        own = _blocks(part.tensor, part.blocks)
+        ups = _blocks(up, part.blocks)
+        return tf.concat([_own_part(rows, *each) for each in zip(own, ups, strict=True)], axis=0)
     if part.how == "mean":
         up = up * tf.cast(rows.share, up.dtype)
     return tf.where(rows.present, up, tf.zeros_like(up)) if rows.may_be_absent else up
+
+
+def _blocks(tensor: tf.Tensor, blocks: int) -> list[tf.Tensor]:
+    return [tensor] if blocks == 1 else list(tf.split(tensor, blocks, axis=0))
+
+
+def _padded(rows: Rows, tensor: tf.Tensor) -> tf.Tensor:
+    """A replica's rows in their place among those of all, which are 0."""
+    before, after, own = _place(rows, tensor)
+    return tf.pad(own, [[before, after], *([0, 0] for _ in tensor.shape[1:])])
+
+
+def _own_part(rows: Rows, tensor: tf.Tensor, up: tf.Tensor) -> tf.Tensor:
+    """What of the gradient by all rows is that by a replica's, and 0 for what does not count."""
+    before, _, own = _place(rows, tensor)
+    mine = up[before : before + tf.shape(own)[0]]
+    missing = tf.shape(tensor)[0] - tf.shape(own)[0]
+    return tf.pad(mine, [[0, missing], *([0, 0] for _ in up.shape[1:])])
 
 
 def own_rows(rows: Rows, tensor: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
