@@ -142,7 +142,7 @@ class Analysis:
             # Of pairs of rows, say: counted anew.
             self._operations[operation.name] = operation
             return self.is_of_rows(inputs[0])
-        if given is not None or has_rows(tensor, rows):
+        if given is not None or (kind != "Fill" and has_rows(tensor, rows)):
             if self._are_all_rows(tensor, in_order=True):
                 return self._is_part(tensor, "rows")
             if blocks := blocks_of(tensor, self._rows, current.data):

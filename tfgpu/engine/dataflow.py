@@ -238,7 +238,8 @@ def _is_made_for_rows(tensor: Any) -> bool:
     kind = tensor.op.type
     made = draws(tensor.op) or "StatelessRandom" in kind
     made = made or (kind == "Fill" and not depends_on_data(tensor.op.inputs[1]))
-    return made and bool(tensor.shape.rank) and tensor.shape[0] is None
+    rank = tensor.shape.rank  # Of pairs of rows there are two dimensions that nobody knows.
+    return bool(made and rank and tensor.shape[0] is None and None not in tensor.shape[1:])
 
 
 def has_rows(tensor: Any, rows: Rows) -> bool:
@@ -331,19 +332,27 @@ def blocks_of(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> int:
         rows: Of the replica's shard.
         data: What it has of its batch, by identity.
     """
+    found = _block_counts(tensor, rows, data)
+    return found.pop() if len(found) == 1 else 0
+
+
+def _block_counts(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> set[int]:
+    """The same of all that a tensor is made of; what is the same for each row has any."""
     known = data_of(tensor, data)
     if known is not None:
-        return known.blocks if known.has_rows and known.complete else 0
+        return {known.blocks if known.has_rows and known.complete else 0}
+    if _is_made_for_rows(tensor):
+        return set()
     given = value_inputs(tensor.op)
     of_rows = [t for t in given if has_rows(t, rows)]
-    counts = [blocks_of(t, rows, data) for t in of_rows if not _is_made_for_rows(t)]
+    counts = [_block_counts(t, rows, data) for t in of_rows]
     if tensor.op.type == "ConcatV2" and _is_first(given[-1], given[0].shape.rank or 1):
-        return len(counts) if counts == [1] * (len(given) - 1) else 0
-    counts = counts or [0]
+        together = len(of_rows) == len(given) - 1 and all(each <= {1} for each in counts)
+        return {len(counts) if together else 0}
     kept = bool(of_rows) and _keeps_rows(tensor, of_rows, in_order=True, missing=False)
-    if not kept or len(set(counts)) > 1 or has_statistics(tensor, given, of_rows):
-        return 0
-    return counts[0]
+    if not kept or has_statistics(tensor, given, of_rows):
+        return {0}
+    return set().union(*counts)
 
 
 def chooses_rows(made: Any, data: Mapping[int, Data]) -> bool:

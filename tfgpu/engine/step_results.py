@@ -97,6 +97,9 @@ def reduced(results: Any, strategy: tf.distribute.Strategy) -> Any:
         first = strategy.experimental_local_results(leaf)[0]
         if isinstance(first, tf.Tensor) and first.dtype in (tf.bool, tf.string):
             return first
+        if isinstance(first, tf.Tensor) and first.shape.rank == 0 and leaf is first:
+            # Keras takes the mean of several workers' over a dimension that a number has not.
+            return strategy.reduce("MEAN", leaf, axis=None)
         return private.reduce_per_replica(leaf, strategy, reduction="auto")
 
     return tree.map_structure(one, results)
