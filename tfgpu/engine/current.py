@@ -35,6 +35,8 @@ class Current(ThreadState):
         unrecorded: Whether the step has stopped the recording of a tape.
         differentiating: Whether one of them computes gradients.
         drawn: In a step: seeds that are a replica's own, by identity.
+        graph: In a step: the one that it is traced in.
+        varying: In a step: what replicas exchange whose shape hangs on how many rows there are.
         averaging: Whether a layer is called whose statistics are averaged, whatever they are.
         assigned_in: The same of variables that are assigned.
         undeclared: The identities of variables whose `aggregation` nobody has chosen, such as an
@@ -65,6 +67,8 @@ class Current(ThreadState):
     differentiating = False
     updated_in: dict[str, str] = {}  # noqa: RUF012
     drawn: Mapping[int, tf.Tensor] = MappingProxyType({})
+    graph: Any = None
+    varying: list[tf.Tensor] = []  # noqa: RUF012
     averaging = False
     assigned_in: dict[str, str] = {}  # noqa: RUF012
     undeclared: frozenset[int] = frozenset()
@@ -98,6 +102,8 @@ def step_notes(static: bool = False) -> contextlib.AbstractContextManager[None]:
         static: Whether the tensors of the batch say how many rows they have.
     """
     notes: dict[str, Any] = {"by_rows": {}, "data": {}, "drawn": {}, "whole": {}, "parts": {}}
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    notes |= {"varying": [], "graph": graph}
     return current.having(**notes, static=static, unrecorded=False, noting=True)
 
 

@@ -21,8 +21,9 @@ from tfgpu.engine import keras_internals as private
 from tfgpu.engine import xla
 from tfgpu.engine.batches import BatchIterator, own_shard
 from tfgpu.engine.compiled_loop import CompiledLoop
-from tfgpu.engine.current import step_notes
+from tfgpu.engine.current import current, step_notes
 from tfgpu.engine.dataflow import has_seeds
+from tfgpu.engine.latest import Latest
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
@@ -49,6 +50,7 @@ class Replicas:
         own: Whether the step is one that the model's class defines.
         own_results: Whether only the step knows what to report.
         replica_step: The steps of the engine, which an own one stands before.
+        varies: Whether replicas exchange what is of another shape where there are fewer rows.
     """
 
     def __init__(self, model: keras.Model, name: str):
@@ -69,6 +71,7 @@ class Replicas:
         self.own_results = has_own_results(model, name)
         noting = not alone and self.own_results and name != "predict_step"
         self._name = name
+        self.varies = False
         self._static = False
         self._hidden: Shard | None = None
         self._metrics = MetricResults(meeting=model.run_eagerly) if noting else None
@@ -114,12 +117,15 @@ class Replicas:
                     if several and not self._static and not tf.executing_eagerly():
                         self._hidden, shard = shard, without_static_rows(shard)
                 if self._metrics is None:
-                    return self._step(shard, device_map, arrays)
-                rows = rows_of(shard, context)
-                with self._metrics.noted(context, rows) as find:
                     logs = self._step(shard, device_map, arrays)
-                    find(logs)
-                return results_by_rows(logs, rows, context)
+                else:
+                    rows = rows_of(shard, context)
+                    with self._metrics.noted(context, rows) as find:
+                        logs = self._step(shard, device_map, arrays)
+                        find(logs)
+                    logs = results_by_rows(logs, rows, context)
+                self.varies = self.varies or bool(current.varying)
+                return logs
 
         with contextlib.ExitStack() as stack:
             if self._own_step is not None:
@@ -202,6 +208,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
 
         def body(count: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             last = replicas.run(read_batch(source, rows), device_map, resident, whole=whole)
+            if replicas.varies:
+                raise Varying
             return [count + 1] if latest is None else [count + 1, latest.keep(last)]
 
         first = [0] if latest is None else [0, latest.nothing()]
@@ -236,6 +244,15 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     # Whether full batches may have a trace of their own, once the first is there.
     apart: bool | None = None if recurrent else False
 
+    def run_several(source: Any, given: Any, steps: int, rows: int | None) -> Any:
+        if not replicas.varies:
+            try:
+                return replicas.traced(run_steps, source, *given, tf.constant(steps), rows)
+            except Varying:
+                pass
+        one = functools.partial(replicas.traced, run_next, source, *given, rows)
+        return [one() for _ in range(steps)][-1]
+
     def execution(iterator: Any) -> Any:
         nonlocal apart
         if not isinstance(iterator, BatchIterator):
@@ -268,19 +285,19 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
             args = (iterator.source, *given, *more)
             # A second trace has its own copies of random operations, which begin their numbers
             # again.
-            apart = model.run_eagerly or not draws_by_operations(
-                replicas.traced(run.get_concrete_function, *args)
-            )
+            try:
+                traced = replicas.traced(run.get_concrete_function, *args)
+                apart = model.run_eagerly or not draws_by_operations(traced)
+            except Varying:
+                apart = False
             if not apart:
                 full, rows = steps, None
         # A profile takes the rounds of a loop for steps, and then knows the real ones no more.
         if most == 1 or alone:
             return replicas.traced(run_next, iterator.source, *given, rows if full else None)
-        if full == steps:
-            return replicas.traced(run_steps, iterator.source, *given, tf.constant(steps), rows)
         if full:
-            replicas.traced(run_steps, iterator.source, *given, tf.constant(full), rows)
-        return replicas.traced(run_next, iterator.source, *given)
+            results = run_several(iterator.source, given, full, rows)
+        return results if full == steps else replicas.traced(run_next, iterator.source, *given)
 
     explained = _explaining(trainer, name, execution)
     # For those who want to see what was traced.
@@ -289,43 +306,8 @@ def make_execution(model: keras.Model, name: str) -> Callable[[Any], Any]:
     return explained
 
 
-class Latest:
-    """What the last round of a loop gave, whose structure is known once the round is traced.
-
-    A step that was traced a second time, behind the loop, would draw the numbers of TensorFlow's
-    random operations with a seed again.
-    """
-
-    def __init__(self) -> None:
-        self._structure: Any = None
-        self._leaves: list[Any] = []
-
-    def nothing(self) -> tf.Tensor:
-        """What the loop begins with."""
-        return tf.raw_ops.OptionalNone()
-
-    def keep(self, result: Any) -> tf.Tensor:
-        """The result of a round, as a tensor: of a replica, or of several."""
-        self._structure = result
-        self._leaves = tf.nest.flatten(result, expand_composites=True)
-        return tf.raw_ops.OptionalFromValue(components=self._tensors())
-
-    def of(self, kept: tf.Tensor) -> Any:
-        """The result again, outside of the loop."""
-        tensors = self._tensors()
-        values = iter(
-            tf.raw_ops.OptionalGetValue(
-                optional=kept,
-                output_types=[tensor.dtype for tensor in tensors],
-                output_shapes=[tensor.shape for tensor in tensors],
-            )
-        )
-        leaves = [next(values) if tf.is_tensor(leaf) else leaf for leaf in self._leaves]
-        return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
-
-    def _tensors(self) -> list[Any]:
-        # An optional holds one at least.
-        return [leaf for leaf in self._leaves if tf.is_tensor(leaf)] or [tf.constant(0)]
+class Varying(Exception):
+    """A loop over steps has an exchange in it whose shape changes: a collective allows none."""
 
 
 def draws_by_operations(traced: Any) -> bool:

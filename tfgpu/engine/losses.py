@@ -293,7 +293,8 @@ def _left_by(mask: Any, sample_weight: Any) -> tf.Tensor:
 def _mind_loops(metric: Any, rows: Rows) -> None:
     """Warns of a number that a metric gets in a loop, of which nobody knows what it is over."""
     graph: Any = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    if "while" in getattr(graph, "name", "") and "body" in graph.name:
+    looped = graph is not current.graph  # And not in one of ours, over steps.
+    if looped and "while" in getattr(graph, "name", "") and "body" in graph.name:
         warnings.warn(
             f"The metric {metric.name!r} gets a number inside a loop over tensors, and "
             f"{rows.replicas} replicas share the batch: it counts by rows, as is right for a "
