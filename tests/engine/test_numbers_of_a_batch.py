@@ -120,6 +120,62 @@ def test_its_product_with_weights(mirrored2, name):
     assert_as_one_device(mirrored2, LOSSES[name], (X, Y, WEIGHTS))
 
 
+OF_OTHER_ROWS = [
+    lambda y, p: ops.sum(p * ops.roll(p, 1, axis=0), axis=-1),
+    lambda y, p: ops.sum(p * p[::-1], axis=-1),
+    lambda y, p: ops.sum(ops.cumsum(p, axis=0), axis=-1),
+    lambda y, p: ops.sum(ops.square(p[1:] - p[:-1]), axis=-1),
+    lambda y, p: ops.sum(tf.nn.softmax(p, axis=0) * y, axis=-1),
+    lambda y, p: tf.boolean_mask(ops.sum(ops.abs(y - p), axis=-1), y[:, 0] > 0.5),
+    lambda y, p: ops.sort(ops.sum(p, axis=-1)) * y[:, 0],
+]
+
+
+def test_metrics_of_values_that_are_made_of_other_rows(mirrored2):
+    assert_as_one_device(mirrored2, lambda: "mse", metrics=OF_OTHER_ROWS)
+
+
+@pytest.mark.parametrize("function", [slow(f) for f in OF_OTHER_ROWS[:5]] + OF_OTHER_ROWS[5:6])
+def test_a_loss_of_values_that_are_made_of_other_rows(mirrored2, function):
+    assert_as_one_device(mirrored2, lambda: function)
+
+
+class OwnCall(keras.losses.Loss):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return root(y_true, y_pred) + ops.mean(of_pairs(y_true, y_pred))
+
+
+class Each(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return of_pairs(y_true, y_pred)
+
+
+@pytest.mark.parametrize("loss", [OwnCall, lambda: Each(reduction=None)])
+def test_a_loss_with_a_call_of_its_own_and_one_that_is_not_reduced(mirrored2, loss):
+    assert_as_one_device(mirrored2, loss)
+
+
+def test_steps_of_which_the_last_has_fewer_rows_in_one_execution(mirrored2):
+    assert_as_one_device(mirrored2, lambda: of_pairs, rows=22, steps_per_execution=3)
+
+
+def test_a_compute_loss_that_gives_a_value_a_row(mirrored2):
+    def own(cls):
+        class Own(cls):
+            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+                return of_pairs(y, y_pred)
+
+        return Own
+
+    models = [
+        build(own(cls), place, lambda: "mse")
+        for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2))
+    ]
+    for model in models:
+        model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+    assert_same_weights(*models)
+
+
 def test_a_compute_loss_of_ones_own(mirrored2):
     def own(cls):
         class Own(cls):
@@ -138,10 +194,12 @@ def test_a_compute_loss_of_ones_own(mirrored2):
     assert_same_weights(*models)
 
 
-def test_a_sum_that_a_layer_adds(mirrored2):
+def test_sums_and_vectors_that_a_layer_adds(mirrored2):
     class Adding(L.Layer):
         def call(self, values):
             self.add_loss(0.01 * ops.sum(ops.abs(values)))
+            self.add_loss(0.1 * ops.square(ops.mean(values, axis=0)))
+            self.add_loss(0.1 * ops.sum(ops.matmul(values, ops.transpose(values)) ** 2, axis=-1))
             return values
 
     models = []
@@ -171,6 +229,13 @@ def test_what_nobody_sees_through_is_said(mirrored2):
 
 def count(x):
     return tf.cast(tf.shape(x)[0], tf.float32)
+
+
+def sinkhorn(scores, rounds=5):
+    for _ in range(rounds):
+        scores = scores / tf.reduce_sum(scores, axis=0, keepdims=True) / 8.0
+        scores = scores / tf.reduce_sum(scores, axis=1, keepdims=True) / count(scores)
+    return scores
 
 
 def gathered_weights(x, y):
@@ -213,6 +278,14 @@ NUMBERS = {
     "numbered": lambda x, y: tf.reduce_sum(tf.range(count(x)) * x[:, 0]),
     "deviation": lambda x, y: tf.math.reduce_std(x),
     "largest two": lambda x, y: tf.reduce_sum(tf.math.top_k(x[:, 0], 1).values),
+    "equation with a statistic": lambda x, y: tf.einsum("bi,i->", x, tf.reduce_mean(x, 0)),
+    "Sinkhorn": lambda x, y: tf.reduce_sum(sinkhorn(tf.exp(x)) * x),
+    "times the same for each": lambda x, y: tf.norm(x * (0.9 * tf.ones((tf.shape(x)[0], 1)))),
+    "contracted over rows": lambda x, y: tf.tensordot(x, x, 2),
+    "sorted features": lambda x, y: tf.norm(tf.sort(x, axis=-1)[:, :2]),
+    "views put together": lambda x, y: tf.reduce_sum(
+        tf.nn.softmax(tf.matmul(*[tf.concat([x, 2 * x], 0)] * 2, transpose_b=True))[:, 0]
+    ),
     "integers": lambda x, y: tf.reduce_sum(tf.cast(x * 10, tf.int32)),
 }
 

@@ -240,12 +240,21 @@ def with_weights_penalised(model, x, y, y_pred):
     return tf.sqrt(tf.reduce_mean(each(y, y_pred)) + tf.reduce_sum(tf.square(kernel)))
 
 
+def with_a_learned_temperature(model, x, y, y_pred):
+    """Of numbers of weights alone, of which one is made of the other."""
+    scale = tf.nn.softplus(model.trainable_variables[-1][0])
+    return tf.sqrt(tf.reduce_mean(each(y, y_pred))) / scale + tf.math.log(scale)
+
+
 NO_MEANS = [
     *(sum_by_hand, sum_of_sums, l2_loss, by_einsum, mean_times_rows, a_sum_a_class),
     *(sum_and_mean, masked, of_chosen_rows, root, normalized, largest, contrastive),
-    with_weights_penalised,
+    *(with_weights_penalised, with_a_learned_temperature),
 ]
-QUICK = (sum_by_hand, masked, root, normalized, contrastive, with_weights_penalised)
+QUICK = (
+    *(sum_by_hand, masked, normalized, contrastive, with_weights_penalised),
+    with_a_learned_temperature,
+)
 
 
 @pytest.mark.parametrize("loss_of", [each if each in QUICK else slow(each) for each in NO_MEANS])

@@ -343,6 +343,8 @@ def _block_counts(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> set[int]
         return {known.blocks if known.has_rows and known.complete else 0}
     if _is_made_for_rows(tensor):
         return set()
+    if not rows.are_counted_by(tensor):
+        return {0}
     given = value_inputs(tensor.op)
     of_rows = [t for t in given if has_rows(t, rows)]
     counts = [_block_counts(t, rows, data) for t in of_rows]
