@@ -15,6 +15,7 @@ import tensorflow as tf
 from replicas import assert_logs, assert_same_weights, one_device, slow
 
 import tfgpu
+from tfgpu.engine.current import current
 
 L, ops = keras.layers, keras.ops
 RNG = np.random.default_rng(0)
@@ -276,7 +277,7 @@ def test_a_model_that_is_built_is_not_traced_for_it(mirrored2):
 
     class Own(plain(tfgpu.Model)):
         def train_step(self, data):
-            traced.append(tf.distribute.in_cross_replica_context())
+            traced.append(current.building)
             return super().train_step(data)
 
     with mirrored2.scope():
@@ -304,3 +305,16 @@ def test_what_is_drawn_is_what_one_device_draws():
         return {**fit(model), "next": random.random()}
 
     both(make, tf.distribute.OneDeviceStrategy("CPU:0"), run)
+
+
+def test_a_step_that_cannot_be_traced_without_replicas_is_refused_by_name(mirrored2):
+    class Own(plain(tfgpu.Model)):
+        def train_step(self, data):
+            tf.distribute.get_replica_context().all_reduce("SUM", data[0][0])
+            return super().train_step(data)
+
+    with mirrored2.scope():
+        model = Own()
+        model.compile(sgd(), jit_compile=False)
+    with pytest.raises(ValueError, match="Variable 'kernel' is made in a step of several replicas"):
+        fit(model)

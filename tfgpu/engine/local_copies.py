@@ -242,19 +242,29 @@ def as_replica(
             private.set_global_generator(before)
 
 
-def _tracing_anew() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _tracing_anew() -> Iterator[None]:
     """Has each `tf.function` that a step calls be traced for this replica of this step.
 
     What is kept of another has another replica's copies in it, and what it assigns was noted there.
     """
     if tf.executing_eagerly():
-        return contextlib.nullcontext()
+        yield
+        return
     # TensorFlow asks which functions choose the devices of operations; this one leaves them.
     graph: Any = tf.compat.v1.get_default_graph()
-    chosen: contextlib.AbstractContextManager[None] = graph.device(
-        lambda operation: operation.device
+    with graph.device(lambda operation: operation.device), tf.variable_creator_scope(_refuse):
+        yield
+
+
+def _refuse(_: Any, **given: Any) -> Any:
+    """Stands in for what makes variables, which in a replica's graph is too late."""
+    raise ValueError(
+        f"Variable {given.get('name')!r} is made in a step of several replicas, which cannot make "
+        "variables, and the step could not be traced beforehand to make it. Build the layer that "
+        "it is of before: give a Sequential an Input, or call layer.build(input_shape), or make "
+        "the variable in __init__."
     )
-    return chosen
 
 
 class SharedGenerator:
