@@ -15,6 +15,7 @@ globals, closures, attributes of classes.
 from __future__ import annotations
 
 import collections
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -108,45 +109,71 @@ class PythonState:
     def _take_object(self, owner: Any, deepest: int) -> None:
         attributes = dict(vars(owner))
         self._attributes.append((owner, attributes))
-        if isinstance(owner, keras.Layer) and not owner.built:
+        is_layer = isinstance(owner, keras.Layer)
+        if is_layer and not owner.built:
             self._unbuilt.append((owner, private.is_trainable(owner)))
+        structure = _structure() if is_layer else frozenset()
         for name, value in attributes.items():
-            if not name.startswith("tfgpu_"):
-                self._take(value, deepest)
+            kind = _kind_of(type(value))
+            if kind is None or name.startswith("tfgpu_"):
+                continue
+            # What Keras keeps for itself is looked into for variables alone.
+            of_variables = kind is list and value and isinstance(value[0], keras.Variable)
+            if name not in structure or of_variables:
+                self._take(value, kind, deepest)
 
-    def _take(self, value: Any, deepest: int) -> None:
-        kind = type(value)
-        if kind in _ATOMS or id(value) in self._seen:
+    def _take(self, value: Any, kind: Any, deepest: int) -> None:
+        if kind is None or id(value) in self._seen:
             return
-        if isinstance(value, keras.Variable):
-            self._seen.add(id(value))
-            self._flags.append((value, value.trainable))
-        elif isinstance(value, tuple):
+        if kind is tuple:
             for each in value:
-                self._take(each, deepest)
-        elif (base := next((each for each in kind.__mro__ if each in _FILLS), None)) is not None:
-            self._seen.add(id(value))
+                self._take(each, _kind_of(type(each)), deepest)
+            return
+        self._seen.add(id(value))
+        if kind is keras.Variable:
+            self._flags.append((value, value.trainable))
+        elif kind in _FILLS:
             content = dict(value) if isinstance(value, dict) else list(value)
-            self._contents.append((value, base, content))
+            self._contents.append((value, kind, content))
             for each in content.values() if isinstance(content, dict) else content:
-                self._take(each, deepest)
-        elif isinstance(value, keras.Layer):
-            self._seen.add(id(value))
+                self._take(each, _kind_of(type(each)), deepest)
+        elif kind is keras.Layer:
             self._take_object(value, deepest)
-        elif deepest and _is_plain(value):
-            self._seen.add(id(value))
+        elif deepest and hasattr(value, "__dict__"):
             self._take_object(value, deepest - 1)
 
 
 _ATOMS = {type(None), bool, int, float, str, bytes, *_TENSORS}
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether an object is one of the user's, whose attributes are all that it has."""
-    kind = type(value)
-    if isinstance(value, (type, *_SHARED)) or not hasattr(value, "__dict__"):
-        return False
-    return kind.__module__.partition(".")[0] not in _LIBRARIES
+_kinds: dict[type, Any] = {}
+
+
+def _kind_of(kind: type) -> Any:
+    """What a class is one of: a container, `keras.Variable`, `keras.Layer`, or object, a plain one.
+
+    None is anything else, which is not looked into.
+    """
+    if kind not in _kinds:
+        _kinds[kind] = _find_kind(kind)
+    return _kinds[kind]
+
+
+def _find_kind(kind: type) -> Any:
+    if kind in _ATOMS or issubclass(kind, (type, *_SHARED)):
+        return None
+    for each in (keras.Variable, tuple, keras.Layer):
+        if issubclass(kind, each):
+            return each
+    if (container := next((each for each in kind.__mro__ if each in _FILLS), None)) is not None:
+        return container
+    return None if kind.__module__.partition(".")[0] in _LIBRARIES else object
+
+
+@functools.cache
+def _structure() -> frozenset[str]:
+    """The attributes that each layer has, but for its losses."""
+    return frozenset(vars(keras.Layer(name="any"))) - {private.own_losses.name}
 
 
 def _put_attributes(now: dict[str, Any], before: dict[str, Any]) -> None:
