@@ -32,7 +32,7 @@ def build(model: Any, data_batch: Any) -> None:
     Raises:
         ValueError: With `run_eagerly=True` and several replicas, code asks for values.
     """
-    if step_building.builds(model, f"{model.tfgpu_kind}_step", data_batch):
+    if step_building.builds(model, "_".join((model.tfgpu_kind, "step")), data_batch):
         return
     several = model.distribute_strategy.num_replicas_in_sync > 1
     if not (several and model.run_eagerly):
