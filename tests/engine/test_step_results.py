@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import slow
 
 import tfgpu
 
@@ -57,6 +58,67 @@ def test_what_is_made_of_rows_is_that_of_all(mirrored2):
         expected = history(keras.Model, tf.distribute.get_strategy(), result)
         found = history(tfgpu.Model, mirrored2, result)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def row_errors(model, x, y):
+    return tf.reduce_mean(tf.square(model(x) - y), axis=1)
+
+
+VALUES_OF_ROWS = {
+    "one": row_errors,
+    "several": lambda model, x, y: tf.repeat(row_errors(model, x, y), 2),
+    "after": lambda model, x, y: tf.concat([x[:, 0], x[:, 1]], axis=0),
+    "matrix": lambda model, x, y: model(x),
+    "numbers": lambda model, x, y: tf.argmax(x, axis=1),
+    "truths": lambda model, x, y: x[:, 0] > 0.0,
+    "pairs": lambda model, x, y: tf.matmul(x, x, transpose_b=True),
+    "ranks": lambda model, x, y: x[:, 0] - tf.reduce_mean(x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", ["several", *map(slow, VALUES_OF_ROWS.keys() - {"several"})])
+def test_values_of_rows_are_those_of_all_in_order(mirrored2, name):
+    expected = history(keras.Model, tf.distribute.get_strategy(), VALUES_OF_ROWS[name])
+    found = history(tfgpu.Model, mirrored2, VALUES_OF_ROWS[name])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["one", slow("several")])
+def test_values_of_rows_that_are_computed_eagerly(mirrored2, name):
+    """The last batch has five rows: replicas have three and two."""
+    result = VALUES_OF_ROWS[name]
+    expected = history(keras.Model, tf.distribute.get_strategy(), result, run_eagerly=True)
+    found = history(tfgpu.Model, mirrored2, result, run_eagerly=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_values_of_rows_that_nobody_can_see_through_are_put_together(mirrored2):
+    @tf.function
+    def errors(x, y):
+        return tf.reduce_sum(tf.abs(x), axis=1) + y[:, 0]
+
+    def result(model, x, y):
+        return errors(x, y)
+
+    expected = history(keras.Model, tf.distribute.get_strategy(), result)
+    with pytest.warns(UserWarning, match="'own', .* put one after the other"):
+        found = history(tfgpu.Model, mirrored2, result)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_some_rows_that_nobody_can_see_through_are_refused_by_name(mirrored2):
+    @tf.function
+    def some(x):
+        return tf.boolean_mask(x[:, 0], tf.range(tf.shape(x)[0]) != 0)
+
+    with (
+        pytest.warns(UserWarning, match="put one after the other"),
+        pytest.raises(tf.errors.InvalidArgumentError, match="A step returns .*own"),
+    ):
+        history(tfgpu.Model, mirrored2, lambda model, x, y: some(x))
 
 
 def test_a_text_of_the_rows_is_said_to_be_the_first_replicas(mirrored2):

@@ -14,7 +14,6 @@ from typing import Any
 import tensorflow as tf
 
 from tfgpu.engine.current import current
-from tfgpu.engine.local_copies import keeping_calls
 from tfgpu.engine.step_statistics import StepStatistics, has_clock
 
 BUCKET_BYTES = 4 << 20
@@ -88,9 +87,8 @@ def _sums(context: Any, tensors: Sequence[Any], statistics: StepStatistics | Non
     together = buckets(tensors)
     vectors = [_end_to_end([tensors[i] for i in bucket]) for bucket in together]
     clock = None if statistics is None else _Clock.of(context, vectors)
-    with keeping_calls():
-        # One call each: TensorFlow lays what it is given in one call end to end.
-        totals = [context.all_reduce(tf.distribute.ReduceOp.SUM, vector) for vector in vectors]
+    # One call each: TensorFlow lays what it is given in one call end to end.
+    totals = [context.all_reduce(tf.distribute.ReduceOp.SUM, vector) for vector in vectors]
     result = list(tensors)
     for bucket, total in zip(together, totals, strict=True):
         if len(bucket) == 1:

@@ -13,7 +13,8 @@ from keras import tree
 from keras.utils import unpack_x_y_sample_weight
 
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine import losses
+from tfgpu.engine import losses, step_building
+from tfgpu.engine.overrides import is_own
 from tfgpu.engine.temporary import in_place_of
 
 # What is said where code asks for values that are not there yet.
@@ -31,6 +32,8 @@ def build(model: Any, data_batch: Any) -> None:
     Raises:
         ValueError: With `run_eagerly=True` and several replicas, code asks for values.
     """
+    if step_building.builds(model, "_".join((model.tfgpu_kind, "step")), data_batch):
+        return
     several = model.distribute_strategy.num_replicas_in_sync > 1
     if not (several and model.run_eagerly):
         _build(model, data_batch)
@@ -55,7 +58,7 @@ def _build(model: Any, data_batch: Any) -> None:
     with model.distribute_strategy.scope():
         losses.adopt(loss)
         try:
-            with _built_for_weights(model):
+            with _built_for_weights(model), step_building.without_warnings(model):
                 private.symbolic_build(model, data_batch=spec)
         except (RuntimeError, ValueError):
             # In Keras' stateless scope, a layer that assigns in a `cond` cannot be called.
@@ -73,7 +76,8 @@ def _build(model: Any, data_batch: Any) -> None:
                 compute_loss = functools.partial(private.compute_loss, model)
                 private.compute_output_spec(compute_loss, *given, training=False)
             if model.optimizer is not None and not model.optimizer.built:
-                model.optimizer.build(model.trainable_weights)
+                with _built_for_weights(model):
+                    model.optimizer.build(model.trainable_weights)
 
 
 def _built_for_weights(model: Any) -> contextlib.AbstractContextManager[None]:
@@ -81,6 +85,9 @@ def _built_for_weights(model: Any) -> contextlib.AbstractContextManager[None]:
     optimizer = model.optimizer
     if optimizer is None or optimizer.built:
         return contextlib.nullcontext()
+    if model.tfgpu_kind == "test" and is_own(model, "train_step"):
+        # For what it is given first, which may be of layers that evaluation does not use.
+        return in_place_of(optimizer, build=lambda variables: None)
     build_optimizer = optimizer.build
     return in_place_of(optimizer, build=lambda variables: build_optimizer(model.trainable_weights))
 
@@ -92,6 +99,8 @@ def build_for_prediction(model: Any, spec: Any) -> None:
         model: The model.
         spec: Of a batch as the model takes it.
     """
+    if step_building.builds(model, "predict_step", spec):
+        return
     with model.distribute_strategy.scope():
         x, _, _ = unpack_x_y_sample_weight(tree.map_structure(_symbolic, spec))
         try:

@@ -50,6 +50,7 @@ class Current(ThreadState):
         declared: Whether the losses of `compile` are computed.
         within: How many losses are computed around what is computed now.
         updating: Whether an optimizer is at work in such a step.
+        building: Whether a step is traced for the variables that it makes, and never run.
     """
 
     rows: Rows | None = None
@@ -80,6 +81,7 @@ class Current(ThreadState):
     declared = False
     within = 0
     updating = False
+    building = False
 
     def note(self, kind: str, tensors: Iterable[tf.Tensor]) -> None:
         """Notes tensors of a kind, such as `whole`, by identity."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
@@ -304,17 +305,28 @@ def pairs_rows(made: Any, of_rows: list[Any]) -> bool:
     return len(of_rows) > 1 and unknown[0] > max(unknown[1:])
 
 
-def has_statistics(made: Any, given: list[Any], of_rows: list[Any], *, counts: bool = True) -> bool:
+def has_statistics(
+    made: Any,
+    given: list[Any],
+    of_rows: list[Any],
+    data: Mapping[int, Data] = MappingProxyType({}),
+    *,
+    counts: bool = True,
+) -> bool:
     """Whether numbers of all rows, such as a mean, are made one with each row.
 
     Args:
         made: What an operation gives.
         given: What it is given, as values.
         of_rows: Those of these that have rows.
-        counts: Whether the number of rows is one, too.
+        data: Of the batch, by identity, of which a number is the same for all replicas.
+        counts: Whether whole numbers, such as counts and lengths, are statistics, too.
     """
     for each in given:
-        if any(each is row for row in of_rows):
+        if any(each is row for row in of_rows) or not (counts or each.dtype.is_floating):
+            continue
+        known = data_of(each, data)
+        if known is not None and not known.has_rows:
             continue
         is_shape = made.op.type in _SHAPED and each.dtype.is_integer
         if depends_on_data(each, counting=counts and not is_shape):

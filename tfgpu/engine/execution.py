@@ -28,6 +28,7 @@ from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
 from tfgpu.engine.own_step import OwnStep
+from tfgpu.engine.python_state import PythonState
 from tfgpu.engine.replica_step import (
     NeedsStep,
     ReplicaStep,
@@ -102,14 +103,16 @@ class Replicas:
             whole: Whether `element` is the global batch.
         """
         several = self._strategy.num_replicas_in_sync > 1
+        layers = list(private.flatten_layers(self._model)) if several else []
+        begin = PythonState(layers)
 
         def replica(element: Any, generator: Any) -> Any:
             context = tf.distribute.get_replica_context()
             number = int(tf.get_static_value(context.replica_id_in_sync_group)) if several else 0
             arrays: Sequence[tf.Tensor] = resident[number % len(resident)] if resident else ()
-            layers = private.flatten_layers(self._model) if several else ()
+            begin.put_back()  # What replicas before this one have changed.
             with (
-                as_replica(number, generator, list(layers), several=several),
+                as_replica(number, generator, layers, several=several),
                 step_notes(self._static),
             ):
                 with tf.name_scope("input"):
@@ -134,7 +137,11 @@ class Replicas:
             if self._generator is not None:
                 generator = stack.enter_context(self._generator.shared())
             run = functools.partial(replica, generator=generator)
-            return self._strategy.run(run, args=(element,))
+            try:
+                return self._strategy.run(run, args=(element,))
+            except Exception:
+                begin.put_back()  # It may be traced once more.
+                raise
 
     def traced(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a function that runs steps, once more where that is how they have to be traced."""

@@ -74,6 +74,7 @@ given_jit_compile = Attribute(_Model, "_jit_compile")
 initial_epoch = Attribute(_Model, "_initial_epoch")
 takes_training = Attribute(keras.layers.Layer, "_call_has_training_arg")
 own_losses = Attribute(keras.layers.Layer, "_losses")
+is_trainable = Attribute(keras.layers.Layer, "_trainable")
 flatten_layers = Method(_Model, "_flatten_layers", "self", "include_self")
 compute_loss = Method(_Model, "_compute_loss", "self", "x", "y", "y_pred", "sample_weight")
 unpickled = Method(_Model, "_unpickle_model", "bytesio")
@@ -423,6 +424,7 @@ distribute_lib._get_default_strategy().extended._retrace_functions_for_each_devi
 # ---- graphs ----------------------------------------------------------------------------------
 
 TracedFunction = type(tf.function(lambda: None))
+ScratchGraph = require(tf.__internal__, "FuncGraph")
 concrete_functions = Method(TracedFunction, "_list_all_concrete_functions", "self")
 graph_of_function = require(function_def_to_graph, "function_def_to_graph", "fdef")
 op_determinism_enabled = require(framework_config, "is_op_determinism_enabled")

@@ -103,7 +103,7 @@ def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: 
         if mixed is not None:
             _warn(_PUTS_OUT.format(layer.name), mixed, rows)
         chosen = chooses_rows(leaf, data)
-        times = blocks_of(leaf, rows, data) if _is_put_together(leaf) else as_given
+        times = blocks_of(leaf, rows, data) if _is_put_together(leaf, rows) else as_given
         known[id(leaf)] = Data(
             *(leaf, True, in_order and not chosen and times == 1, complete and not chosen, times)
         )
@@ -140,7 +140,7 @@ def _own_rows(rows: Rows, what: str, leaf: Any) -> Any:
     mixed = mixing(leaf, rows, current.data, counts=False) if has_rows(leaf, rows) else None
     if mixed is None or mixed == PAIRS:
         return leaf
-    if mixed not in _IN_ITS_PLACE or _is_put_together(leaf):
+    if mixed not in _IN_ITS_PLACE or _is_put_together(leaf, rows):
         return _said(what, leaf, mixed, rows)
     try:
         whole = all_rows.each_of_all_rows([leaf], rows, exchange_here, own=True)[0]
@@ -160,10 +160,10 @@ def _near(leaf: tf.Tensor) -> Iterator[tf.Tensor]:
     return made_of(leaf, stops=lambda each: data_of(each, data) is not None)
 
 
-def _is_put_together(leaf: tf.Tensor) -> bool:
+def _is_put_together(leaf: tf.Tensor, rows: Rows) -> bool:
     """Whether rows stand one after the other in it that are several of each row."""
-    joined = (each.op for each in _near(leaf) if each.op.type == "ConcatV2")
-    return any(tf.get_static_value(each.inputs[-1]) == 0 for each in joined)
+    joined = (t for t in _near(leaf) if t.op.type == "ConcatV2" and has_rows(t, rows))
+    return any(tf.get_static_value(each.op.inputs[-1]) == 0 for each in joined)
 
 
 def _warn(what: str, how: str, rows: Rows) -> None:

@@ -27,6 +27,7 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.assignments import Former, Writes
 from tfgpu.engine.current import current
+from tfgpu.engine.python_state import PythonState
 from tfgpu.engine.temporary import ThreadState
 
 # An odd constant (2^32 / golden ratio) spreads neighbours over the key space.
@@ -50,7 +51,7 @@ class _Current(ThreadState):
         writes: Where assignments are noted, or None.
         former: Where values from before an assignment are kept, or None.
         compiling: Whether what is traced is for XLA.
-        layers: Of the model that is called, whose losses other replicas must not mix with.
+        layers: Of the model that is called, of which each replica sees what it has left there.
         several: Whether this is the step of one of several replicas.
         graph: The graph around what is traced for XLA.
         totals: Sums over the replicas' copies that are there already, by identity of the variable.
@@ -106,50 +107,10 @@ class _OneReplica(private.DefaultContext):
 
 
 @contextlib.contextmanager
-def keeping_calls() -> Iterator[None]:
-    """Around an exchange: what layers keep of a call is this replica's afterwards too.
-
-    That is the losses that they have added, and tensors that they hold as attributes, also in lists
-    and dicts.
-    """
-    # Another replica's thread goes on here, and calls the same layers.
-    losses = [list(private.own_losses(layer)) for layer in _current.layers]
-    tensors = [_holding_tensors(layer) for layer in _current.layers]
-    try:
-        yield
-    finally:
-        for layer, own, kept in zip(_current.layers, losses, tensors, strict=True):
-            private.own_losses(layer)[:] = own
-            for name, (value, content) in kept.items():
-                vars(layer)[name] = value
-                if isinstance(value, list):
-                    list.__setitem__(value, slice(None), content)
-                elif isinstance(value, dict):
-                    dict.clear(value)
-                    dict.update(value, content)
-
-
-_TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
-
-
-def _holding_tensors(layer: Any) -> dict[str, tuple[Any, Any]]:
-    """The attributes of a layer that hold tensors, each with what it holds now."""
-    found = {}
-    for name, value in vars(layer).items():
-        content = list(value) if isinstance(value, list) else value
-        content = dict(value) if isinstance(value, dict) else content
-        parts = content.values() if isinstance(content, dict) else content
-        parts = parts if isinstance(value, dict | list | tuple) else [value]
-        if any(isinstance(part, _TENSORS) for part in parts):
-            found[name] = (value, content)
-    return found
-
-
-@contextlib.contextmanager
 def _left(one: _OneReplica) -> Iterator[None]:
     """Back in the strategy's own replica context, for an exchange."""
     outside = _current.having(local=False, writes=None)
-    with keeping_calls(), outside, private.entered(one.replica_context, updating=False):
+    with outside, private.entered(one.replica_context, updating=False):
         yield
 
 
@@ -226,8 +187,8 @@ def once_for_all(context: Any, make: Callable[[], Any]) -> None:
         with tf.init_scope():
             make()
 
-    outside = _left(_OneReplica(context, exchanging=False)) if _current.local else keeping_calls()
-    with outside:
+    local = _current.local
+    with _left(_OneReplica(context, exchanging=False)) if local else contextlib.nullcontext():
         context.merge_call(make_outside)
 
 
@@ -275,8 +236,7 @@ def as_replica(
         replica: Its number. The first draws what one device draws.
         generator: Keras' global `SeedGenerator`, which is another in each thread, as a replica
             is traced in one of its own; None leaves it alone.
-        layers: Of the model that is called; an exchange in the middle of a call keeps the
-            losses that they have added apart.
+        layers: Of the model that is called; what replicas keep there is kept apart where they meet.
         several: Whether there are other replicas.
     """
     before = private.global_generator()
@@ -291,19 +251,29 @@ def as_replica(
             private.set_global_generator(before)
 
 
-def _tracing_anew() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _tracing_anew() -> Iterator[None]:
     """Has each `tf.function` that a step calls be traced for this replica of this step.
 
     What is kept of another has another replica's copies in it, and what it assigns was noted there.
     """
     if tf.executing_eagerly():
-        return contextlib.nullcontext()
+        yield
+        return
     # TensorFlow asks which functions choose the devices of operations; this one leaves them.
     graph: Any = tf.compat.v1.get_default_graph()
-    chosen: contextlib.AbstractContextManager[None] = graph.device(
-        lambda operation: operation.device
+    with graph.device(lambda operation: operation.device), tf.variable_creator_scope(_refuse):
+        yield
+
+
+def _refuse(_: Any, **given: Any) -> Any:
+    """Stands in for what makes variables, which in a replica's graph is too late."""
+    raise ValueError(
+        f"Variable {given.get('name')!r} is made in a step of several replicas, which cannot make "
+        "variables, and the step could not be traced beforehand to make it. Build the layer that "
+        "it is of before: give a Sequential an Input, or call layer.build(input_shape), or make "
+        "the variable in __init__."
     )
-    return chosen
 
 
 class SharedGenerator:
@@ -451,6 +421,20 @@ def _install() -> None:
 
         return met
 
+    def apart(merge_call: Any) -> Any:
+        @tf.autograph.experimental.do_not_convert
+        @functools.wraps(merge_call)
+        def merged(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # Another replica's thread goes on here, and runs the same code.
+            state = PythonState(_current.layers) if _current.layers else None
+            try:
+                return merge_call(self, *args, **kwargs)
+            finally:
+                if state is not None:
+                    state.put_back()
+
+        return merged
+
     def of_present(reduce: Any) -> Any:
         @functools.wraps(reduce)
         def reduced(self: Any, reduce_op: Any, value: Any, options: Any = None) -> Any:
@@ -477,6 +461,8 @@ def _install() -> None:
         return reduced
 
     replica: Any = tf.distribute.ReplicaContext
+    with_merge = next(kind for kind in replica.__mro__ if "merge_call" in vars(kind))
+    with_merge.merge_call = apart(with_merge.merge_call)
     replica.all_gather = meeting(replica.all_gather)
     replica.all_reduce = meeting(of_present(replica.all_reduce))
     kinds: Any = tf.distribute.MirroredStrategy.__mro__

@@ -316,6 +316,7 @@ class ReplicaTrainer(private.TrainerHooks):
     tfgpu_kind = "train"
     tfgpu_jit_is_automatic = False
     tfgpu_said_of_xla: str | None = None
+    tfgpu_traced: Any = ((), False)
     tfgpu_callbacks: Any = None
     tfgpu_statistics: StepStatistics | None = None
     tfgpu_batches: Batches | None = None

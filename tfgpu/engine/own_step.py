@@ -56,7 +56,8 @@ class OwnStep:
     def __init__(self, model: keras.Model, name: str):
         self._model: Any = model
         self._name = name
-        self._step: Callable[[Any], Any] = _step_of(model, name)
+        several = model.distribute_strategy.num_replicas_in_sync > 1
+        self._step: Callable[[Any], Any] = step_of(model, name) if several else getattr(model, name)
         self._alone: Callable[[Any], Any] = self._step_alone
         if model.run_eagerly:
             return
@@ -118,23 +119,27 @@ class OwnStep:
             id(private.variable_value(each)) for o in optimizers if o.built for each in o.variables
         )
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> contextlib.AbstractContextManager[None]:
         """While the step is traced or run: the model's loss and optimizers know of replicas."""
-        model = self._model
-        everywhere(private.class_with_apply, "apply", _minding)
-        losses.mind_own_calls()
-        with contextlib.ExitStack() as stack:
-            for optimizer in update.held_by(model):
-                if "apply" in vars(optimizer):
-                    apply = functools.partial(_apply, optimizer, optimizer.apply)
-                    stack.enter_context(in_place_of(optimizer, apply=apply))
-            if private.own_strategy(model) is None:
-                yield
-                return
-            loss = functools.partial(_loss, model.compute_loss)
-            stack.enter_context(in_place_of(model, compute_loss=loss))
+        return installed(self._model)
+
+
+@contextlib.contextmanager
+def installed(model: Any) -> Iterator[None]:
+    """While a step of its own is traced or run: a model's loss and optimizers know of that."""
+    everywhere(private.class_with_apply, "apply", _minding)
+    losses.mind_own_calls()
+    with contextlib.ExitStack() as stack:
+        for optimizer in update.held_by(model):
+            if "apply" in vars(optimizer):
+                apply = functools.partial(_apply, optimizer, optimizer.apply)
+                stack.enter_context(in_place_of(optimizer, apply=apply))
+        if private.own_strategy(model) is None:
             yield
+            return
+        loss = functools.partial(_loss, model.compute_loss)
+        stack.enter_context(in_place_of(model, compute_loss=loss))
+        yield
 
 
 class _NotBuilt(Exception):
@@ -157,11 +162,10 @@ def _exchange(context: Any, value: tf.Tensor) -> tf.Tensor | None:
     return None
 
 
-def _step_of(model: Any, name: str) -> Callable[[Any], Any]:
+def step_of(model: Any, name: str) -> Callable[[Any], Any]:
     """A step; of a `tf.function` what it was made of, where replicas have to meet in it."""
     step: Callable[[Any], Any] = getattr(model, name)
-    several = model.distribute_strategy.num_replicas_in_sync > 1
-    if not several or not hasattr(step, "python_function"):
+    if not hasattr(step, "python_function"):
         return step
     if name in vars(model):
         function = vars(model)[name].python_function
@@ -207,6 +211,12 @@ def _minding(apply: Callable[..., Any]) -> Callable[..., Any]:
 def _apply(optimizer: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for `apply` of an optimizer, whatever else one of the user's takes."""
     context, updating = current.own_context, current.having(updating=True, own_code=False)
+    if current.building:
+        given = list(inspect.signature(apply).bind(*args, **kwargs).arguments.values())
+        if len(given) > 1 and isinstance(given[1], list | tuple) and not optimizer.built:
+            with tf.init_scope():
+                _build(optimizer, list(given[1]))
+        return None
     if current.alone and not current.updating:
         if context is not None and not getattr(optimizer, "built", True):
             raise _NotBuilt

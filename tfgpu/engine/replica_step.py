@@ -408,8 +408,7 @@ def to_exchange(context: Any, gradients: Sequence[Any], variables: Sequence[Any]
     value: the largest of the replicas', by which Keras also accumulates them, and no sum. There
     each replica gives a row of its own.
     """
-    replicas = context.num_replicas_in_sync
-    row = tf.one_hot(context.replica_id_in_sync_group, replicas)
+    row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
 
     def part(gradient: Any, variable: Any) -> Any:
         if gradient is None or not update.is_overwritten(variable):

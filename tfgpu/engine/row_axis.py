@@ -60,7 +60,7 @@ def mixing(
             continue
         if pairs_rows(each, of_rows) or axes.differ(each):
             return PAIRS
-        if has_statistics(each, given, of_rows, counts=counts):
+        if has_statistics(each, given, of_rows, data, counts=counts):
             return STATISTICS
         if axes.are_crossed_by(each.op):
             return REVERSAL if _reverses(each.op) else str(each.op.type)
@@ -94,7 +94,7 @@ class _RowAxes:
     def _of(self, tensor: tf.Tensor) -> int | None:
         known = data_of(tensor, self._data)
         if known is not None:
-            return 0 if known.has_rows else None
+            return 0 if known.has_rows and known.complete else None
         operation, rank = tensor.op, tensor.shape.rank
         axes = self._of_inputs(operation)
         if rank is None or all(axis is None for axis in axes):
