@@ -309,6 +309,7 @@ def test_class_weights_on_one_batch(strategy):
 # ---- what is no batch ------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:(.|\n)*statistics of the rows:UserWarning")  # Of the anchors.
 @pytest.mark.parametrize("first", [False, True])
 def test_components_of_other_rows_are_refused(mirrored2, first):
     """A component that is the same for every batch, such as anchors, has rows of its own."""

@@ -34,7 +34,8 @@ from tfgpu.engine.shards import Rows
 
 # Other rows that stand in the place of a row, as many as before.
 _IN_ITS_PLACE = {STATISTICS, REVERSAL, "Cumprod", "Cumsum", "CumulativeLogsumexp", "Roll"}
-
+# Some rows in the place of all.
+_TAKING_SOME = {"Slice", "Split", "SplitV", "StridedSlice"}
 _PUTS_OUT = "Layer {!r} makes what it puts out for a row"
 
 
@@ -49,7 +50,8 @@ def _noted(call: Any) -> Any:
         # Around the outermost one it is the code of a step, or of a model.
         outermost = not current.within_layers
         if outermost and current.own_code:
-            mine = functools.partial(_own_rows, rows, "A step gives a model for a row what is made")
+            what = "A step gives a model for a row what is made"
+            mine = functools.partial(_own_rows, rows, what, minding_chosen=True)
             args, kwargs = tree.map_structure(mine, (args, kwargs))
         normalizes = isinstance(self, keras.layers.BatchNormalization)
         averaging = current.averaging or normalizes
@@ -100,9 +102,9 @@ def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: 
         mixed = mixing(leaf, rows, data, counts=False) if minded else None
         if mixed == PAIRS:
             continue
-        if mixed is not None:
+        chosen = chooses_rows(leaf, data) or mixed in _TAKING_SOME
+        if mixed is not None and not chosen:
             _warn(_PUTS_OUT.format(layer.name), mixed, rows)
-        chosen = chooses_rows(leaf, data)
         times = blocks_of(leaf, rows, data) if _is_put_together(leaf, rows) else as_given
         known[id(leaf)] = Data(
             *(leaf, True, in_order and not chosen and times == 1, complete and not chosen, times)
@@ -127,18 +129,23 @@ def note_predictions(y_pred: Any) -> None:
         note_data(leaf)
 
 
-def _own_rows(rows: Rows, what: str, leaf: Any) -> Any:
+def _own_rows(rows: Rows, what: str, leaf: Any, *, minding_chosen: bool = False) -> Any:
     """What a model is given, or puts out, such that its rows are those of one device.
 
     Args:
         rows: Of the replica's shard.
         what: How a warning begins.
         leaf: An argument of the model, or what it puts out.
+        minding_chosen: Whether to say so where they are some rows in the place of all; `predict`
+            puts together those of all replicas.
     """
     if not isinstance(leaf, tf.Tensor) or not hasattr(leaf, "op") or not leaf.shape.rank:
         return leaf
     mixed = mixing(leaf, rows, current.data, counts=False) if has_rows(leaf, rows) else None
     if mixed is None or mixed == PAIRS:
+        return leaf
+    chosen = mixed in _TAKING_SOME or (mixed == "GatherV2" and chooses_rows(leaf, current.data))
+    if chosen and not minding_chosen:
         return leaf
     if mixed not in _IN_ITS_PLACE or _is_put_together(leaf, rows):
         return _said(what, leaf, mixed, rows)

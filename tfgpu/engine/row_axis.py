@@ -58,7 +58,8 @@ def mixing(
         of_rows = [t for t in given if has_rows(t, rows)]
         if not of_rows:
             continue
-        if pairs_rows(each, of_rows) or axes.differ(each):
+        known = any(axes.of(t) is not None for t in of_rows)  # Not of ragged ones, say.
+        if known and (pairs_rows(each, of_rows) or axes.differ(each)):
             return PAIRS
         if has_statistics(each, given, of_rows, data, counts=counts):
             return STATISTICS
