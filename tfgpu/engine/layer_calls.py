@@ -51,15 +51,13 @@ def _noted(call: Any) -> Any:
         outermost = not current.within_layers
         if outermost and current.own_code:
             what = "A step gives a model for a row what is made"
-            mine = functools.partial(_own_rows, rows, what, minding_chosen=True)
-            args, kwargs = tree.map_structure(mine, (args, kwargs))
+            args, kwargs = _each_own_rows((args, kwargs), rows, what, minding_chosen=True)
         normalizes = isinstance(self, keras.layers.BatchNormalization)
         averaging = current.averaging or normalizes
         with current.having(within_layers=current.within_layers + 1, averaging=averaging):
             outputs = call(self, *args, **kwargs)
         if outermost and not normalizes:
-            mine = functools.partial(_own_rows, rows, _PUTS_OUT.format(self.name))
-            outputs = tree.map_structure(mine, outputs)
+            outputs = _each_own_rows(outputs, rows, _PUTS_OUT.format(self.name))
         _note_outputs(self, rows, (args, kwargs), outputs, minded=not normalizes)
         return outputs
 
@@ -129,16 +127,24 @@ def note_predictions(y_pred: Any) -> None:
         note_data(leaf)
 
 
-def _own_rows(rows: Rows, what: str, leaf: Any, *, minding_chosen: bool = False) -> Any:
+def _each_own_rows(structure: Any, rows: Rows, what: str, *, minding_chosen: bool = False) -> Any:
     """What a model is given, or puts out, such that its rows are those of one device.
 
     Args:
+        structure: Arguments of the model, or what it puts out.
         rows: Of the replica's shard.
         what: How a warning begins.
-        leaf: An argument of the model, or what it puts out.
         minding_chosen: Whether to say so where they are some rows in the place of all; `predict`
             puts together those of all replicas.
     """
+    leaves = tree.flatten(structure)
+    own = [_own_rows(leaf, rows, what, minding_chosen) for leaf in leaves]
+    if all(mine is leaf for mine, leaf in zip(own, leaves, strict=True)):
+        return structure
+    return tree.pack_sequence_as(structure, own)
+
+
+def _own_rows(leaf: Any, rows: Rows, what: str, minding_chosen: bool) -> Any:
     if not isinstance(leaf, tf.Tensor) or not hasattr(leaf, "op") or not leaf.shape.rank:
         return leaf
     mixed = mixing(leaf, rows, current.data, counts=False) if has_rows(leaf, rows) else None
