@@ -56,12 +56,18 @@ def _noted(call: Any) -> Any:
         averaging = current.averaging or normalizes
         with current.having(within_layers=current.within_layers + 1, averaging=averaging):
             outputs = call(self, *args, **kwargs)
-        if outermost and not normalizes:
+        if outermost and not _is_row_by_row(self):
             outputs = _each_own_rows(outputs, rows, _PUTS_OUT.format(self.name))
-        _note_outputs(self, rows, (args, kwargs), outputs, minded=not normalizes)
+        _note_outputs(self, rows, (args, kwargs), outputs, minded=not _is_row_by_row(self))
         return outputs
 
     return noted_call
+
+
+def _is_row_by_row(layer: Any) -> bool:
+    """Whether a layer is one of Keras' own that are known to leave rows apart, or to be minded."""
+    others = (keras.Model, keras.layers.Concatenate, keras.layers.Lambda)
+    return type(layer).__module__.startswith("keras.") and not isinstance(layer, others)
 
 
 def _tensors(structure: Any) -> Iterator[tf.Tensor]:
@@ -103,7 +109,8 @@ def _note_outputs(layer: Any, rows: Rows, inputs: Any, outputs: Any, *, minded: 
         chosen = chooses_rows(leaf, data) or mixed in _TAKING_SOME
         if mixed is not None and not chosen:
             _warn(_PUTS_OUT.format(layer.name), mixed, rows)
-        times = blocks_of(leaf, rows, data) if _is_put_together(leaf, rows) else as_given
+        together = minded and _is_put_together(leaf, rows)
+        times = blocks_of(leaf, rows, data) if together else as_given
         known[id(leaf)] = Data(
             *(leaf, True, in_order and not chosen and times == 1, complete and not chosen, times)
         )
