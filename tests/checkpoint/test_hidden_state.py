@@ -103,6 +103,7 @@ def test_the_second_optimizer_of_a_step_of_ones_own_resumes_to_the_bit(tmp_path)
         assert (ours.numpy() == theirs.numpy()).all()
 
 
+@pytest.mark.slow
 def test_random_operations_of_tensorflow_are_spoken_of(tmp_path, one):
     class Draws(keras.layers.Layer):
         def call(self, x, training=False):

@@ -72,6 +72,7 @@ def test_a_training_that_begins_with_a_later_epoch_keeps_its_place_in_the_data(
     assert same(whole, cut) and logs == cut_logs
 
 
+@pytest.mark.slow
 def test_data_that_begin_with_a_later_step_go_on_where_they_were(tmp_path, one):
     def given():
         return {"batches": training_batches(EXAMPLES, batch_size=BATCH, seed=3, start_step=9)}

@@ -87,6 +87,7 @@ def test_others_are_traced_once_for_all_batches():
     assert rows_traced(model) == set()
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_in_the_middle_of_an_epoch_knows_its_smaller_batch(mirrored2):
     data = Examples.from_arrays(*arrays())
     model = network(tfgpu.Model, mirrored2)

@@ -48,6 +48,7 @@ def test_the_case_of_a_layer_frozen_after_an_epoch(place):
     np.testing.assert_allclose(ours.losses, stock.losses, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_keeps_its_weights(place):
     run = Run(place, FREEZING["momentum"])
     run.fit()

@@ -87,6 +87,7 @@ def test_a_row_that_is_masked_throughout(mirrored2):
     assert_as_stock((mirrored2, False), tagger(), (tokens, tags), 4, **settings)
 
 
+@pytest.mark.slow
 def test_a_masking_layer_of_series(mirrored2):
     def network():
         inputs = keras.Input((3, 4))

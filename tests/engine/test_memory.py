@@ -131,6 +131,7 @@ def test_predicting_many_data_sets_keeps_none_alive(strategy):
     assert alive(seen) == 0
 
 
+@pytest.mark.slow
 def test_predicting_many_resident_data_sets_keeps_none_alive(strategy):
     model, seen = pixels(strategy), []
     for rows in range(5, 5 + MANY // 2):

@@ -74,6 +74,7 @@ def test_a_second_fit_goes_on_with_the_state(ends, name):
     assert_as_stock(*on_both(ends, OPTIMIZERS[name], train))
 
 
+@pytest.mark.slow
 def test_a_second_compile_with_the_optimizer_goes_on_with_the_state(place):
     def train(run):
         run.fit()
