@@ -266,9 +266,13 @@ def _tracing_anew() -> Iterator[None]:
         yield
 
 
+class MadeLate(ValueError):
+    """A replica's code makes a variable in its graph."""
+
+
 def _refuse(_: Any, **given: Any) -> Any:
     """Stands in for what makes variables, which in a replica's graph is too late."""
-    raise ValueError(
+    raise MadeLate(
         f"Variable {given.get('name')!r} is made in a step of several replicas, which cannot make "
         "variables, and the step could not be traced beforehand to make it. Build the layer that "
         "it is of before: give a Sequential an Input, or call layer.build(input_shape), or make "

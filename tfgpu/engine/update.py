@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfgpu.engine import keras_internals as private
 from tfgpu.engine.current import current
 from tfgpu.engine.dataflow import draws
-from tfgpu.engine.local_copies import is_compiling, keeping_former
+from tfgpu.engine.local_copies import MadeLate, is_compiling, keeping_former
 from tfgpu.engine.temporary import in_place_of
 
 
@@ -131,8 +131,8 @@ def prepared(optimizer: Any) -> Iterator[None]:
             stack.enter_context(in_place_of(each, **replaced))
         try:
             yield
-        except RuntimeError as error:
-            if "strategy.scope()" not in str(error):
+        except (MadeLate, RuntimeError) as error:
+            if not isinstance(error, MadeLate) and "strategy.scope()" not in str(error):
                 raise
             raise ValueError(
                 f"The optimizer {optimizer.name!r} makes a variable in its update, where several "
