@@ -159,6 +159,17 @@ def test_steps_of_which_the_last_has_fewer_rows_in_one_execution(mirrored2):
     assert_as_one_device(mirrored2, lambda: of_pairs, rows=22, steps_per_execution=3)
 
 
+def trained_as_both(strategy, own):
+    """Models of a class that `own` derives, trained by stock Keras and by us."""
+    models = [
+        build(own(cls), place, lambda: "mse")
+        for cls, place in ((keras.Model, one_device()), (tfgpu.Model, strategy))
+    ]
+    for model in models:
+        model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+    return models
+
+
 def test_a_compute_loss_that_gives_a_value_a_row(mirrored2):
     def own(cls):
         class Own(cls):
@@ -167,13 +178,7 @@ def test_a_compute_loss_that_gives_a_value_a_row(mirrored2):
 
         return Own
 
-    models = [
-        build(own(cls), place, lambda: "mse")
-        for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2))
-    ]
-    for model in models:
-        model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
-    assert_same_weights(*models)
+    assert_same_weights(*trained_as_both(mirrored2, own))
 
 
 def test_a_compute_loss_of_ones_own(mirrored2):
@@ -185,13 +190,7 @@ def test_a_compute_loss_of_ones_own(mirrored2):
 
         return Own
 
-    models = [
-        build(own(cls), place, lambda: "mse")
-        for cls, place in ((keras.Model, one_device()), (tfgpu.Model, mirrored2))
-    ]
-    for model in models:
-        model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
-    assert_same_weights(*models)
+    assert_same_weights(*trained_as_both(mirrored2, own))
 
 
 def test_sums_and_vectors_that_a_layer_adds(mirrored2):

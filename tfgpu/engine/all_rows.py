@@ -13,12 +13,12 @@ What a layer puts out counts as rows, though it may have normalized them by thos
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfgpu.engine.current import current
+from tfgpu.engine.current import current, note_data
 from tfgpu.engine.dataflow import (
     CALLS,
     DIVISIONS,
@@ -36,7 +36,7 @@ from tfgpu.engine.dataflow import (
     value_inputs,
 )
 from tfgpu.engine.local_copies import NotCompilable, have_met, is_compiling
-from tfgpu.engine.parts import Exchange, Part, Unseen, own_gradient, together
+from tfgpu.engine.parts import Exchange, Part, Unseen, own_gradient, own_rows, together
 from tfgpu.engine.shards import Rows
 
 MOST_OPERATIONS = 400
@@ -210,14 +210,20 @@ class Analysis:
 
     def _is_sum(self, tensor: tf.Tensor) -> bool:
         """Whether a tensor is a sum over rows."""
-        if id(tensor) not in self._sums:
+        return self._is_alone(tensor, self._sums, lambda alone: alone.is_sum)
+
+    def _is_alone(
+        self, tensor: tf.Tensor, known: dict[int, bool], is_so: Callable[[Analysis], bool]
+    ) -> bool:
+        """What is true of a tensor that is looked at alone, once; False if nobody can tell."""
+        if id(tensor) not in known:
             alone = Analysis(self._rows, self._unsettled, within=self)
             try:
-                self._sums[id(tensor)] = alone.is_of_rows(tensor) and alone.is_sum
+                known[id(tensor)] = alone.is_of_rows(tensor) and is_so(alone)
             except Unseen:
-                self._sums[id(tensor)] = False
+                known[id(tensor)] = False
             self._kept.append(tensor)
-        return self._sums[id(tensor)]
+        return known[id(tensor)]
 
     def _adds_sums(self, operation: tf.Operation) -> bool:
         """Whether an operation adds nothing to sums that is none itself."""
@@ -229,14 +235,7 @@ class Analysis:
         """Whether a tensor is the number of rows, or a multiple of it."""
         if current.static and is_rows(tensor, self._rows):
             return True
-        if id(tensor) not in self._numbers:
-            alone = Analysis(self._rows, self._unsettled, within=self)
-            try:
-                self._numbers[id(tensor)] = alone.is_of_rows(tensor) and alone._counts()
-            except Unseen:
-                self._numbers[id(tensor)] = False
-            self._kept.append(tensor)
-        return self._numbers[id(tensor)]
+        return self._is_alone(tensor, self._numbers, lambda alone: alone._counts())
 
     def _counts(self) -> bool:
         """Whether all that has been seen is the number of rows, or a multiple of it."""
@@ -372,7 +371,7 @@ def of_all_rows(
 
 
 def each_of_all_rows(
-    tensors: Sequence[Any], rows: Rows, exchange: Exchange, *, own: bool = False
+    tensors: Sequence[Any], rows: Rows, exchange: Exchange
 ) -> list[tf.Tensor | None]:
     """Tensors with a value a row, for all rows of the batch, in their order.
 
@@ -380,7 +379,6 @@ def each_of_all_rows(
         tensors: What is not made of rows stays as it is; None stays None.
         rows: Of the replica's shard.
         exchange: Sums a tensor over the replicas.
-        own: Whether a replica's are taken out of them again.
 
     Raises:
         NotCompilable: XLA compiles the graph, in which replicas cannot meet.
@@ -389,10 +387,29 @@ def each_of_all_rows(
     analysis, given = Analysis(rows, differentiated=True), [t for t in tensors if t is not None]
     for tensor in given:
         analysis.is_of_rows(tensor)
-    if own and any(part.blocks > 1 for part in analysis.parts):
-        raise Unseen("of which there are several of each")
     found = iter(analysis.of_all_rows(given, exchange))
     return [None if tensor is None else next(found) for tensor in tensors]
+
+
+def own_of_all_rows(tensor: tf.Tensor, rows: Rows, exchange: Exchange) -> tf.Tensor:
+    """A value a row, computed of all rows of the batch: those of this replica; they are noted.
+
+    Args:
+        tensor: What the replica has made of its rows.
+        rows: Of the replica's shard.
+        exchange: Sums a tensor over the replicas.
+
+    Raises:
+        NotCompilable: XLA compiles the graph, in which replicas cannot meet.
+        Unseen: Nobody can tell what it is made of.
+    """
+    analysis = Analysis(rows, differentiated=True)
+    analysis.is_of_rows(tensor)
+    if any(part.blocks > 1 for part in analysis.parts):
+        raise Unseen("of which there are several of each")
+    (whole,) = analysis.of_all_rows([tensor], exchange)
+    own: tf.Tensor = note_data(own_rows(rows, tensor, whole))
+    return own
 
 
 # ---- parts -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Current(ThreadState):
         differentiating: Whether one of them computes gradients.
         drawn: In a step: seeds that are a replica's own, by identity.
         graph: In a step: the one that it is traced in.
-        varying: In a step: what replicas exchange whose shape hangs on how many rows there are.
+        varying: In a step: whether replicas exchange what has as many entries as there are rows.
         averaging: Whether a layer is called whose statistics are averaged, whatever they are.
         assigned_in: The same of variables that are assigned.
         undeclared: The identities of variables whose `aggregation` nobody has chosen, such as an
@@ -69,7 +69,7 @@ class Current(ThreadState):
     updated_in: dict[str, str] = {}  # noqa: RUF012
     drawn: Mapping[int, tf.Tensor] = MappingProxyType({})
     graph: Any = None
-    varying: list[tf.Tensor] = []  # noqa: RUF012
+    varying = False
     averaging = False
     assigned_in: dict[str, str] = {}  # noqa: RUF012
     undeclared: frozenset[int] = frozenset()
@@ -105,7 +105,7 @@ def step_notes(static: bool = False) -> contextlib.AbstractContextManager[None]:
     """
     notes: dict[str, Any] = {"by_rows": {}, "data": {}, "drawn": {}, "whole": {}, "parts": {}}
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    notes |= {"varying": [], "graph": graph}
+    notes |= {"varying": False, "graph": graph}
     return current.having(**notes, static=static, unrecorded=False, noting=True)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
@@ -291,7 +290,7 @@ def are_all_rows(
         # Without any it is something else, such as what a slice leaves of a queue.
         if not of_rows or not _keeps_rows(each, of_rows, in_order=in_order, missing=missing):
             return False
-        if not statistics and has_statistics(each, given, of_rows):
+        if not statistics and has_statistics(each, given, of_rows, data):
             return False
         waiting.extend(of_rows)
     return True
@@ -309,7 +308,7 @@ def has_statistics(
     made: Any,
     given: list[Any],
     of_rows: list[Any],
-    data: Mapping[int, Data] = MappingProxyType({}),
+    data: Mapping[int, Data],
     *,
     counts: bool = True,
 ) -> bool:
@@ -364,7 +363,7 @@ def _block_counts(tensor: Any, rows: Rows, data: Mapping[int, Data]) -> set[int]
         together = len(of_rows) == len(given) - 1 and all(each <= {1} for each in counts)
         return {len(counts) if together else 0}
     kept = bool(of_rows) and _keeps_rows(tensor, of_rows, in_order=True, missing=False)
-    if not kept or has_statistics(tensor, given, of_rows):
+    if not kept or has_statistics(tensor, given, of_rows, data):
         return {0}
     return set().union(*counts)
 

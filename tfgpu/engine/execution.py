@@ -27,7 +27,7 @@ from tfgpu.engine.latest import Latest
 from tfgpu.engine.local_copies import SharedGenerator, as_replica
 from tfgpu.engine.metric_results import MetricResults, MustMeet, metrics_result
 from tfgpu.engine.overrides import has_own_results, is_own
-from tfgpu.engine.own_step import OwnStep
+from tfgpu.engine.own_step import OwnStep, installed
 from tfgpu.engine.python_state import PythonState
 from tfgpu.engine.replica_step import (
     NeedsStep,
@@ -127,12 +127,12 @@ class Replicas:
                         logs = self._step(shard, device_map, arrays)
                         find(logs)
                     logs = results_by_rows(logs, rows, context)
-                self.varies = self.varies or bool(current.varying)
+                self.varies = self.varies or current.varying
                 return logs
 
         with contextlib.ExitStack() as stack:
             if self._own_step is not None:
-                stack.enter_context(self._own_step.installed())
+                stack.enter_context(installed(self._model))
             generator = None
             if self._generator is not None:
                 generator = stack.enter_context(self._generator.shared())

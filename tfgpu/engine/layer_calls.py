@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from tfgpu.engine import all_rows, parts
 from tfgpu.engine import keras_internals as private
+from tfgpu.engine.all_rows import own_of_all_rows
 from tfgpu.engine.current import current, note_data
 from tfgpu.engine.dataflow import (
     Data,
@@ -29,6 +29,7 @@ from tfgpu.engine.dataflow import (
     made_of,
 )
 from tfgpu.engine.local_copies import exchange_here
+from tfgpu.engine.parts import Unseen
 from tfgpu.engine.row_axis import PAIRS, REVERSAL, STATISTICS, mixing
 from tfgpu.engine.shards import Rows
 
@@ -52,13 +53,13 @@ def _noted(call: Any) -> Any:
         if outermost and current.own_code:
             what = "A step gives a model for a row what is made"
             args, kwargs = _each_own_rows((args, kwargs), rows, what, minding_chosen=True)
-        normalizes = isinstance(self, keras.layers.BatchNormalization)
-        averaging = current.averaging or normalizes
+        averaging = current.averaging or isinstance(self, keras.layers.BatchNormalization)
+        minded = not _is_row_by_row(self)
         with current.having(within_layers=current.within_layers + 1, averaging=averaging):
             outputs = call(self, *args, **kwargs)
-        if outermost and not _is_row_by_row(self):
+        if outermost and minded:
             outputs = _each_own_rows(outputs, rows, _PUTS_OUT.format(self.name))
-        _note_outputs(self, rows, (args, kwargs), outputs, minded=not _is_row_by_row(self))
+        _note_outputs(self, rows, (args, kwargs), outputs, minded=minded)
         return outputs
 
     return noted_call
@@ -163,10 +164,9 @@ def _own_rows(leaf: Any, rows: Rows, what: str, minding_chosen: bool) -> Any:
     if mixed not in _IN_ITS_PLACE or _is_put_together(leaf, rows):
         return _said(what, leaf, mixed, rows)
     try:
-        whole = all_rows.each_of_all_rows([leaf], rows, exchange_here, own=True)[0]
-    except parts.Unseen:
+        return own_of_all_rows(leaf, rows, exchange_here)
+    except Unseen:
         return _said(what, leaf, mixed, rows)
-    return note_data(parts.own_rows(rows, leaf, whole))
 
 
 def _said(what: str, leaf: tf.Tensor, mixed: str, rows: Rows) -> tf.Tensor:

@@ -157,8 +157,8 @@ def exchange(context: Any, value: Any) -> Any:
         NotCompilable: It would be in the middle of what XLA compiles.
     """
     one = _OneReplica(context, exchanging=True) if _current.local else context
-    given = tf.nest.flatten(value)
-    current.varying.extend(each for each in given if not each.shape.is_fully_defined())
+    if not all(each.shape.is_fully_defined() for each in tf.nest.flatten(value)):
+        current.varying = True
     with current.having(own_code=False, exchanging=True):
         return one.all_reduce(tf.distribute.ReduceOp.SUM, value)
 

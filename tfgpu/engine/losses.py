@@ -31,7 +31,7 @@ from keras import tree
 
 from tfgpu.engine import all_rows, layer_calls, parts
 from tfgpu.engine import keras_internals as private
-from tfgpu.engine.current import counts_by_rows, current, note_data
+from tfgpu.engine.current import counts_by_rows, current
 from tfgpu.engine.dataflow import depends_on_data
 from tfgpu.engine.overrides import everywhere
 from tfgpu.engine.row_axis import mixing
@@ -129,9 +129,7 @@ def of_all_rows(value: Any, exchange: parts.Exchange, *, averages: bool = False)
     if rows is None or not isinstance(value, tf.Tensor):
         return value
     if rows.are_counted_by(value):
-        mixed = _mixes_rows(value)
-        whole = _each_of_all_rows([value], exchange, own=True) if mixed else None
-        return value if whole is None else note_data(parts.own_rows(rows, value, whole[0]))
+        return _own_of_all_rows(value, rows, exchange) if _mixes_rows(value) else value
     try:
         whole = all_rows.of_all_rows(value, rows, exchange, averages=averages)
     except parts.Unseen as reason:
@@ -152,20 +150,30 @@ def _mixes_rows(values: Any) -> bool:
     return rows.are_counted_by(values) and bool(mixing(values, rows, current.data))
 
 
-def _each_of_all_rows(
-    values: Sequence[Any], exchange: parts.Exchange, *, own: bool = False
-) -> list[Any] | None:
+def _each_of_all_rows(values: Sequence[Any], exchange: parts.Exchange) -> list[Any] | None:
     rows = current.shared
     assert rows is not None
     try:
-        return all_rows.each_of_all_rows(values, rows, exchange, own=own)
+        return all_rows.each_of_all_rows(values, rows, exchange)
     except parts.Unseen as reason:
-        warnings.warn(
-            f"A loss or metric is made for each row of others, too, and {reason}, and "
-            f"{rows.replicas} replicas share the batch: each takes its own rows alone.",
-            stacklevel=2,
-        )
+        _say_of_others(reason, rows)
         return None
+
+
+def _own_of_all_rows(values: tf.Tensor, rows: Rows, exchange: parts.Exchange) -> tf.Tensor:
+    try:
+        return all_rows.own_of_all_rows(values, rows, exchange)
+    except parts.Unseen as reason:
+        _say_of_others(reason, rows)
+        return values
+
+
+def _say_of_others(reason: parts.Unseen, rows: Rows) -> None:
+    warnings.warn(
+        f"A loss or metric is made for each row of others, too, and {reason}, and "
+        f"{rows.replicas} replicas share the batch: each takes its own rows alone.",
+        stacklevel=2,
+    )
 
 
 # ---- the losses of `compile` ----------------------------------------------------------------
@@ -330,17 +338,18 @@ def _install() -> None:
         reduction: Any = "sum_over_batch_size",
         dtype: Any = None,
     ) -> Any:
-        counted, exchange = values, current.exchange
-        if current.shared is not None and exchange is not None:
+        counted, exchange, rows = values, current.exchange, current.shared
+        if rows is not None and exchange is not None:
             given = [values, sample_weight, mask]
             given = [v if v is None else tf.convert_to_tensor(v) for v in given]
-            mixed = reduction not in (None, "none") and _mixes_rows(given[0])
-            whole = _each_of_all_rows(given, exchange) if mixed else None
-            if whole is not None:
+            mixed = _mixes_rows(given[0])
+            if mixed and reduction in (None, "none"):
+                values = _own_of_all_rows(given[0], rows, exchange)
+            elif mixed and (whole := _each_of_all_rows(given, exchange)) is not None:
                 values, sample_weight, mask = whole
                 value = reduce(values, sample_weight, mask=mask, reduction=reduction, dtype=dtype)
                 return counts_by_rows(value)
-            if not mixed:
+            elif not rows.are_counted_by(given[0]):
                 values = of_all_rows(given[0], exchange, averages=sample_weight is not None)
             if sample_weight is not None and len(tf.convert_to_tensor(values).shape) == 0:
                 counted = sample_weight  # By whose rows it is multiplied.

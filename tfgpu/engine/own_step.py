@@ -119,10 +119,6 @@ class OwnStep:
             id(private.variable_value(each)) for o in optimizers if o.built for each in o.variables
         )
 
-    def installed(self) -> contextlib.AbstractContextManager[None]:
-        """While the step is traced or run: the model's loss and optimizers know of replicas."""
-        return installed(self._model)
-
 
 @contextlib.contextmanager
 def installed(model: Any) -> Iterator[None]:

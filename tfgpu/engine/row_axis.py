@@ -25,6 +25,7 @@ from tfgpu.engine.dataflow import (
     is_shuffle,
     made_of,
     pairs_rows,
+    value_inputs,
 )
 from tfgpu.engine.shards import Rows
 
@@ -54,7 +55,7 @@ def mixing(
         if id(each) in seen or data_of(each, data) is not None or each.op.type in CALLS:
             continue
         seen.add(id(each))
-        given = [t for t in each.op.inputs if t.dtype not in (tf.resource, tf.variant)]
+        given = value_inputs(each.op)
         of_rows = [t for t in given if has_rows(t, rows)]
         if not of_rows:
             continue

@@ -43,21 +43,21 @@ def builds(model: Any, name: str, data_batch: Any) -> bool:
     """
     if not is_own(model, name):
         return False
-    layers = private.flatten_layers(model, include_self=False)
-    missing = [id(layer) for layer in layers if not layer.built]
     can_be_called = is_own(model, "call")
-    if can_be_called and not model.built:
-        missing.append(id(model))
+    missing = _unbuilt(model, can_be_called)
     if not missing:
         return not can_be_called
     if (tried := model.tfgpu_traced)[0] != (name, missing):
         done = _is_traced(model, step_of(model, name), data_batch)
-        layers = private.flatten_layers(model, include_self=False)
-        left = [id(layer) for layer in layers if not layer.built]
-        if can_be_called and not model.built:
-            left.append(id(model))
-        model.tfgpu_traced = tried = ((name, left), done)
+        model.tfgpu_traced = tried = ((name, _unbuilt(model, can_be_called)), done)
     return tried[1] or not can_be_called
+
+
+def _unbuilt(model: Any, can_be_called: bool) -> list[int]:
+    """Which layers are not built yet, by identity; the model is one where it can be called."""
+    layers = list(private.flatten_layers(model, include_self=False))
+    layers += [model] if can_be_called else []
+    return [id(layer) for layer in layers if not layer.built]
 
 
 def _is_traced(model: Any, step: Callable[[Any], Any], data_batch: Any) -> bool:
